@@ -1,0 +1,161 @@
+"""Strictness for every test, once; and tiny models in transformers and in ours."""
+
+import dataclasses
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+# Read when jax starts: eight emulated devices, whatever the machine has; compiled programs are kept between runs.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), f"tpt_jax_tests_{os.getuid()}"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from tpt_jax.mesh import MeshConfig, make_mesh
+from tpt_jax.models.config import ModelConfig, RopeScaling
+from tpt_jax.models.huggingface import load_config, load_parameters
+from tpt_jax.models.transformer import abstract_parameters
+from tpt_jax.sharding import TRAIN_RULES, Layout
+
+Forward = Callable[[nnx.State, np.ndarray, np.ndarray, np.ndarray], jax.Array]
+
+# Eight heads divide over eight devices and two key-value heads do not.
+TINY_SHAPE: dict[str, Any] = {
+    "vocab_size": 64,
+    "embed_dim": 32,
+    "num_layers": 3,
+    "num_heads": 8,
+    "num_kv_heads": 2,
+    "head_dim": 8,
+    "mlp_dim": 48,
+    "attention_scale": 0.3,
+}
+TINY = {
+    "gemma2": ModelConfig("gemma2", **TINY_SHAPE, attention_softcap=50.0, final_softcap=30.0, sliding_window=8),
+    "llama": ModelConfig("llama", **TINY_SHAPE, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 16), tie_embeddings=False),
+}
+
+
+@pytest.fixture(scope="session")
+def layout() -> Layout:
+    """One device, in training's layout."""
+    return Layout(make_mesh(MeshConfig(), jax.devices()[:1]), TRAIN_RULES)
+
+
+@pytest.fixture(scope="session", params=list(TINY))
+def tiny_config(request: pytest.FixtureRequest) -> ModelConfig:
+    return TINY[request.param]
+
+
+def jit_forward(config: ModelConfig, layout: Layout) -> Forward:
+    """Logits [B, T, V] of parameters, tokens, positions and segment ids."""
+    graph, _ = abstract_parameters(config)
+
+    @jax.jit
+    def forward(parameters: nnx.State, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array) -> jax.Array:
+        model = nnx.merge(graph, parameters)
+        return model.logits(model(tokens, positions, segment_ids, layout=layout))
+
+    return forward
+
+
+@dataclasses.dataclass(frozen=True)
+class Twins:
+    """A tiny random model: in transformers, in a checkpoint's folder, and in ours, loaded from that folder."""
+
+    torch_model: Any
+    folder: Path
+    config: ModelConfig
+    layout: Layout
+    parameters: nnx.State
+    forward: Forward
+
+    def with_config(self, **changes: Any) -> Self:
+        """Our side only, with another arithmetic."""
+        config = dataclasses.replace(self.config, **changes)
+        return dataclasses.replace(self, config=config, forward=jit_forward(config, self.layout))
+
+    def expected_logits(self, tokens: np.ndarray, **inputs: np.ndarray) -> np.ndarray:
+        """What transformers says: [B, T, V]."""
+        return torch_logits(self.torch_model, tokens, **inputs)
+
+    def logits(
+        self, tokens: np.ndarray, positions: np.ndarray | None = None, segment_ids: np.ndarray | None = None
+    ) -> np.ndarray:
+        """What we say: [B, T, V]; whole rows where nothing else is given."""
+        positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape) if positions is None else positions
+        segment_ids = np.ones_like(tokens) if segment_ids is None else segment_ids
+        return np.asarray(self.forward(self.parameters, tokens, positions, segment_ids))
+
+
+def torch_logits(model: Any, tokens: np.ndarray, **inputs: np.ndarray) -> np.ndarray:
+    import torch
+
+    with torch.no_grad():
+        tensors = {name: torch.tensor(value) for name, value in inputs.items()}
+        return model(torch.tensor(tokens), **tensors).logits.float().numpy()
+
+
+def make_torch_model(kind: str) -> Any:
+    """A random transformers model of TINY's shape whose soft caps, norms and rotations all matter.
+
+    transformers' own initial weights are so small that no score comes near a cap.
+    """
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    shape = {
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "intermediate_size": 48,
+        "max_position_embeddings": 64,
+        "attn_implementation": "eager",
+    }
+    if kind == "gemma2":
+        config = transformers.Gemma2Config(**shape, query_pre_attn_scalar=12, sliding_window=8)
+        model = transformers.Gemma2ForCausalLM(config)
+    else:
+        rope = {
+            "rope_type": "llama3",
+            "rope_theta": 10_000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 16,
+        }
+        tied = kind == "llama_tied"
+        config = transformers.LlamaConfig(**shape, rope_parameters=rope, tie_word_embeddings=tied)
+        model = transformers.LlamaForCausalLM(config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "norm" in name:
+                weight.add_(torch.randn_like(weight) * 0.3)
+            else:
+                scored = "q_proj" in name or "k_proj" in name or "embed" in name
+                gain = (4.0 if kind == "gemma2" else 2.0) if scored else 1.0
+                weight.copy_(torch.randn_like(weight) * gain * weight.shape[1] ** -0.5)
+    return model.eval()
+
+
+@pytest.fixture(scope="session", params=["gemma2", "llama", "llama_tied"])
+def twins(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, layout: Layout) -> Twins:
+    model = make_torch_model(request.param)
+    folder = tmp_path_factory.mktemp(request.param)
+    model.save_pretrained(folder)
+    config = load_config(folder)
+    parameters = load_parameters(folder, config, layout)
+    return Twins(model, folder, config, layout, parameters, jit_forward(config, layout))

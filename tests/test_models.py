@@ -1,0 +1,257 @@
+"""The decoder against transformers, on tiny random models."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tpt_jax.errors import UserError
+from tpt_jax.models.config import PUBLISHED, ModelConfig, from_huggingface
+from tpt_jax.models.transformer import Remat, abstract_parameters
+from tpt_jax.sharding import Layout
+
+if TYPE_CHECKING:
+    from conftest import Twins
+
+TOLERANCE = 1e-4
+BATCH, LENGTH = 3, 24  # three times the sliding window
+
+
+def relative_difference(got: np.ndarray, expected: np.ndarray) -> float:
+    assert got.shape == expected.shape
+    return float(np.abs(got - expected).max() / np.abs(expected).max())
+
+
+def random_tokens(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(1, 64, shape or (BATCH, LENGTH))
+
+
+def test_logits_equal_transformers_beyond_the_window(twins: Twins) -> None:
+    tokens = random_tokens(0)
+    assert relative_difference(twins.logits(tokens), twins.expected_logits(tokens)) < TOLERANCE
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_changes_nothing(twins: Twins, side: str) -> None:
+    tokens = random_tokens(1)
+    lengths = np.asarray([LENGTH, 15, 6])[:, None]
+    columns = np.arange(LENGTH)[None, :]
+    real = columns >= LENGTH - lengths if side == "left" else columns < lengths
+    positions = np.maximum(np.cumsum(real, axis=1) - 1, 0)
+    got = twins.logits(np.where(real, tokens, 0), positions, real.astype(int))
+    expected = twins.expected_logits(np.where(real, tokens, 0), attention_mask=real.astype(int), position_ids=positions)
+    assert relative_difference(got[real], expected[real]) < TOLERANCE
+    assert np.isfinite(got).all()
+
+
+def test_packed_segments_equal_separate_rows(twins: Twins) -> None:
+    """Row 0 holds sequences of 11, 9 and 4 tokens; row 1 two of 12; row 2 one of 20 and padding."""
+    packing = [[11, 9, 4], [12, 12], [20]]
+    tokens = random_tokens(2)
+    positions, segment_ids = np.zeros_like(tokens), np.zeros_like(tokens)
+    pieces: list[tuple[int, slice]] = []
+    for row, lengths in enumerate(packing):
+        start = 0
+        for segment, length in enumerate(lengths, start=1):
+            piece = slice(start, start + length)
+            positions[row, piece], segment_ids[row, piece] = np.arange(length), segment
+            pieces.append((row, piece))
+            start += length
+    got = twins.logits(tokens, positions, segment_ids)
+    for row, piece in pieces:
+        expected = twins.expected_logits(tokens[row : row + 1, piece])
+        assert relative_difference(got[row : row + 1, piece], expected) < TOLERANCE
+
+
+def test_decoding_step_by_step_equals_the_full_forward(twins: Twins, layout: Layout) -> None:
+    """Prompts of unequal lengths, padded on the right; slot = position in the cache."""
+    tokens = random_tokens(3)
+    prompt_lengths = np.asarray([10, 7, 3])
+    longest = int(prompt_lengths.max())
+    graph, _ = abstract_parameters(twins.config)
+
+    @jax.jit
+    def prefill(parameters: nnx.State, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array) -> tuple:
+        model = nnx.merge(graph, parameters)
+        hidden, cache = model.prefill(tokens, positions, segment_ids, layout=layout)
+        room = ((0, 0), (0, 0), (0, 0), (0, LENGTH - longest), (0, 0))  # L B K S H
+        return model.logits(hidden), tuple(jnp.pad(x.swapaxes(2, 3), room) for x in cache)
+
+    @jax.jit
+    def step(parameters: nnx.State, tokens: jax.Array, positions: jax.Array, cache: tuple) -> tuple:
+        model = nnx.merge(graph, parameters)
+        slots = jnp.broadcast_to(jnp.arange(LENGTH), (BATCH, LENGTH))
+        past = slots < positions[:, None]
+        hidden, *new = model.decode(tokens, positions, cache[0], cache[1], slots, past, layout=layout)
+        written = (
+            old.at[:, jnp.arange(BATCH), :, positions].set(entry.swapaxes(0, 1))
+            for old, entry in zip(cache, new, strict=True)
+        )
+        return model.logits(hidden), tuple(written)
+
+    prompt_positions = np.broadcast_to(np.arange(longest), (BATCH, longest))
+    real = prompt_positions < prompt_lengths[:, None]
+    logits, cache = prefill(twins.parameters, tokens[:, :longest], prompt_positions, real.astype(int))
+    expected = twins.expected_logits(tokens)
+    assert relative_difference(np.asarray(logits)[real], expected[:, :longest][real]) < TOLERANCE
+    rows = np.arange(BATCH)
+    for ahead in range(LENGTH - longest):
+        positions = prompt_lengths + ahead
+        logits, cache = step(twins.parameters, tokens[rows, positions], positions, cache)
+        assert relative_difference(np.asarray(logits), expected[rows, positions]) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("twins", "field"),
+    [
+        ("gemma2", "attention_softcap"),
+        ("gemma2", "final_softcap"),
+        ("gemma2", "sliding_window"),
+        ("llama", "rope_scaling"),
+    ],
+    indirect=["twins"],
+)
+def test_caps_window_and_scaling_matter_in_these_models(twins: Twins, field: str) -> None:
+    """Or the comparisons above would not see them."""
+    tokens = random_tokens(0)
+    without = twins.with_config(**{field: None}).logits(tokens)
+    assert relative_difference(without, twins.logits(tokens)) > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize("twins", ["gemma2"], indirect=True)
+def test_remat_changes_no_gradient(twins: Twins, remat: Remat) -> None:
+    graph, _ = abstract_parameters(twins.config)
+    tokens = jnp.asarray(random_tokens(4))
+    positions = jnp.broadcast_to(jnp.arange(LENGTH), tokens.shape)
+
+    @functools.partial(jax.jit, static_argnames="remat")
+    def gradient(parameters: nnx.State, remat: Remat) -> nnx.State:
+        def loss(parameters: nnx.State) -> jax.Array:
+            model = nnx.merge(graph, parameters)
+            hidden = model(tokens, positions, jnp.ones_like(tokens), layout=twins.layout, remat=remat)
+            return (hidden**2).sum()
+
+        return jax.grad(loss)(parameters)
+
+    plain, again = gradient(twins.parameters, "none"), gradient(twins.parameters, remat)
+    for expected, got in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
+        assert relative_difference(got, expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_arithmetic_keeps_the_parameters_type_and_logits_are_fp32(
+    tiny_config: ModelConfig, layout: Layout, dtype: jnp.dtype
+) -> None:
+    graph, abstract = abstract_parameters(tiny_config)
+    parameters = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), abstract)
+    ids = jax.ShapeDtypeStruct((BATCH, LENGTH), jnp.int32)
+
+    def run(parameters: nnx.State, ids: jax.Array) -> tuple:
+        model = nnx.merge(graph, parameters)
+        hidden, (key, value) = model.prefill(ids, ids, ids, layout=layout)
+        cache = (key.swapaxes(2, 3), value.swapaxes(2, 3))
+        decoded = model.decode(ids[:, 0], ids[:, 0], cache[0], cache[1], ids, ids > 0, layout=layout)
+        return model.logits(hidden), (hidden, key, value, *decoded)
+
+    logits, others = jax.eval_shape(run, parameters, ids)
+    assert logits.shape == (BATCH, LENGTH, tiny_config.vocab_size)
+    assert logits.dtype == jnp.float32
+    assert {x.dtype for x in others} == {jnp.dtype(dtype)}
+
+
+# As published on the models' pages.
+TOTALS = {
+    "gemma2-2b": 2_614_341_888,
+    "gemma2-9b": 9_241_705_984,
+    "gemma2-27b": 27_227_128_320,
+    "llama3.2-1b": 1_235_814_400,
+    "llama3.2-3b": 3_212_749_824,
+    "llama3.1-8b": 8_030_261_248,
+    "llama3.1-70b": 70_553_706_496,
+    "llama3.1-405b": 405_853_388_800,
+}
+
+
+@pytest.mark.parametrize("name", list(PUBLISHED))
+def test_published_sizes(name: str) -> None:
+    _, abstract = abstract_parameters(PUBLISHED[name])
+    assert sum(leaf.size for leaf in jax.tree.leaves(abstract)) == TOTALS[name]
+    assert PUBLISHED[name].num_parameters == TOTALS[name]
+
+
+LLAMA_JSON = {
+    "model_type": "llama",
+    "vocab_size": 128_256,
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "intermediate_size": 14336,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+GEMMA2_JSON = {
+    "model_type": "gemma2",
+    "vocab_size": 256_000,
+    "hidden_size": 2304,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "intermediate_size": 9216,
+    "hidden_act": "gelu_pytorch_tanh",
+    "hidden_activation": "gelu_pytorch_tanh",
+    "rms_norm_eps": 1e-6,
+    "query_pre_attn_scalar": 256,
+    "attn_logit_softcapping": 50.0,
+    "final_logit_softcapping": 30.0,
+    "sliding_window": 4096,
+}
+
+
+@pytest.mark.parametrize(
+    ("json", "name"),
+    [
+        ({**LLAMA_JSON, "rope_parameters": {**LLAMA3_ROPE, "rope_theta": 500_000.0}}, "llama3.1-8b"),
+        ({**LLAMA_JSON, "rope_theta": 500_000.0, "rope_scaling": LLAMA3_ROPE}, "llama3.1-8b"),
+        ({**GEMMA2_JSON, "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0}}, "gemma2-2b"),
+        ({**GEMMA2_JSON, "rope_theta": 10_000.0}, "gemma2-2b"),
+    ],
+    ids=["llama new", "llama old", "gemma2 new", "gemma2 old"],
+)
+def test_config_json_of_either_style(json: dict[str, Any], name: str) -> None:
+    assert from_huggingface(json) == PUBLISHED[name]
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        ({"model_type": "mistral"}, "mistral"),
+        ({"attention_bias": True}, "attention_bias"),
+        ({"hidden_act": "gelu"}, "gelu"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "yarn"),
+        ({"rope_scaling": {"rope_type": "llama3"}}, "factor"),
+        ({"hidden_size": None}, "hidden_size"),
+        ({**GEMMA2_JSON, "layer_types": ["full_attention"] * 26}, "layer_types"),
+    ],
+)
+def test_config_json_of_another_model_is_refused(change: dict[str, Any], names: str) -> None:
+    json = {key: value for key, value in {**LLAMA_JSON, **change}.items() if value is not None}
+    with pytest.raises(UserError, match=names) as error:
+        from_huggingface(json)
+    assert "\n" not in str(error.value)

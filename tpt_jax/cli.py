@@ -1,0 +1,150 @@
+"""The `tpt` command: a thin subcommand for each verb.
+
+Nothing here imports JAX before a verb needs it: `tpt --help` is instant, and so are the checker processes, which import
+the main module anew.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tpt_jax.errors import UserError
+
+Verb = Callable[[argparse.Namespace, dict[str, str]], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb; returns the exit status: 0 done, 1 failed, 2 a mistake in what the user gave, 130 interrupted."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    try:
+        return args.verb(args, _overrides(parser, args, rest))
+    except UserError as error:
+        print(f"tpt: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("tpt: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="tpt", description="Think, Prune, Train: self-improving language models.")
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+
+    def add(name: str, verb: Verb, text: str) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(name, help=text, description=text)
+        sub.set_defaults(verb=verb, takes_overrides=False)
+        return sub
+
+    run = add("run", _run, "Think, prune, train and evaluate, round after round; goes on with a run that exists.")
+    _takes_config(run)
+    run.add_argument("--run_dir", type=Path, help="the run's folder; runs/NAME if not given")
+
+    evaluate = add("eval", _evaluate, "Pass@k of a checkpoint on the held-out questions.")
+    _takes_config(evaluate)
+    evaluate.add_argument("--model", required=True, help="a Hugging Face folder or a run's checkpoint")
+    evaluate.add_argument("--run_dir", type=Path, help="keep the judged traces in this folder")
+
+    prune = add("prune", _prune, "Judge a file of traces and mark those to keep.")
+    from tpt_jax.prune import command as prune_command
+
+    prune_command.add_arguments(prune)
+
+    sft = add("sft", _sft, "Fine-tune on a file of traces.")
+    _takes_config(sft)
+    sft.add_argument("--model", required=True, help="a Hugging Face folder or a run's checkpoint")
+    sft.add_argument("--traces", type=Path, required=True, help='JSON lines: {"id", "completion"}, ids of the task')
+    sft.add_argument("--output", type=Path, required=True, help="the checkpoint's folder")
+
+    export = add("export", _export, "Write a checkpoint as a Hugging Face folder.")
+    export.add_argument("--checkpoint", type=Path, required=True, help="a run's checkpoint")
+    export.add_argument("--output", type=Path, required=True, help="the folder to write")
+    export.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the written weights")
+
+    report = add("report", _report, "Write the HTML report of one or more runs.")
+    from tpt_jax.report import command as report_command
+
+    report_command.add_arguments(report)
+    return parser
+
+
+def _takes_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, required=True, help="a YAML file; see configs/")
+    parser.set_defaults(takes_overrides=True)
+    parser.epilog = "Any key of the config can be set: --train.rows 8 --seed 1"
+
+
+def _overrides(parser: argparse.ArgumentParser, args: argparse.Namespace, rest: list[str]) -> dict[str, str]:
+    if rest and not args.takes_overrides:
+        parser.error(f"unknown arguments: {' '.join(rest)}")
+    if not args.takes_overrides:
+        return {}
+    from tpt_jax.config import parse_overrides
+
+    return parse_overrides(rest)
+
+
+def _run(args: argparse.Namespace, overrides: dict[str, str]) -> int:
+    from tpt_jax.config import load_config
+
+    config = load_config(args.config, overrides)
+    _prepare_jax()
+    from tpt_jax.verbs import run
+
+    return run(config, args.run_dir or Path("runs") / config.name)
+
+
+def _evaluate(args: argparse.Namespace, overrides: dict[str, str]) -> int:
+    from tpt_jax.config import load_config
+
+    config = load_config(args.config, overrides)
+    _prepare_jax()
+    from tpt_jax.verbs import evaluate_model
+
+    return evaluate_model(config, args.model, args.run_dir)
+
+
+def _sft(args: argparse.Namespace, overrides: dict[str, str]) -> int:
+    from tpt_jax.config import load_config
+
+    config = load_config(args.config, overrides)
+    _prepare_jax()
+    from tpt_jax.verbs import train_on_file
+
+    return train_on_file(config, args.model, args.traces, args.output)
+
+
+def _export(args: argparse.Namespace, overrides: dict[str, str]) -> int:
+    _prepare_jax()
+    from tpt_jax.verbs import export_checkpoint
+
+    return export_checkpoint(args.checkpoint, args.output, args.dtype)
+
+
+def _prune(args: argparse.Namespace, overrides: dict[str, str]) -> int:
+    from tpt_jax.prune import command
+
+    return command.main(args)
+
+
+def _report(args: argparse.Namespace, overrides: dict[str, str]) -> int:
+    from tpt_jax.report import command
+
+    return command.main(args)
+
+
+def _prepare_jax() -> None:
+    """Keeps compiled programs between runs, and libraries' chatter off the terminal."""
+    import jax
+
+    for chatty in ("absl", "jax", "orbax", "grain", "transformers"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+    if jax.config.jax_compilation_cache_dir is None:
+        cache = Path.home() / ".cache" / "tpt_jax" / "compilations"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

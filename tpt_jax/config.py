@@ -1,0 +1,261 @@
+"""A run's configuration: frozen dataclasses, filled from YAML and command-line overrides, every error one line.
+
+The dataclass field is the only declaration of an option: its name, type, default and meaning.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+import yaml
+from pydantic.dataclasses import dataclass
+
+from tpt_jax.errors import STRICT, UserError
+from tpt_jax.tasks import TaskConfig
+
+Positive = Annotated[int, pydantic.Field(gt=0)]
+NonNegative = Annotated[int, pydantic.Field(ge=0)]
+Fraction = Annotated[float, pydantic.Field(ge=0, le=1)]
+PositiveFloat = Annotated[float, pydantic.Field(gt=0)]
+NonNegativeFloat = Annotated[float, pydantic.Field(ge=0)]
+
+
+@dataclass(frozen=True, config=STRICT)
+class ModelSource:
+    """Which model, and the type that it computes in.
+
+    Attributes:
+      path: a Hugging Face checkpoint folder, a run's checkpoint, or "quickstart" for the one that ships in the package.
+      compute_dtype: of sampling and of the forward and backward pass; master weights are fp32 always.
+    """
+
+    path: str
+    compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+
+
+@dataclass(frozen=True, config=STRICT)
+class MeshConfig:
+    """The number of devices along each mesh axis; one of them may be -1: all that are left.
+
+    Attributes:
+      data: batches are split over it and weights are copied.
+      fsdp: batches are split over it, and in training the weights and the optimizer state too.
+      tensor: heads, the feed-forward dimension and the vocabulary are split over it.
+    """
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+
+
+@dataclass(frozen=True, config=STRICT)
+class SamplingConfig:
+    """How traces are sampled.
+
+    Attributes:
+      num_questions: asked in one go; null for all there are. Think takes the next ones each round.
+      num_samples: traces a question.
+      temperature: 0 takes the likeliest token.
+      max_prompt_tokens: longer prompts are skipped and counted.
+      max_new_tokens: a trace without an end of turn is cut here.
+      batch_size: traces decoded together.
+    """
+
+    num_questions: Positive | None = None
+    num_samples: Positive = 4
+    temperature: NonNegativeFloat = 0.8
+    max_prompt_tokens: Positive = 256
+    max_new_tokens: Positive = 512
+    batch_size: Positive = 64
+
+
+@dataclass(frozen=True, config=STRICT)
+class PruneConfig:
+    """Which traces are kept.
+
+    Attributes:
+      keep: correct (the right answer in any form), strict (in the form that was asked for), any (right or wrong: the
+        paper's control).
+      max_per_question, max_traces: at most so many a question and a round, drawn with the seed; null for no limit.
+      num_workers: checker processes; null for one a processor core.
+      seconds_per_trace: a checker that takes longer is killed and the trace is called wrong.
+    """
+
+    keep: Literal["correct", "strict", "any"] = "correct"
+    max_per_question: Positive = 1
+    max_traces: Positive | None = 2_000
+    num_workers: Positive | None = None
+    seconds_per_trace: PositiveFloat = 5.0
+
+
+@dataclass(frozen=True, config=STRICT)
+class OptimizerConfig:
+    """How weights move.
+
+    Attributes:
+      name: adamw (Loshchilov and Hutter, arXiv 1711.05101), or muon (Jordan 2024; matrices are orthogonalised, the other
+        weights move by adamw).
+      learning_rate: at the end of the warm-up.
+      warmup_fraction: of all steps; the rate rises linearly from 0, then falls to 0 as a cosine.
+      weight_decay: decoupled; not on norms.
+      max_grad_norm: gradients whose global norm is larger are scaled down to it.
+    """
+
+    name: Literal["adamw", "muon"] = "adamw"
+    learning_rate: PositiveFloat = 1e-6
+    warmup_fraction: Fraction = 0.1
+    weight_decay: NonNegativeFloat = 0.0
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.95
+    max_grad_norm: PositiveFloat = 1.0
+
+
+@dataclass(frozen=True, config=STRICT)
+class TrainConfig:
+    """Fine-tuning on the kept traces.
+
+    Attributes:
+      start_from: the weights that a round's training starts from: the previous round's or the model as given.
+      traces_of: this round's traces, or those of all rounds so far.
+      num_epochs: passes over the traces; max_steps ends them sooner.
+      rows, sequence_length, micro_batches: a step trains on micro_batches x rows sequences of packed traces.
+      remat: what the backward pass computes anew: nothing, all but matrix products, everything.
+    """
+
+    start_from: Literal["previous", "base"] = "previous"
+    traces_of: Literal["round", "all"] = "round"
+    num_epochs: Positive = 1
+    max_steps: Positive | None = None
+    rows: Positive = 16
+    sequence_length: Positive = 1024
+    micro_batches: Positive = 1
+    remat: Literal["none", "dots", "full"] = "none"
+    optimizer: OptimizerConfig = OptimizerConfig()
+
+
+@dataclass(frozen=True, config=STRICT)
+class RunConfig:
+    """Everything that a run is given.
+
+    Attributes:
+      name: of the run, for the report.
+      seed: of sampling, selection and the order of training; two runs with the same config and seed are the same run.
+      num_rounds: think, prune, train, evaluate; round 0 only evaluates the model as given.
+      wandb_project: also log to this Weights & Biases project.
+    """
+
+    name: str
+    model: ModelSource
+    task: Annotated[TaskConfig, pydantic.Field(discriminator="name")]
+    seed: NonNegative = 0
+    num_rounds: Positive = 4
+    mesh: MeshConfig = MeshConfig()
+    think: SamplingConfig = SamplingConfig()
+    prune: PruneConfig = PruneConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: SamplingConfig = SamplingConfig(temperature=0.7)
+    wandb_project: str | None = None
+
+
+_ADAPTER = pydantic.TypeAdapter(RunConfig)
+
+
+def load_config(path: Path, overrides: Mapping[str, str] | None = None) -> RunConfig:
+    """Reads a YAML file and lays overrides ("train.optimizer.learning_rate": "1e-5") over it.
+
+    Raises:
+      UserError: a missing file, or the first key that is unknown or whose value does not fit.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such config file; configs/quickstart.yaml is one to start from")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: must be a mapping of keys to values, as in configs/quickstart.yaml")
+    for key, text in (overrides or {}).items():
+        _set(tree, key.split("."), yaml.safe_load(text))
+    return parse_config(tree)
+
+
+def parse_config(tree: Mapping[str, Any]) -> RunConfig:
+    """Checks a tree of plain values against the dataclasses.
+
+    Raises:
+      UserError: the first key that is unknown or whose value does not fit.
+    """
+    try:
+        return _ADAPTER.validate_python(tree)
+    except pydantic.ValidationError as error:
+        raise UserError(_one_line(error)) from error
+
+
+def dump_config(config: RunConfig) -> str:
+    """The YAML that parse_config reads back to the same config."""
+    return yaml.safe_dump(_ADAPTER.dump_python(config, mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
+    """["--train.rows", "8", "--seed=1"] as {"train.rows": "8", "seed": "1"}.
+
+    Raises:
+      UserError: something that is not an option, or an option without a value.
+    """
+    overrides: dict[str, str] = {}
+    rest = list(arguments)
+    while rest:
+        option = rest.pop(0)
+        if not option.startswith("--"):
+            raise UserError(f"{option!r} stands alone; write overrides as --key.sub VALUE")
+        key, equals, value = option[2:].partition("=")
+        if not equals:
+            if not rest:
+                raise UserError(f"--{key} has no value; write --{key} VALUE")
+            value = rest.pop(0)
+        overrides[key] = value
+    return overrides
+
+
+def _set(tree: dict[str, Any], path: list[str], value: Any) -> None:
+    for key in path[:-1]:
+        tree = tree.setdefault(key, {})
+        if not isinstance(tree, dict):
+            raise UserError(f"--{'.'.join(path)}: {key} is a value, not a section")
+    tree[path[-1]] = value
+
+
+def _one_line(error: pydantic.ValidationError) -> str:
+    first = error.errors()[0]
+    # The location of a value in a union names the chosen member too; a reader knows only the keys.
+    path = [str(part) for part in first["loc"]]
+    if len(path) > 1 and path[0] == "task":
+        path.pop(1)
+    key = ".".join(path)
+    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        known = _known_keys(path[:-1], first["loc"])
+        nearest = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"choose from {', '.join(known)}"
+        return f"{key}: unknown key; {hint}"
+    if first["type"] in ("missing", "missing_argument"):
+        return f"{key}: missing; the config must set it"
+    return f"{key} ({first['input']!r}): {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def _known_keys(path: Sequence[str], location: Sequence[Any]) -> list[str]:
+    cls: Any = RunConfig
+    for key in path:
+        fields = {field.name: field.type for field in dataclasses.fields(cls)}
+        cls = fields[key]
+        if key == "task":
+            members = {member.__name__: member for member in TaskConfig.__args__}
+            by_name = {_literal_name(member): member for member in members.values()}
+            cls = by_name[location[1]]
+    return [field.name for field in dataclasses.fields(cls)]
+
+
+def _literal_name(config: type) -> str:
+    return next(field for field in dataclasses.fields(config) if field.name == "name").type.__args__[0]

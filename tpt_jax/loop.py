@@ -1,0 +1,197 @@
+"""The rounds: think, prune, train, evaluate; resumable at every boundary.
+
+A round begins from the checkpoint of the one before. Each stage leaves its result in the run's folder, whole or not at
+all, and is skipped where the result is there already: the same command goes on wherever it was killed.
+"""
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from flax import nnx
+
+from tpt_jax.checkpoint import ModelFolder, save_checkpoint
+from tpt_jax.evaluate import evaluate
+from tpt_jax.metrics import MetricsLog
+from tpt_jax.program import TrainerProgram
+from tpt_jax.prune.select import select
+from tpt_jax.records import Question
+from tpt_jax.run_dir import RunDir, Stage
+from tpt_jax.stages import Setup, fine_tune, sample_and_judge
+from tpt_jax.train.fit import StepRecord
+
+
+class Loop:
+    """A run in progress: the setup, the run's folder, and the one set of parameters."""
+
+    def __init__(self, setup: Setup, trainer: TrainerProgram, run_dir: RunDir, log: MetricsLog):
+        self._setup = setup
+        self._config = setup.config
+        self._trainer = trainer
+        self._dir = run_dir
+        self._log = log
+        self._compilations_told = 0
+        self._held: tuple[int, nnx.State] | None = None  # a round, and the training parameters after it
+
+    def run(self) -> Iterator[dict[str, Any]]:
+        """Does what is left of each round and yields its metrics, those of rounds done earlier included."""
+        for index in range(self._config.num_rounds + 1):
+            metrics = self._dir.metrics(index)
+            yield self._round(index) if metrics is None else metrics
+
+    def _round(self, index: int) -> dict[str, Any]:
+        self._dir.write_questions(index, [*self._questions_to_think(index), *self._questions_to_test()])
+        if index > 0:
+            self._think(index)
+            self._prune(index)
+        self._train(index)
+        self._evaluate(index)
+        metrics = self._summary(index)
+        scalars = {name: value for name, value in metrics.items() if isinstance(value, float | int) and name != "round"}
+        self._log.log(index, "round", index, scalars)
+        self._dir.write_metrics(index, metrics)
+        return metrics
+
+    # Stages.
+
+    @contextlib.contextmanager
+    def _stage(self, index: int, stage: Stage) -> Iterator[dict[str, Any]]:
+        """Times a stage; its seconds, and what the body puts into the yielded facts, say in the folder that it is done."""
+        started = time.monotonic()
+        facts: dict[str, Any] = {}
+        yield facts
+        facts["seconds"] = time.monotonic() - started
+        self._dir.finish_stage(index, stage, facts)
+
+    def _is_done(self, index: int, stage: Stage) -> bool:
+        return stage in self._dir.stages(index)
+
+    def _think(self, index: int) -> None:
+        if self._is_done(index, "think"):
+            return
+        with self._stage(index, "think") as facts:
+            asked = self._questions_to_think(index)
+            sampled = sample_and_judge(
+                self._setup, self._dir, index, "think", asked, lambda: self._parameters(index - 1)
+            )
+            facts |= dataclasses.asdict(sampled)
+
+    def _questions_to_think(self, index: int) -> list[Question]:
+        """The next num_questions of the task; after the last one the first comes again."""
+        if index == 0:
+            return []
+        questions = self._setup.task.train
+        count = self._config.think.num_questions or len(questions)
+        start = (index - 1) * count
+        return [questions[(start + offset) % len(questions)] for offset in range(min(count, len(questions)))]
+
+    def _prune(self, index: int) -> None:
+        if self._is_done(index, "prune"):
+            return
+        with self._stage(index, "prune") as facts:
+            prune = self._config.prune
+            judged = list(self._dir.traces(index, "think"))
+            selection = select(
+                judged,
+                max_per_question=prune.max_per_question,
+                max_traces=prune.max_traces,
+                seed=self._config.seed + index,
+                use=prune.keep,
+            )
+            self._dir.write_training(index, selection.kept)
+            facts |= {
+                "num_traces": len(judged),
+                "num_correct": sum(trace.verdict.correct for trace in judged),
+                "num_strict": sum(trace.verdict.strict for trace in judged),
+                "num_kept": len(selection.kept),
+                "num_dropped": selection.num_dropped,
+                "mean_think_tokens": sum(len(trace.trace.token_ids) for trace in judged) / max(1, len(judged)),
+            }
+
+    def _train(self, index: int) -> None:
+        """Leaves the round's checkpoint; in round 0 that is the model as given."""
+        if self._is_done(index, "train"):
+            return
+        checkpoint = self._dir.checkpoint(index)
+        with self._stage(index, "train") as facts:
+            if checkpoint.is_dir():  # killed between the checkpoint and its entry
+                return
+            if index == 0:
+                parameters = self._setup.load(self._setup.model)
+                facts["tokens"] = 0
+            else:
+                parameters = self._fine_tune(index, facts)
+            self._held = (index, parameters)
+            save_checkpoint(checkpoint, parameters, self._setup.model)
+
+    def _fine_tune(self, index: int, facts: dict[str, Any]) -> nnx.State:
+        config = self._config.train
+        questions = {question.id: question.question for question in self._setup.task.train}
+        examples = [
+            self._setup.prompt.example(questions[judged.trace.id], judged.trace.token_ids)
+            for source in (range(1, index + 1) if config.traces_of == "all" else (index,))
+            for judged in self._dir.training(source)
+        ]
+
+        def log(record: StepRecord) -> None:
+            values = {name: getattr(record, name) for name in ("loss", "learning_rate", "grad_norm", "tokens")}
+            self._log.log(index, "train", record.step, values)
+
+        trained = fine_tune(
+            self._trainer,
+            self._take_parameters(index - 1 if config.start_from == "previous" else 0),
+            examples,
+            config,
+            seed=self._config.seed + index,
+            label=f"round {index} train",
+            on_step=log,
+        )
+        facts |= {name: getattr(trained, name) for name in ("num_examples", "num_too_long", "tokens")}
+        return trained.parameters
+
+    def _evaluate(self, index: int) -> None:
+        if self._is_done(index, "evaluate"):
+            return
+        with self._stage(index, "evaluate") as facts:
+            asked = self._questions_to_test()
+            sampled = sample_and_judge(
+                self._setup, self._dir, index, "evaluate", asked, lambda: self._parameters(index)
+            )
+            facts |= dataclasses.asdict(sampled)
+
+    def _questions_to_test(self) -> Sequence[Question]:
+        return self._setup.task.test[: self._config.evaluate.num_questions]
+
+    # Parameters.
+
+    def _parameters(self, index: int) -> nnx.State:
+        """The training parameters after a round, from the devices or from its checkpoint."""
+        if self._held is None or self._held[0] != index:
+            self._held = None  # frees the other round's before these are read
+            folder = ModelFolder(self._dir.checkpoint(index), self._setup.model.config)
+            self._held = (index, self._setup.load(folder))
+        return self._held[1]
+
+    def _take_parameters(self, index: int) -> nnx.State:
+        """As above, for a caller that donates them."""
+        parameters = self._parameters(index)
+        self._held = None
+        return parameters
+
+    def _summary(self, index: int) -> dict[str, Any]:
+        """The round's metrics: compilations since the last one (the first has start-up's), the rest from the folder."""
+        compilations = self._setup.compilations.count - self._compilations_told
+        self._compilations_told += compilations
+        stages = self._dir.stages(index)
+        pruned = {"num_traces": 0, "num_correct": 0, "num_strict": 0, "num_kept": 0, "num_dropped": {}}
+        pruned |= {name: fact for name, fact in stages.get("prune", {}).items() if name != "seconds"}
+        return {
+            "round": index,
+            **dataclasses.asdict(evaluate(list(self._dir.traces(index, "evaluate")), k=self._config.evaluate.num_samples)),
+            **pruned,
+            "seconds": {name: facts["seconds"] for name, facts in stages.items()},
+            "tokens": {name: facts["tokens"] for name, facts in stages.items() if "tokens" in facts},
+            "compilations": compilations,
+        }

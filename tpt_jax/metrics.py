@@ -1,0 +1,138 @@
+"""Curves and progress: metrics.jsonl is the record; TensorBoard, Weights & Biases and the terminal show it."""
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import rich.progress
+from rich.console import Console
+from rich.table import Table
+
+from tpt_jax.errors import UserError
+from tpt_jax.records import read_jsonl, write_jsonl
+
+STDERR = Console(stderr=True)
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class MetricsLog:
+    """Writes one JSON line a step or phase, and the same numbers to TensorBoard and, where asked for, W&B."""
+
+    def __init__(self, path: Path, *, name: str, wandb_project: str | None, unfinished: Callable[[int, str], bool]):
+        """Opens the log of a run.
+
+        Args:
+          unfinished: whether a round's phase will be done anew: what a killed process logged of it is removed.
+        """
+        from tensorboardX import SummaryWriter
+
+        if path.is_file():
+            kept = [line for line in read_jsonl(path) if not unfinished(line["round"], line["phase"])]
+            write_jsonl(path, kept)
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+        self._tensorboard = SummaryWriter(str(path.parent / "tensorboard"))
+        self._wandb = _start_wandb(wandb_project, name, path.parent) if wandb_project else None
+
+    def log(self, round_index: int, phase: str, step: int, values: Mapping[str, float]) -> None:
+        """One line of scalars; `step` counts within the round and phase."""
+        line = {"time": time.time(), "round": round_index, "phase": phase, "step": step, **values}
+        self._file.write(json.dumps(line) + "\n")
+        scope = phase if phase == "round" else f"{phase}/round_{round_index}"
+        named = {f"{scope}/{name}": value for name, value in values.items()}
+        for name, value in named.items():
+            self._tensorboard.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log({**named, f"{phase}/step": step, "round": round_index})
+
+    def close(self) -> None:
+        self._file.close()
+        self._tensorboard.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def _start_wandb(project: str, name: str, folder: Path) -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError(f"wandb_project ({project}) needs wandb; run: pip install 'tpt_jax[wandb]'") from error
+    return wandb.init(project=project, name=name, dir=str(folder), id=name.replace("/", "-"), resume="allow")
+
+
+@contextlib.contextmanager
+def progress(label: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[[int], None]]:
+    """A progress bar on standard error with rate and time left; plain lines now and then where it is no terminal.
+
+    Yields:
+      A function to call with the number of units that were finished.
+    """
+    if STDERR.is_terminal:
+        columns = (
+            rich.progress.TextColumn("{task.description}"),
+            rich.progress.BarColumn(),
+            rich.progress.MofNCompleteColumn(),
+            rich.progress.TextColumn(unit),
+            rich.progress.TextColumn("{task.fields[rate]}"),
+            rich.progress.TimeRemainingColumn(),
+        )
+        with rich.progress.Progress(*columns, console=STDERR) as bar:
+            task = bar.add_task(label, total=total, completed=done, rate="")
+            start, count = time.monotonic(), 0
+
+            def advance(units: int) -> None:
+                nonlocal count
+                count += units
+                bar.update(task, advance=units, rate=f"{count / (time.monotonic() - start):.1f}/s")
+
+            yield advance
+    else:
+        yield _line_progress(label, total, unit, done)
+
+
+def _line_progress(label: str, total: int, unit: str, done: int) -> Callable[[int], None]:
+    start = last = time.monotonic()
+    count = 0
+
+    def advance(units: int) -> None:
+        nonlocal count, last
+        count += units
+        now = time.monotonic()
+        if now - last < SECONDS_BETWEEN_LINES and done + count < total:
+            return
+        last = now
+        rate = count / max(now - start, 1e-9)
+        left = (total - done - count) / max(rate, 1e-9)
+        STDERR.print(f"{label}: {done + count} of {total} {unit}, {rate:.1f}/s, {left:.0f} s left", highlight=False)
+
+    return advance
+
+
+def say(text: str) -> None:
+    """A line of progress, on standard error."""
+    STDERR.print(text, highlight=False, markup=False)
+
+
+def round_table(rounds: list[dict[str, Any]]) -> Table:
+    """The rounds so far, for the terminal."""
+    table = Table(title="Rounds")
+    for heading in ("round", "Pass@1", "95%", "Pass@k", "Maj@k", "strict Pass@1", "sampled", "correct", "kept", "seconds"):
+        table.add_column(heading, justify="right")
+    for metrics in rounds:
+        low, high = metrics["intervals"]["pass_at_1"]
+        sampled = metrics["num_traces"]
+        table.add_row(
+            str(metrics["round"]),
+            f"{metrics['pass_at_1']:.1%}",
+            f"{low:.1%} to {high:.1%}",
+            f"{metrics['pass_at_k']:.1%} (k={metrics['k']})",
+            f"{metrics['maj_at_k']:.1%}",
+            f"{metrics['strict_pass_at_1']:.1%}",
+            str(sampled or "–"),
+            f"{metrics['num_correct'] / sampled:.1%}" if sampled else "–",
+            str(metrics["num_kept"] or "–"),
+            f"{sum(metrics['seconds'].values()):.0f}",
+        )
+    return table

@@ -1,0 +1,212 @@
+"""The compiled phases: relayout, generate, train step. Each is compiled once, at start-up, from shapes alone.
+
+The phases are ahead-of-time executables: called with another shape or layout they raise instead of compiling anew.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from tpt_jax.config import TrainConfig
+from tpt_jax.errors import UserError
+from tpt_jax.models.config import ModelConfig
+from tpt_jax.models.transformer import abstract_parameters
+from tpt_jax.sharding import DECODE_RULES, TRAIN_RULES, Layout
+from tpt_jax.think import generate as think
+from tpt_jax.train import data
+from tpt_jax.train.optimizer import make_optimizer
+from tpt_jax.train.step import StepMetrics, TrainState, train_step
+
+BACKEND_COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+
+
+class CompilationCounter:
+    """Counts what XLA compiles in this process from its making on, persistent-cache hits included."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.seconds = 0.0
+        jax.monitoring.register_event_duration_secs_listener(self._on_event)
+
+    def _on_event(self, event: str, duration: float, **_: Any) -> None:
+        if event == BACKEND_COMPILE_EVENT:
+            self.count += 1
+            self.seconds += duration
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerProgram:
+    """The phases that sample.
+
+    Attributes:
+      relayout: training parameters to decoding parameters: fp32 to the compute type, and over the interconnect from the
+        training layout to stationary weights. The training parameters stay valid.
+      generate: for each batch shape, the program that samples one batch.
+    """
+
+    layout: Layout
+    relayout: jax.stages.Compiled
+    generate: Mapping[think.BatchShape, jax.stages.Compiled]
+
+    def place(self, request: think.Request) -> think.Request:
+        """A batch of prompts, from the host to the devices."""
+        return jax.device_put(request, _request_shardings(self.layout, request))
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainerProgram:
+    """The phases that train.
+
+    Attributes:
+      start_optimizer: parameters to a fresh optimizer state.
+      step: (TrainState, Batch, learning rate) to (TrainState, StepMetrics); the state is donated.
+    """
+
+    layout: Layout
+    batch_shape: data.BatchShape
+    start_optimizer: jax.stages.Compiled
+    compiled_step: jax.stages.Compiled
+
+    def start(self, parameters: nnx.State) -> TrainState:
+        """The state before the first step. It takes the parameters over: the first step donates them."""
+        return TrainState(parameters, self.start_optimizer(parameters))
+
+    def step(self, state: TrainState, batch: data.Batch, learning_rate: float) -> tuple[TrainState, StepMetrics]:
+        """Dispatches one step; the metrics stay on the device until they are asked for."""
+        placed = jax.device_put(batch, self.layout.sharding((None, "batch", None), batch.tokens.shape))
+        rate = jax.device_put(jnp.float32(learning_rate), self.layout.replicated)
+        return self.compiled_step(state, placed, rate)
+
+
+def compile_sampler(
+    config: ModelConfig,
+    mesh: Mesh,
+    *,
+    compute_dtype: str,
+    shapes: Iterable[think.BatchShape],
+    stop_ids: tuple[int, ...],
+) -> SamplerProgram:
+    """Compiles relayout and one generate for each batch shape.
+
+    Raises:
+      UserError: a batch or the model does not divide over the mesh.
+    """
+    graph, abstract = abstract_parameters(config)
+    source, target = Layout(mesh, TRAIN_RULES), Layout(mesh, DECODE_RULES)
+    dtype = jnp.dtype(compute_dtype)
+    relayout = jax.jit(
+        lambda parameters: jax.tree.map(lambda weight: weight.astype(dtype), parameters),
+        out_shardings=target.shardings(abstract),
+    ).lower(place_abstract(abstract, source))
+    decoding = place_abstract(abstract, target, dtype)
+    programs: dict[think.BatchShape, jax.stages.Compiled] = {}
+    for shape in shapes:
+        if shape.num_prompts % target.batch_ways:
+            raise UserError(
+                f"batch_size ({shape.num_traces}) must be a multiple of num_samples x data x fsdp = "
+                f"{shape.num_samples * target.batch_ways}"
+            )
+        if shape not in programs:
+            run = functools.partial(think.generate, graph=graph, shape=shape, stop_ids=stop_ids, layout=target)
+            request = _abstract_request(shape, target)
+            programs[shape] = jax.jit(run, out_shardings=target.replicated).lower(decoding, request).compile()
+    return SamplerProgram(target, relayout.compile(), programs)
+
+
+def compile_trainer(config: ModelConfig, mesh: Mesh, *, compute_dtype: str, train: TrainConfig) -> TrainerProgram:
+    """Compiles the optimizer's start and one train step.
+
+    Raises:
+      UserError: the rows or the model do not divide over the mesh.
+    """
+    layout = Layout(mesh, TRAIN_RULES)
+    if train.rows % layout.batch_ways:
+        raise UserError(
+            f"train.rows ({train.rows}) must be a multiple of data x fsdp = {layout.batch_ways}; "
+            f"try {-(-train.rows // layout.batch_ways) * layout.batch_ways}"
+        )
+    graph, abstract = abstract_parameters(config)
+    parameters = place_abstract(abstract, layout)
+    optimizer = make_optimizer(train.optimizer)
+    state_shapes = jax.eval_shape(optimizer.init, parameters)
+    state_shardings = _optimizer_shardings(state_shapes, layout)
+    start = jax.jit(optimizer.init, out_shardings=state_shardings).lower(parameters).compile()
+
+    run = functools.partial(
+        train_step,
+        graph=graph,
+        optimizer=optimizer,
+        layout=layout,
+        compute_dtype=jnp.dtype(compute_dtype),
+        remat=train.remat,
+    )
+    state = TrainState(parameters, _with_shardings(state_shapes, state_shardings))
+    out_shardings = (TrainState(layout.shardings(abstract), state_shardings), layout.replicated)
+    shape = data.BatchShape(train.micro_batches, train.rows, train.sequence_length)
+    rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=layout.replicated)
+    step = jax.jit(run, donate_argnums=0, out_shardings=out_shardings)
+    compiled = step.lower(state, _abstract_batch(shape, layout), rate).compile()
+    return TrainerProgram(layout, shape, start, compiled)
+
+
+def place_abstract(abstract: nnx.State, layout: Layout, dtype: Any = jnp.float32) -> nnx.State:
+    """Shapes with shardings, to compile from or to restore into."""
+
+    def place(weight: jax.ShapeDtypeStruct, sharding: jax.sharding.NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(weight.shape, dtype, sharding=sharding)
+
+    return jax.tree.map(place, abstract, layout.shardings(abstract))
+
+
+def _optimizer_shardings(shapes: Any, layout: Layout) -> Any:
+    """Moments are sharded as the weights whose shape and logical axes they carry; counters are copied."""
+
+    def of(node: Any) -> Any:
+        if isinstance(node, nnx.Variable):
+            moment = node.get_value()
+            if isinstance(moment, optax.MaskedNode):  # a weight that this part of the optimizer does not move
+                return node
+            return node.replace(layout.sharding(node.get_metadata()["logical_axes"], moment.shape))
+        return layout.replicated
+
+    return jax.tree.map(of, shapes, is_leaf=lambda node: isinstance(node, nnx.Variable))
+
+
+def _with_shardings(shapes: Any, shardings: Any) -> Any:
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
+    )
+
+
+def _abstract_batch(shape: data.BatchShape, layout: Layout) -> data.Batch:
+    dims = (shape.micro_batches, shape.rows, shape.sequence_length)
+    sharding = layout.sharding((None, "batch", None), dims)
+    whole = jax.ShapeDtypeStruct(dims, jnp.int32, sharding=sharding)
+    weights = jax.ShapeDtypeStruct(dims, jnp.float32, sharding=sharding)
+    return data.Batch(tokens=whole, targets=whole, loss_weights=weights, positions=whole, segment_ids=whole)  # pyright: ignore
+
+
+def _abstract_request(shape: think.BatchShape, layout: Layout) -> think.Request:
+    prompts, rows = (shape.num_prompts, shape.max_prompt_tokens), (shape.num_prompts,)
+    request = think.Request(
+        prompts=jax.ShapeDtypeStruct(prompts, jnp.int32),  # pyright: ignore
+        prompt_lengths=jax.ShapeDtypeStruct(rows, jnp.int32),  # pyright: ignore
+        questions=jax.ShapeDtypeStruct(rows, jnp.uint32),  # pyright: ignore
+        seed=jax.ShapeDtypeStruct((), jnp.uint32),  # pyright: ignore
+        round_index=jax.ShapeDtypeStruct((), jnp.uint32),  # pyright: ignore
+        temperature=jax.ShapeDtypeStruct((), jnp.float32),  # pyright: ignore
+    )
+    return _with_shardings(request, _request_shardings(layout, request))
+
+
+def _request_shardings(layout: Layout, request: think.Request) -> think.Request:
+    return jax.tree.map(
+        lambda leaf: layout.sharding(("batch", None)[: leaf.ndim], leaf.shape) if leaf.ndim else layout.replicated, request
+    )

@@ -1,0 +1,133 @@
+"""The one prompt: what the sampler reads is exactly the start of what training reads.
+
+    <bos><start_of_turn>user\\nHow many ...?<end_of_turn>\\n<start_of_turn>model\\n 4 + 3 = 7\\n#### 7 <end_of_turn>
+    |------------------------------ prompt ------------------------------------|--- completion ---|-- stop ----|
+    loss on:                                                                      ^^^^^^^^^^^^^^^^  ^^^^^^^^^^^
+"""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tpt_jax.errors import UserError
+from tpt_jax.records import Question
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# For checkpoints without a chat template (base models).
+PLAIN_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}Question: {{ message['content'] }}\n"
+    "Answer:{% else %} {{ message['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
+)
+PROBE = "4 + 3 = 7\n#### 7"
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One training sequence: a prompt, its completion and the end of turn.
+
+    Attributes:
+      tokens: all of them, BOS first, end of turn last.
+      num_prompt: how many of them are prompt, on which there is no loss.
+    """
+
+    tokens: tuple[int, ...]
+    num_prompt: int
+
+
+class Prompt:
+    """Turns questions into token ids and token ids into text, by the checkpoint's own chat template where it has one.
+
+    Raises:
+      UserError: the template breaks the contract: BOS once, the prompt a prefix of the example, an end-of-turn token.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", instruction: str):
+        self.instruction = instruction
+        self._tokenizer = tokenizer
+        self._template = None if tokenizer.chat_template else PLAIN_TEMPLATE
+        self.end_of_turn = self._find_end_of_turn()
+        self.stop_ids = tuple(sorted({self.end_of_turn, int(tokenizer.eos_token_id or self.end_of_turn)}))
+        self.pad_id = int(tokenizer.pad_token_id or 0)
+
+    def prompt_ids(self, question: str) -> tuple[int, ...]:
+        """What the sampler continues."""
+        return self._encode(self._render(question, None))
+
+    def completion_ids(self, completion: str) -> tuple[int, ...]:
+        """Token ids of a completion known only as text."""
+        return self._encode(completion)
+
+    def example(self, question: str, completion_ids: Sequence[int]) -> Example:
+        """A training sequence; given the ids that were sampled, it is trained on those very ids."""
+        prompt = self.prompt_ids(question)
+        return Example(tokens=(*prompt, *completion_ids, self.end_of_turn), num_prompt=len(prompt))
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def check_contract(self, questions: Iterable[Question]) -> None:
+        """Compares sampler's prompt and training example with the chat template's own rendering, token by token.
+
+        Raises:
+          UserError: they differ, or BOS does not stand exactly once.
+        """
+        bos = self._tokenizer.bos_token_id
+        for question in questions:
+            prompt = self.prompt_ids(question.question)
+            if bos is not None and prompt.count(int(bos)) != 1:
+                raise UserError(
+                    f"chat template: the prompt of question {question.id!r} has BOS {prompt.count(int(bos))} times; "
+                    "give a tokenizer whose chat template writes it once"
+                )
+            example = self.example(question.question, self.completion_ids(PROBE)).tokens
+            rendered = self._encode(self._render(question.question, PROBE))
+            if rendered[: len(example)] != example:
+                raise UserError(
+                    f"chat template: the sampler's prompt of question {question.id!r} is not the prefix of its training "
+                    "example; give a tokenizer whose chat template renders a finished answer as prompt + answer + end of turn"
+                )
+
+    def _find_end_of_turn(self) -> int:
+        after = self._render("?", PROBE).rpartition(PROBE)[2]
+        ids = self._encode(after)
+        if not ids or ids[0] not in self._special_ids():
+            raise UserError(
+                f"chat template: no special token follows the answer (found {after!r}); "
+                "give a tokenizer whose chat template ends a turn with one, as Gemma's <end_of_turn>"
+            )
+        return ids[0]
+
+    def _special_ids(self) -> set[int]:
+        added = {index for index, token in self._tokenizer.added_tokens_decoder.items() if token.special}
+        return added | set(self._tokenizer.all_special_ids)
+
+    def _render(self, question: str, completion: str | None) -> str:
+        content = f"{question}\n{self.instruction}" if self.instruction else question
+        messages = [{"role": "user", "content": content}]
+        if completion is not None:
+            messages.append({"role": "assistant", "content": completion})
+        return str(
+            self._tokenizer.apply_chat_template(
+                messages, chat_template=self._template, tokenize=False, add_generation_prompt=completion is None
+            )
+        )
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        # The template writes BOS itself; asking the tokenizer for special tokens would write a second one.
+        return tuple(self._tokenizer.encode(text, add_special_tokens=False))
+
+
+def load_prompt(model: Path, instruction: str) -> Prompt:
+    """The prompt of a checkpoint folder.
+
+    Raises:
+      UserError: the folder holds no tokenizer.
+    """
+    if not (model / "tokenizer.json").is_file() and not (model / "tokenizer.model").is_file():
+        raise UserError(f"{model}: no tokenizer.json or tokenizer.model; copy the tokenizer's files beside config.json")
+    from transformers import AutoTokenizer  # seconds to import: only when a model is used
+
+    return Prompt(AutoTokenizer.from_pretrained(str(model), local_files_only=True), instruction)

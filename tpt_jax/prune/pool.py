@@ -1,0 +1,175 @@
+"""Checker processes: a hard time limit for each trace, kept by killing the process, and verdicts while the device works."""
+
+import contextlib
+import multiprocessing
+import os
+import queue
+import resource
+import signal
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from multiprocessing.connection import Connection
+from types import TracebackType
+from typing import Self
+
+from tpt_jax.prune.checkers import get_checker
+from tpt_jax.records import Question, Trace, Verdict
+
+Pair = tuple[str, str]  # reference answer, completion
+
+CHUNK = 64  # traces a message: a message costs more than a numeric verdict
+SECONDS_TO_START = 60.0
+MEMORY_LIMIT = 2**30  # bytes of address space for a checker
+
+
+class CheckerPool:
+    """Judges traces in worker processes.
+
+    Workers are spawned, not forked: fork after JAX has started its threads is unsafe. A trace whose check outlasts its
+    limit, or takes its worker down, is wrong with the reason in its verdict; the worker is replaced and the rest go on.
+    """
+
+    def __init__(self, checker: str, num_workers: int | None, seconds_per_trace: float):
+        """Starts the workers.
+
+        Args:
+          checker: a name for get_checker.
+          num_workers: None for one a processor core.
+
+        Raises:
+          UserError: there is no such checker.
+        """
+        get_checker(checker)
+        self._chunks: queue.SimpleQueue[tuple[list[Pair], Future[list[Verdict]]] | None] = queue.SimpleQueue()
+        self._managers = [
+            threading.Thread(target=_manage, args=(checker, seconds_per_trace, self._chunks), daemon=True)
+            for _ in range(num_workers or os.cpu_count() or 1)
+        ]
+        for manager in self._managers:
+            manager.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Ends the workers once what was submitted is judged."""
+        for _ in self._managers:
+            self._chunks.put(None)
+        for manager in self._managers:
+            manager.join()
+
+    def submit_batch(self, pairs: Sequence[tuple[Question, Trace]]) -> Future[list[Verdict]]:
+        """Judges in the background; the result is in the order given."""
+        work = [(question.answer, trace.completion) for question, trace in pairs]
+        parts: list[Future[list[Verdict]]] = []
+        for start in range(0, len(work), CHUNK):
+            part: Future[list[Verdict]] = Future()
+            parts.append(part)
+            self._chunks.put((work[start : start + CHUNK], part))
+        return _joined(parts)
+
+    def judge(self, pairs: Sequence[tuple[Question, Trace]]) -> list[Verdict]:
+        """Judges and waits."""
+        return self.submit_batch(pairs).result()
+
+
+def _joined(parts: list[Future[list[Verdict]]]) -> Future[list[Verdict]]:
+    """A future of all parts' results, one after another."""
+    whole: Future[list[Verdict]] = Future()
+    left = len(parts)
+    lock = threading.Lock()
+
+    def on_part(part: Future[list[Verdict]]) -> None:
+        nonlocal left
+        with lock:
+            left -= 1
+            last = left == 0
+        error = part.exception()
+        if error is not None:
+            with contextlib.suppress(Exception):  # another part has failed first
+                whole.set_exception(error)
+        elif last and not whole.done():
+            whole.set_result([verdict for part in parts for verdict in part.result()])
+
+    for part in parts:
+        part.add_done_callback(on_part)
+    if not parts:
+        whole.set_result([])
+    return whole
+
+
+class _Worker:
+    """One checker process and the pipe to it."""
+
+    def __init__(self, checker: str):
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(checker, theirs), daemon=True)
+        self._process.start()
+        theirs.close()  # so that the pipe breaks when the process ends
+        if not self.pipe.poll(SECONDS_TO_START):
+            raise TimeoutError(f"a checker process did not start within {SECONDS_TO_START:.0f} s")
+        self.pipe.recv()
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.join()
+        self.pipe.close()
+
+
+def _manage(
+    checker: str, seconds: float, chunks: "queue.SimpleQueue[tuple[list[Pair], Future[list[Verdict]]] | None]"
+) -> None:
+    """One thread: feeds chunks to one worker, and replaces it when a trace has cost it its life."""
+    worker: _Worker | None = None
+    while (chunk := chunks.get()) is not None:
+        pairs, future = chunk
+        verdicts: list[Verdict] = []
+        try:
+            while len(verdicts) < len(pairs):
+                worker = worker or _Worker(checker)
+                failed = _check(worker, pairs[len(verdicts) :], seconds, verdicts)
+                if failed is not None:
+                    verdicts.append(failed)
+                    worker.kill()
+                    worker = None
+            future.set_result(verdicts)
+        except Exception as error:  # whoever waits for the verdicts is told
+            future.set_exception(error)
+    if worker is not None:
+        worker.kill()
+
+
+def _check(worker: _Worker, pairs: list[Pair], seconds: float, verdicts: list[Verdict]) -> Verdict | None:
+    """Appends a verdict for each pair; a verdict of its own for the one at which the worker has to be replaced."""
+    try:
+        worker.pipe.send(pairs)
+        for _ in pairs:
+            if not worker.pipe.poll(seconds):
+                return Verdict(None, strict=False, correct=False, reason="time limit")
+            verdicts.append(worker.pipe.recv())
+    except (EOFError, OSError):
+        return Verdict(None, strict=False, correct=False, reason="checker died")
+    return None
+
+
+def _serve(checker: str, pipe: Connection) -> None:
+    """The worker: judges what comes through the pipe until it closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which ends us
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
+    check = get_checker(checker)
+    pipe.send("ready")
+    while True:
+        try:
+            pairs: list[Pair] = pipe.recv()
+        except EOFError:
+            return
+        for answer, completion in pairs:
+            try:
+                verdict = check(answer, completion)
+            except Exception as error:  # a checker's own mistake costs one trace, and is named
+                verdict = Verdict(None, strict=False, correct=False, reason=f"checker raised {type(error).__name__}")
+            pipe.send(verdict)

@@ -1,0 +1,131 @@
+"""Makes the base model that ships with the quickstart, from nothing: tokenizer, random weights, one training run.
+
+    python -m tpt_jax.quickstart.make_base --output DIR
+
+A LLaMA of 0.9 million parameters learns from the base split of the quickstart's own templates. See corpus.py for what it
+reads; the splits are disjoint in (template, numbers), so it sees no problem that the quickstart trains or tests on.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import rich.console
+
+from tpt_jax.config import OptimizerConfig, TrainConfig, load_config
+from tpt_jax.models.config import from_huggingface
+from tpt_jax.quickstart.corpus import Text, drills, worked_solutions
+from tpt_jax.tasks import GsmSymbolicConfig
+
+SPECIAL_TOKENS = ("<pad>", "<bos>", "<user>", "<model>", "<end_of_turn>")
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}<user>{{ message['content'] }}"
+    "{% else %}<model>{{ message['content'] }}<end_of_turn>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<model>{% endif %}"
+)
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 1024,
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 1,
+    "head_dim": 32,
+    "hidden_act": "silu",
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": True,
+    "bos_token_id": 1,
+    "eos_token_id": 4,
+    "pad_token_id": 0,
+}
+# Weight decay and a large rate: far from fine-tuning, the weights start from noise.
+TRAINING = TrainConfig(
+    num_epochs=8,
+    rows=24,
+    sequence_length=160,
+    optimizer=OptimizerConfig(name="muon", learning_rate=5e-3, warmup_fraction=0.05, weight_decay=0.01),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="the folder to write, in Hugging Face format")
+    parser.add_argument("--config", type=Path, default=Path("configs/quickstart.yaml"), help="whose task to prepare for")
+    parser.add_argument("--num_problems", type=int, default=8000, help="worked solutions to read")
+    parser.add_argument("--wrong_share", type=float, default=0.45, help="how many of them end in a wrong result")
+    parser.add_argument("--num_drills", type=int, default=32000, help="short sums to read")
+    parser.add_argument("--num_epochs", type=int, default=TRAINING.num_epochs)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    task = load_config(args.config).task
+    if not isinstance(task, GsmSymbolicConfig):
+        parser.error(f"{args.config}: task.name must be gsm_symbolic")
+    solutions = worked_solutions(task, args.num_problems, args.wrong_share, args.seed)
+    texts = [*solutions, *drills(args.num_drills, task.max_number, args.seed)]
+    write_tokenizer(args.output, texts[: args.num_problems])
+    train(args.output, texts, args.num_epochs, args.seed)
+
+
+def write_tokenizer(folder: Path, texts: list[Text]) -> None:
+    """A byte-level BPE in which every digit is a token of its own, and config.json beside it."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=CONFIG["vocab_size"],
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((part for text in texts for part in (text.prompt, text.completion)), trainer)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    side = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<bos>",
+        "eos_token": "<end_of_turn>",
+        "pad_token": "<pad>",
+        "clean_up_tokenization_spaces": False,
+        "chat_template": CHAT_TEMPLATE,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(side, indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps({**CONFIG, "dtype": "bfloat16"}, indent=2) + "\n")
+
+
+def train(folder: Path, texts: list[Text], num_epochs: int, seed: int) -> None:
+    """Trains random weights on the completions and writes them beside the tokenizer."""
+    import dataclasses
+
+    from tpt_jax.config import MeshConfig
+    from tpt_jax.mesh import make_mesh
+    from tpt_jax.models.huggingface import initialize_parameters, save_parameters
+    from tpt_jax.program import compile_trainer
+    from tpt_jax.prompts import load_prompt
+    from tpt_jax.train.data import split_by_length
+    from tpt_jax.train.fit import Fit
+
+    console = rich.console.Console(stderr=True)
+    prompt = load_prompt(folder, instruction="")
+    examples = [prompt.example(text.prompt, prompt.completion_ids(text.completion)) for text in texts]
+    config = from_huggingface(CONFIG)
+    training = dataclasses.replace(TRAINING, num_epochs=num_epochs)
+    examples, num_long = split_by_length(examples, training.sequence_length)
+    program = compile_trainer(config, make_mesh(MeshConfig()), compute_dtype="float32", train=training)
+    fit = Fit(program, initialize_parameters(config, program.layout, seed), examples, training, seed)
+    console.print(f"{len(examples)} texts ({num_long} too long), {fit.num_steps} steps")
+    for record in fit:
+        if record.step % 50 == 0:
+            console.print(f"step {record.step} of {record.num_steps}: loss {record.loss:.3f}")
+    save_parameters(folder, config, fit.parameters, dtype="bfloat16")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""What flows between the stages: questions, traces, verdicts, and their JSON lines."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from tpt_jax.errors import UserError
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Question:
+    """A question whose final answer is known."""
+
+    id: str
+    question: str
+    answer: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Trace:
+    """One sampled completion of a question's prompt, as the model wrote it."""
+
+    id: str  # of the question
+    sample: int  # 0 .. num_samples - 1
+    completion: str  # decoded text, without the end of turn
+    token_ids: tuple[int, ...] = ()  # sampled tokens, without the end of turn; () where only text is known
+    logprob: float = 0.0  # sum over the sampled tokens, end of turn included, at temperature 1
+    finish_reason: FinishReason = "stop"  # "length": cut at max_new_tokens, no end of turn
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the checker said of a trace."""
+
+    extracted: str | None  # the final answer found, normalised; None where there is none
+    strict: bool  # right, and in the format that the prompt asked for
+    correct: bool  # right, format forgiven
+    reason: str = ""  # why not correct, where it is not plainly a wrong answer: "no answer", "time limit", ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class JudgedTrace:
+    """A trace with its verdict; one JSON line holds the fields of both, and `kept`."""
+
+    trace: Trace
+    verdict: Verdict
+    kept: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self.trace), **dataclasses.asdict(self.verdict), "kept": self.kept}
+
+    @classmethod
+    def from_json(cls, line: Mapping[str, Any]) -> Self:
+        trace = Trace(**{field.name: line[field.name] for field in dataclasses.fields(Trace)})
+        verdict = Verdict(**{field.name: line[field.name] for field in dataclasses.fields(Verdict)})
+        trace = dataclasses.replace(trace, token_ids=tuple(trace.token_ids))
+        return cls(trace, verdict, line["kept"])
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """Yields the objects of a JSON-lines file; blank lines are skipped.
+
+    Raises:
+      UserError: the file is missing, or a line is not a JSON object (named by file and line).
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give a JSON-lines file, one object a line")
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{path}:{number}: not JSON ({error.msg}); write one object a line") from error
+            if not isinstance(value, dict):
+                raise UserError(f"{path}:{number}: a {type(value).__name__}, not an object; write one object a line")
+            yield value
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a file that is there whole or not at all, whenever the process is killed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_jsonl(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Writes JSON lines atomically."""
+    write_atomically(path, "".join(json.dumps(line) + "\n" for line in lines))

@@ -1,0 +1,123 @@
+"""A run's folder: where things are, and which stages are done.
+
+    config.yaml                       everything that the run was given
+    metrics.jsonl, tensorboard/       curves
+    report.html
+    checkpoints/NNN/                  the model after round NNN; 000 is the model as given
+    rounds/NNN/questions.jsonl        what was asked in the round
+    rounds/NNN/traces/think-PPPPP.jsonl, evaluate-PPPPP.jsonl    judged traces, a file a batch, whole or absent
+    rounds/NNN/training.jsonl         the traces that were trained on
+    rounds/NNN/stages.json            the stages that are done, with their seconds and counts
+    rounds/NNN/metrics.json           the round's figures; written last
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from tpt_jax.config import RunConfig, dump_config
+from tpt_jax.errors import UserError
+from tpt_jax.records import JudgedTrace, Question, read_jsonl, write_atomically, write_jsonl
+
+Stage = Literal["think", "prune", "train", "evaluate"]
+Sampling = Literal["think", "evaluate"]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunDir:
+    """A run's folder."""
+
+    path: Path
+
+    @classmethod
+    def open(cls, path: Path, config: RunConfig) -> "RunDir":
+        """Begins a run's folder, or goes on with one that the same config made.
+
+        Raises:
+          UserError: the folder holds a run with another config, or something that is not a run.
+        """
+        text = dump_config(config)
+        written = path / "config.yaml"
+        if written.is_file():
+            if written.read_text(encoding="utf-8") != text:
+                raise UserError(
+                    f"{path}: holds a run with another config ({_first_difference(written, text)}); "
+                    "give another --run_dir, or the config that the folder was made with"
+                )
+        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UserError(f"{path}: is not a run's folder and not empty; give another --run_dir")
+        else:
+            write_atomically(written, text)
+        return cls(path)
+
+    def round_path(self, round_index: int) -> Path:
+        return self.path / "rounds" / f"{round_index:03}"
+
+    def checkpoint(self, round_index: int) -> Path:
+        return self.path / "checkpoints" / f"{round_index:03}"
+
+    @property
+    def metrics_log(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    # Stages.
+
+    def stages(self, round_index: int) -> dict[str, dict[str, Any]]:
+        """What is known of each stage that is done."""
+        path = self.round_path(round_index) / "stages.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    def finish_stage(self, round_index: int, stage: Stage, facts: dict[str, Any]) -> None:
+        stages = {**self.stages(round_index), stage: facts}
+        write_atomically(self.round_path(round_index) / "stages.json", json.dumps(stages, indent=2) + "\n")
+
+    # Traces.
+
+    def finished_parts(self, round_index: int, sampling: Sampling) -> set[int]:
+        """The batches whose judged traces are written."""
+        folder = self.round_path(round_index) / "traces"
+        return {int(path.stem.rpartition("-")[2]) for path in folder.glob(f"{sampling}-*.jsonl")}
+
+    def write_part(self, round_index: int, sampling: Sampling, index: int, judged: Iterable[JudgedTrace]) -> None:
+        path = self.round_path(round_index) / "traces" / f"{sampling}-{index:05}.jsonl"
+        write_jsonl(path, (trace.to_json() for trace in judged))
+
+    def traces(self, round_index: int, sampling: Sampling) -> Iterator[JudgedTrace]:
+        """All judged traces of a round, in the order of the batches."""
+        for path in sorted((self.round_path(round_index) / "traces").glob(f"{sampling}-*.jsonl")):
+            yield from map(JudgedTrace.from_json, read_jsonl(path))
+
+    def write_questions(self, round_index: int, questions: Sequence[Question]) -> None:
+        write_jsonl(self.round_path(round_index) / "questions.jsonl", map(dataclasses.asdict, questions))
+
+    def write_training(self, round_index: int, judged: Iterable[JudgedTrace]) -> None:
+        write_jsonl(self.round_path(round_index) / "training.jsonl", (trace.to_json() for trace in judged))
+
+    def training(self, round_index: int) -> list[JudgedTrace]:
+        """The traces that the round trained on."""
+        path = self.round_path(round_index) / "training.jsonl"
+        return [JudgedTrace.from_json(line) for line in read_jsonl(path)]
+
+    # Metrics.
+
+    def metrics(self, round_index: int) -> dict[str, Any] | None:
+        """The round's figures, None until it is done."""
+        path = self.round_path(round_index) / "metrics.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    def write_metrics(self, round_index: int, metrics: dict[str, Any]) -> None:
+        write_atomically(self.round_path(round_index) / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+
+
+def _first_difference(written: Path, text: str) -> str:
+    ours, theirs = text.splitlines(), written.read_text(encoding="utf-8").splitlines()
+    for mine, other in zip(ours, theirs, strict=False):
+        if mine != other:
+            return f"there {other.strip()!r}, here {mine.strip()!r}"
+    return "one has more keys"

@@ -1,0 +1,66 @@
+"""Optimizers and the learning rate."""
+
+import math
+from typing import Any
+
+import jax
+import optax
+from flax import nnx
+from optax import contrib
+
+from tpt_jax.config import OptimizerConfig
+
+Update = optax.GradientTransformation
+
+
+def make_optimizer(config: OptimizerConfig) -> Update:
+    """An optimizer of learning rate 1: the step scales its update, so that one compiled step serves every schedule."""
+    if config.name == "adamw":
+        move = optax.adamw(
+            1.0, b1=config.beta1, b2=config.beta2, weight_decay=config.weight_decay, mask=_is_decayed
+        )
+    else:
+        move = contrib.muon(
+            1.0,
+            beta=config.beta2,
+            weight_decay=config.weight_decay,
+            weight_decay_mask=_is_decayed,
+            adam_b1=config.beta1,
+            adam_b2=config.beta2,
+            muon_weight_dimension_numbers=_matrix_axes,
+        )
+    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), move)
+
+
+def learning_rate_at(step: int, num_steps: int, config: OptimizerConfig) -> float:
+    """Linear warm-up, then a cosine to zero; as transformers' get_cosine_schedule_with_warmup. step counts from 0."""
+    warmup = math.ceil(config.warmup_fraction * num_steps)
+    if step < warmup:
+        return config.learning_rate * step / max(1, warmup)
+    progress = (step - warmup) / max(1, num_steps - warmup)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _is_decayed(parameters: Any) -> Any:
+    return _by_logical_axes(parameters, lambda axes: "norm" not in axes)
+
+
+def _matrix_axes(parameters: Any) -> Any:
+    """Which axes of each weight are a matrix's input and output; layers are stacked matrices; None: not a matrix."""
+
+    def axes_of(axes: tuple[str | None, ...]) -> contrib.MuonDimensionNumbers | None:
+        if "norm" in axes or "vocab" in axes:
+            return None
+        outputs = tuple(range(2, len(axes))) if axes[1] == "embed" else (len(axes) - 1,)
+        inputs = tuple(axis for axis in range(1, len(axes)) if axis not in outputs)
+        return contrib.MuonDimensionNumbers(inputs, outputs)
+
+    return _by_logical_axes(parameters, axes_of)
+
+
+def _by_logical_axes(parameters: Any, choose: Any) -> Any:
+    return jax.tree.map(
+        lambda weight: weight.replace(choose(weight.get_metadata()["logical_axes"])),
+        parameters,
+        is_leaf=lambda node: isinstance(node, nnx.Variable),
+    )
