@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tpt_jax.mesh import MeshConfig, make_mesh
+from tpt_jax.config import MeshConfig
+from tpt_jax.mesh import make_mesh
 from tpt_jax.models.config import ModelConfig, RopeScaling
 from tpt_jax.models.huggingface import load_config, load_parameters
 from tpt_jax.models.transformer import abstract_parameters

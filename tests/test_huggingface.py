@@ -18,8 +18,9 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
+from tpt_jax.config import MeshConfig
 from tpt_jax.errors import UserError
-from tpt_jax.mesh import MeshConfig, make_mesh
+from tpt_jax.mesh import make_mesh
 from tpt_jax.models.config import ModelConfig
 from tpt_jax.models.huggingface import (
     INDEX_FILE,

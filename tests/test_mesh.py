@@ -9,8 +9,9 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec
 
+from tpt_jax.config import MeshConfig
 from tpt_jax.errors import UserError
-from tpt_jax.mesh import MeshConfig, make_mesh
+from tpt_jax.mesh import make_mesh
 from tpt_jax.models.config import ModelConfig
 from tpt_jax.models.transformer import abstract_parameters
 from tpt_jax.sharding import DECODE_RULES, TRAIN_RULES, Layout, Rules

@@ -27,8 +27,11 @@ class ModelFolder:
     config: ModelConfig
 
     @classmethod
-    def open(cls, name: str | Path) -> "ModelFolder":
+    def open(cls, name: str | Path, source: str | None = None) -> "ModelFolder":
         """The model in a folder, or the one that ships with the package under the name "quickstart".
+
+        Args:
+          source: where to get the model, for those who do not have it.
 
         Raises:
           UserError: the folder is missing or is not a model that the decoder knows.
@@ -37,6 +40,8 @@ class ModelFolder:
             path = Path(str(importlib.resources.files("tpt_jax.quickstart") / "model"))
         else:
             path = Path(name).expanduser()
+        if source is not None and not path.is_dir():
+            raise UserError(f"{path}: no such folder; download {source} there, or set model.path to where you have it")
         return cls(path, load_config(path))
 
     def load(self, layout: Layout) -> nnx.State:

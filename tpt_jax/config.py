@@ -29,10 +29,12 @@ class ModelSource:
 
     Attributes:
       path: a Hugging Face checkpoint folder, a run's checkpoint, or "quickstart" for the one that ships in the package.
+      source: where the model can be had; told to those who do not have it.
       compute_dtype: of sampling and of the forward and backward pass; master weights are fp32 always.
     """
 
     path: str
+    source: str | None = None
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
 
 
@@ -166,9 +168,18 @@ _ADAPTER = pydantic.TypeAdapter(RunConfig)
 def load_config(path: Path, overrides: Mapping[str, str] | None = None) -> RunConfig:
     """Reads a YAML file and lays overrides ("train.optimizer.learning_rate": "1e-5") over it.
 
+    A file may begin from another one: `extends: quickstart.yaml`, a path relative to its own folder.
+
     Raises:
       UserError: a missing file, or the first key that is unknown or whose value does not fit.
     """
+    tree = _read_tree(path)
+    for key, text in (overrides or {}).items():
+        _set(tree, key.split("."), yaml.safe_load(text))
+    return parse_config(tree)
+
+
+def _read_tree(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: no such config file; configs/quickstart.yaml is one to start from")
     try:
@@ -177,9 +188,16 @@ def load_config(path: Path, overrides: Mapping[str, str] | None = None) -> RunCo
         raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path}: must be a mapping of keys to values, as in configs/quickstart.yaml")
-    for key, text in (overrides or {}).items():
-        _set(tree, key.split("."), yaml.safe_load(text))
-    return parse_config(tree)
+    parent = tree.pop("extends", None)
+    return tree if parent is None else _merged(_read_tree(path.parent / str(parent)), tree)
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
 
 
 def parse_config(tree: Mapping[str, Any]) -> RunConfig:

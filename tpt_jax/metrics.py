@@ -116,22 +116,23 @@ def say(text: str) -> None:
 
 
 def round_table(rounds: list[dict[str, Any]]) -> Table:
-    """The rounds so far, for the terminal."""
-    table = Table(title="Rounds")
-    for heading in ("round", "Pass@1", "95%", "Pass@k", "Maj@k", "strict Pass@1", "sampled", "correct", "kept", "seconds"):
+    """The rounds so far, for the terminal; rates in percent."""
+    k = rounds[0]["k"]
+    table = Table()
+    for heading in ("round", "Pass@1", "95%", f"Pass@{k}", "Maj", "strict", "sampled", "correct", "kept", "s"):
         table.add_column(heading, justify="right")
     for metrics in rounds:
         low, high = metrics["intervals"]["pass_at_1"]
         sampled = metrics["num_traces"]
         table.add_row(
             str(metrics["round"]),
-            f"{metrics['pass_at_1']:.1%}",
-            f"{low:.1%} to {high:.1%}",
-            f"{metrics['pass_at_k']:.1%} (k={metrics['k']})",
-            f"{metrics['maj_at_k']:.1%}",
-            f"{metrics['strict_pass_at_1']:.1%}",
+            f"{100 * metrics['pass_at_1']:.1f}",
+            f"{100 * low:.1f}–{100 * high:.1f}",
+            f"{100 * metrics['pass_at_k']:.1f}",
+            f"{100 * metrics['maj_at_k']:.1f}",
+            f"{100 * metrics['strict_pass_at_1']:.1f}",
             str(sampled or "–"),
-            f"{metrics['num_correct'] / sampled:.1%}" if sampled else "–",
+            f"{100 * metrics['num_correct'] / sampled:.1f}" if sampled else "–",
             str(metrics["num_kept"] or "–"),
             f"{sum(metrics['seconds'].values()):.0f}",
         )

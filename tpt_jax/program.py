@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
@@ -81,7 +82,7 @@ class TrainerProgram:
     def step(self, state: TrainState, batch: data.Batch, learning_rate: float) -> tuple[TrainState, StepMetrics]:
         """Dispatches one step; the metrics stay on the device until they are asked for."""
         placed = jax.device_put(batch, self.layout.sharding((None, "batch", None), batch.tokens.shape))
-        rate = jax.device_put(jnp.float32(learning_rate), self.layout.replicated)
+        rate = jax.device_put(np.float32(learning_rate), self.layout.replicated)
         return self.compiled_step(state, placed, rate)
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # For checkpoints without a chat template (base models).
 PLAIN_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}Question: {{ message['content'] }}\n"
-    "Answer:{% else %} {{ message['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
+    "Answer:\n{% else %}{{ message['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
 )
 PROBE = "4 + 3 = 7\n#### 7"
 
@@ -49,8 +49,9 @@ class Prompt:
         self._tokenizer = tokenizer
         self._template = None if tokenizer.chat_template else PLAIN_TEMPLATE
         self.end_of_turn = self._find_end_of_turn()
-        self.stop_ids = tuple(sorted({self.end_of_turn, int(tokenizer.eos_token_id or self.end_of_turn)}))
-        self.pad_id = int(tokenizer.pad_token_id or 0)
+        stops = {self.end_of_turn, tokenizer.eos_token_id} - {None}
+        self.stop_ids: tuple[int, ...] = tuple(sorted(stops))
+        self.pad_id = 0 if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
 
     def prompt_ids(self, question: str) -> tuple[int, ...]:
         """What the sampler continues."""

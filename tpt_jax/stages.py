@@ -58,7 +58,7 @@ def set_up(config: RunConfig, sampling: Sequence[SamplingConfig]) -> Iterator[Se
     """
     compilations = CompilationCounter()
     started = time.monotonic()
-    model = ModelFolder.open(config.model.path)
+    model = ModelFolder.open(config.model.path, config.model.source)
     task = load_task(config.task)
     prompt = load_prompt(model.path, task.instruction)
     prompt.check_contract((*task.train[:CONTRACT_QUESTIONS], *task.test[:CONTRACT_QUESTIONS]))

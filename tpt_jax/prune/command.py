@@ -132,7 +132,7 @@ def _print_summary(judged: list[JudgedTrace], num_kept: int, dropped: dict[str, 
     table.add_row("no answer", str(no_answer), f"{no_answer / len(judged):.1%}", "")
     table.add_row("kept", str(num_kept), f"{num_kept / len(judged):.1%}", "")
     for reason, count in dropped.items():
-        table.add_row(f"  dropped: {reason}", str(count), f"{count / len(judged):.1%}", "")
+        table.add_row(reason, str(count), f"{count / len(judged):.1%}", "")
     console = Console()
     console.print(table)
     console.print(f"{len(judged)} traces of {len(by_question)} questions, {rate:,.0f} verdicts/s", highlight=False)

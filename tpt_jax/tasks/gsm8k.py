@@ -1,7 +1,7 @@
 """GSM8K grade-school word problems (arXiv 2110.14168)."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic.dataclasses import dataclass
 
@@ -19,7 +19,7 @@ class Gsm8kConfig:
 
     Attributes:
       folder: holds train.jsonl and test.jsonl as OpenAI publishes them (github.com/openai/grade-school-math); null:
-        tensorflow-datasets downloads and keeps them.
+        tensorflow-datasets downloads them once.
     """
 
     name: Literal["gsm8k"]
@@ -30,36 +30,43 @@ def load(config: Gsm8kConfig) -> Task:
     """Reads both splits.
 
     Raises:
-      UserError: a file is missing or holds no question with an answer.
+      UserError: they cannot be had, or a question has no final answer.
     """
-    read = _from_tensorflow_datasets if config.folder is None else lambda split: _from_folder(Path(config.folder), split)
-    return Task(config.name, INSTRUCTION, CHECKER, train=read("train"), test=read("test"))
+
+    def questions(split: str) -> tuple[Question, ...]:
+        if config.folder is None:
+            lines, source = _download(split), "tensorflow-datasets gsm8k"
+        else:
+            path = config.folder.expanduser() / f"{split}.jsonl"
+            lines, source = list(read_jsonl(path)) if path.is_file() else _refuse(path), str(path)
+        return tuple(_question(split, index, line, source) for index, line in enumerate(lines))
+
+    return Task(config.name, INSTRUCTION, CHECKER, train=questions("train"), test=questions("test"))
 
 
-def _from_folder(folder: Path, split: str) -> tuple[Question, ...]:
-    path = folder / f"{split}.jsonl"
-    if not path.is_file():
+def _refuse(path: Path) -> list[dict[str, Any]]:
+    raise UserError(
+        f"{path}: no such file; get train.jsonl and test.jsonl from github.com/openai/grade-school-math "
+        "(grade_school_math/data) and set task.folder to where they are"
+    )
+
+
+def _download(split: str) -> list[dict[str, Any]]:
+    import tensorflow_datasets as tfds  # seconds to import: only when it is used
+
+    try:
+        source = tfds.data_source("gsm8k", split=split)
+    except Exception as error:  # of many kinds: no network, a proxy, a full disk
+        reason = str(error).partition("\n")[0]
         raise UserError(
-            f"{path}: no such file; get train.jsonl and test.jsonl from github.com/openai/grade-school-math "
-            "and set task.folder to where they are"
-        )
-    return tuple(_question(index, split, line, str(path)) for index, line in enumerate(read_jsonl(path)))
+            f"task gsm8k: tensorflow-datasets could not download it ({reason}); get train.jsonl and test.jsonl from "
+            "github.com/openai/grade-school-math (grade_school_math/data) and set task.folder to where they are"
+        ) from error
+    return [{key: example[key].decode() for key in ("question", "answer")} for example in source]
 
 
-def _from_tensorflow_datasets(split: str) -> tuple[Question, ...]:
-    import tensorflow_datasets as tfds
-
-    source = tfds.data_source("gsm8k", split=split)
-    text = {key: value for key, value in (("question", "question"), ("answer", "answer"))}
-    lines = ({key: _text(example[name]) for key, name in text.items()} for example in source)
-    return tuple(_question(index, split, line, "tensorflow-datasets gsm8k") for index, line in enumerate(lines))
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode() if isinstance(value, bytes) else value
-
-
-def _question(index: int, split: str, line: dict, source: str) -> Question:
-    if "question" not in line or "####" not in str(line.get("answer")):
-        raise UserError(f"{source}: line {index + 1} needs a question and an answer that ends in '#### number'")
-    return Question(f"gsm8k/{split}/{index}", line["question"], line["answer"].rpartition("####")[2].strip())
+def _question(split: str, index: int, line: dict[str, Any], source: str) -> Question:
+    worked, mark, answer = str(line.get("answer", "")).rpartition("####")
+    if "question" not in line or not mark or not answer.strip():
+        raise UserError(f"{source}: question {index + 1} needs a question, and an answer that ends in '#### number'")
+    return Question(f"gsm8k/{split}/{index}", str(line["question"]), answer.strip())

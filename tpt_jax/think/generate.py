@@ -147,7 +147,7 @@ def _decode_step(
         cache=cache.write(slot, key, value, positions),
         completions=Completions(
             tokens=jax.lax.dynamic_update_slice_in_dim(done.tokens, tokens[:, None], state.num_decoded, axis=1),
-            lengths=done.lengths + going,
+            lengths=done.lengths + going.astype(jnp.int32),
             stopped=done.stopped | _is_stop(tokens, stop_ids),
             logprobs=done.logprobs + jnp.where(going, logprobs, 0.0),
         ),
@@ -157,4 +157,4 @@ def _decode_step(
 
 
 def _is_stop(tokens: Int[Array, " B"], stop_ids: tuple[int, ...]) -> Bool[Array, " B"]:
-    return (tokens[:, None] == jnp.asarray(stop_ids, jnp.int32)).any(axis=-1)
+    return (tokens[:, None] == jnp.asarray(stop_ids, jnp.int32)[None]).any(axis=-1)

@@ -10,5 +10,6 @@ def cross_entropy(
 ) -> Float[Array, ""]:
     """Weighted sum of negative log-likelihoods in nats: a sum, so that batches of unequal counts add up exactly."""
     # A masked sum rather than a gather: it splits over a sharded vocabulary, and its gradient needs no scatter.
-    chosen = jnp.where(jnp.arange(logits.shape[-1]) == targets[..., None], logits, 0.0).sum(axis=-1)
+    vocabulary = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1)
+    chosen = jnp.where(vocabulary == targets[..., None], logits, 0.0).sum(axis=-1)
     return ((jax.nn.logsumexp(logits, axis=-1) - chosen) * weights).sum()

@@ -1,0 +1,82 @@
+"""The prompt's contract, on the quickstart's tokenizer and on templates that break it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tpt_jax.errors import UserError
+from tpt_jax.prompts import PLAIN_TEMPLATE, load_prompt
+from tpt_jax.quickstart.corpus import Text
+from tpt_jax.quickstart.make_base import CHAT_TEMPLATE, write_tokenizer
+from tpt_jax.records import Question
+
+QUESTION = Question("q", "How many apples are 3 apples and 4 apples?", "7")
+
+# As in google/gemma-2-2b-it's tokenizer_config.json: what follows the turn's end is not part of what is trained.
+GEMMA_LIKE = (
+    "{{ bos_token }}{% for message in messages %}{{ '<user>' if message['role'] == 'user' else '<model>' }}\n"
+    "{{ message['content'] | trim }}<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<model>\n{% endif %}"
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_tokenizer(tmp_path, [Text(QUESTION.question, "3 + 4 = 7\n#### 7")])
+    return tmp_path
+
+
+def with_template(folder: Path, template: str | None, **changes: Any) -> Path:
+    path = folder / "tokenizer_config.json"
+    settings = {**json.loads(path.read_text()), "chat_template": template, **changes}
+    path.write_text(json.dumps({key: value for key, value in settings.items() if value is not None}))
+    return folder
+
+
+@pytest.mark.parametrize("template", [CHAT_TEMPLATE, GEMMA_LIKE, None])
+def test_sampler_reads_the_prefix_of_what_training_reads(folder: Path, template: str | None) -> None:
+    prompt = load_prompt(with_template(folder, template), "Think.")
+    prompt.check_contract([QUESTION])
+    completion = prompt.completion_ids("3 + 4 = 7")
+    example = prompt.example(QUESTION.question, completion)
+    ids = prompt.prompt_ids(QUESTION.question)
+    assert example.tokens[: example.num_prompt] == ids
+    assert example.tokens[example.num_prompt :] == (*completion, prompt.end_of_turn)
+    assert ids.count(1) == 1  # <bos>
+    assert prompt.stop_ids == (4,)  # <end_of_turn>
+    assert prompt.text(completion) == "3 + 4 = 7"
+
+
+def test_end_of_turn_is_the_templates_not_eos(folder: Path) -> None:
+    """Gemma's eos_token is <eos>, yet its turns end in <end_of_turn>; either stops the sampler."""
+    prompt = load_prompt(with_template(folder, GEMMA_LIKE, eos_token="<pad>"), "")
+    assert prompt.end_of_turn == 4
+    assert prompt.stop_ids == (0, 4)
+
+
+def test_instruction_is_part_of_every_prompt(folder: Path) -> None:
+    prompt = load_prompt(folder, "Think first.")
+    assert "Think first." in prompt.text(prompt.prompt_ids("Why?"))
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ bos_token }}" + CHAT_TEMPLATE, "BOS 2 times"),
+        (CHAT_TEMPLATE.replace("<end_of_turn>", ""), "no special token follows the answer"),
+        (CHAT_TEMPLATE.replace("{% if add_generation_prompt %}<model>{% endif %}", ""), "not the prefix"),
+    ],
+)
+def test_a_template_that_breaks_the_contract_is_refused(folder: Path, template: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_prompt(with_template(folder, template), "").check_contract([QUESTION])
+
+
+def test_missing_tokenizer_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no tokenizer\.json"):
+        load_prompt(tmp_path, "")
+
+
+def test_plain_template_ends_a_turn_with_eos() -> None:
+    assert PLAIN_TEMPLATE.count("eos_token") == 1
