@@ -33,7 +33,7 @@ class RunDir:
 
     @classmethod
     def open(cls, path: Path, config: RunConfig) -> "RunDir":
-        """Begins a run's folder, or goes on with one that the same config made.
+        """A run's folder to go on with, or one to begin; nothing is written before `begin`.
 
         Raises:
           UserError: the folder holds a run with another config, or something that is not a run.
@@ -48,9 +48,11 @@ class RunDir:
                 )
         elif path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise UserError(f"{path}: is not a run's folder and not empty; give another --run_dir")
-        else:
-            write_atomically(written, text)
         return cls(path)
+
+    def begin(self, config: RunConfig) -> None:
+        """Writes the config, which makes the folder a run's."""
+        write_atomically(self.path / "config.yaml", dump_config(config))
 
     def round_path(self, round_index: int) -> Path:
         return self.path / "rounds" / f"{round_index:03}"

@@ -35,6 +35,7 @@ def run(config: RunConfig, path: Path) -> int:
         trainer = compile_trainer(
             setup.model.config, setup.mesh, compute_dtype=config.model.compute_dtype, train=config.train
         )
+        run_dir.begin(config)
         log = MetricsLog(
             run_dir.metrics_log,
             name=config.name,
@@ -57,6 +58,7 @@ def evaluate_model(config: RunConfig, model: str, path: Path | None) -> int:
         run_dir = RunDir.open(path or Path(stack.enter_context(tempfile.TemporaryDirectory())), config)
         setup = stack.enter_context(set_up(config, (config.evaluate,)))
         asked = setup.task.test[: config.evaluate.num_questions]
+        run_dir.begin(config)
         run_dir.write_questions(0, asked)
         sample_and_judge(setup, run_dir, 0, "evaluate", asked, lambda: setup.load(setup.model))
         figures = dataclasses.asdict(evaluate(list(run_dir.traces(0, "evaluate")), k=config.evaluate.num_samples))

@@ -1,0 +1,188 @@
+"""The loop, end to end, with the model that ships: `tpt run` in processes of its own, some of them killed."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+CONFIG = """
+extends: {root}/configs/quickstart.yaml
+name: small
+task: {{num_train: 48, num_test: 16}}
+num_rounds: 2
+think: {{num_questions: 24, num_samples: 2, batch_size: 16}}
+prune: {{num_workers: 1}}
+train: {{num_epochs: 2, rows: 4}}
+evaluate: {{num_samples: 2, batch_size: 16}}
+"""
+ROOT = Path(__file__).parent.parent
+TPT = (sys.executable, "-m", "tpt_jax.cli")
+
+# One process is killed as soon as each of these is there, in this order: inside and between all stages.
+KILL_POINTS = (
+    "rounds/000/traces/evaluate-00000.jsonl",
+    "rounds/001/traces/think-00001.jsonl",
+    "rounds/001/training.jsonl",
+    "checkpoints/001",
+    "rounds/002/traces/evaluate-00000.jsonl",
+)
+
+
+def environment() -> dict[str, str]:
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    return {name: value for name, value in os.environ.items() if not name.startswith("JAX_NUMPY")} | flags
+
+
+def tpt(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [*TPT, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=240, check=False)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "small.yaml"
+    path.write_text(CONFIG.format(root=ROOT))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    done = tpt("run", "--config", config, "--run_dir", folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def metrics(folder: Path, index: int) -> dict[str, Any]:
+    return json.loads((folder / "rounds" / f"{index:03}" / "metrics.json").read_text())
+
+
+def results(folder: Path) -> list[dict[str, Any]]:
+    """What a run found out, without what depends on the clock and on which process did what."""
+    ignored = ("seconds", "compilations", "tokens")
+    rounds = [metrics(folder, index) for index in range(3)]
+    return [{name: value for name, value in of_round.items() if name not in ignored} for of_round in rounds]
+
+
+def test_a_run_leaves_what_it_promises(finished: Path) -> None:
+    for index in range(3):
+        figures = metrics(finished, index)
+        assert figures["round"] == index
+        assert 0 <= figures["intervals"]["pass_at_1"][0] <= figures["pass_at_1"] <= figures["pass_at_k"] <= 1
+        assert figures["num_questions"] == 16
+        assert set(figures["seconds"]) == {"train", "evaluate", *(["think", "prune"] if index else [])}
+    assert metrics(finished, 0)["pass_at_1"] > 0.2  # the model that ships can do some
+    assert metrics(finished, 1)["num_traces"] == 48
+    assert 0 < metrics(finished, 1)["num_kept"] <= metrics(finished, 1)["num_correct"]
+    assert metrics(finished, 2)["compilations"] == 0
+    phases = [json.loads(line)["phase"] for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert phases.count("round") == 3
+    assert phases.count("train") > 2
+    assert "<html" in (finished / "report.html").read_text()
+    assert list((finished / "tensorboard").iterdir())
+
+
+def test_no_question_is_asked_twice_or_tested_on(finished: Path) -> None:
+    asked = []
+    for index in (1, 2):
+        lines = (finished / "rounds" / f"{index:03}" / "questions.jsonl").read_text().splitlines()
+        asked += [json.loads(line) for line in lines if "/train/" in json.loads(line)["id"]]
+    assert len({question["question"] for question in asked}) == 48
+
+
+def test_training_moved_the_weights_and_export_writes_them(finished: Path, tmp_path: Path) -> None:
+    import torch
+    import transformers
+
+    exported = {}
+    for index in (0, 2):
+        done = tpt("export", "--checkpoint", finished / f"checkpoints/{index:03}", "--output", tmp_path / str(index))
+        assert done.returncode == 0, done.stderr
+        exported[index] = load_file(tmp_path / str(index) / "model.safetensors")
+    shipped = load_file(ROOT / "tpt_jax/quickstart/model/model.safetensors")
+    for name, weight in shipped.items():
+        np.testing.assert_array_equal(exported[0][name], weight)
+    assert any((exported[2][name] != shipped[name]).any() for name in shipped)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "2", dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "2")
+    question = [{"role": "user", "content": "12 + 5 ="}]
+    ids = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=False)
+    out = model.generate(ids, max_new_tokens=20, do_sample=False)
+    assert out[0, -1] == tokenizer.eos_token_id  # it has learnt to stop
+
+
+def test_killed_in_every_stage_it_ends_with_the_same_results(config: Path, finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "killed"
+    for point in KILL_POINTS:
+        command = [*TPT, "run", "--config", str(config), "--run_dir", str(folder)]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment())
+        deadline = time.monotonic() + 120
+        while not (folder / point).exists():
+            assert process.poll() is None, f"ended before {point}"
+            assert time.monotonic() < deadline, f"{point} never came"
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    done = tpt("run", "--config", config, "--run_dir", folder)
+    assert done.returncode == 0, done.stderr
+    assert results(folder) == results(finished)
+    for part in sorted(finished.glob("rounds/*/t*/*.jsonl")):
+        assert (folder / part.relative_to(finished)).read_text() == part.read_text()
+    steps = [
+        [(line["round"], line["phase"], line["step"]) for line in map(json.loads, open(run / "metrics.jsonl"))]  # noqa: SIM115
+        for run in (folder, finished)
+    ]
+    assert sorted(steps[0]) == sorted(steps[1])
+
+
+def test_eval_and_sft(config: Path, finished: Path, tmp_path: Path) -> None:
+    """`tpt sft` on a round's traces, then `tpt eval` of what it wrote."""
+    traces = finished / "rounds/001/training.jsonl"
+    done = tpt("sft", "--config", config, "--model", "quickstart", "--traces", traces, "--output", tmp_path / "sft")
+    assert done.returncode == 0, done.stderr
+    again = tpt("sft", "--config", config, "--model", "quickstart", "--traces", traces, "--output", tmp_path / "sft")
+    assert again.returncode == 2
+    done = tpt("eval", "--config", config, "--model", tmp_path / "sft")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["num_questions"] == 16
+
+
+def test_mistakes_are_one_line_and_change_nothing(config: Path, finished: Path, tmp_path: Path) -> None:
+    """Those that are found before JAX starts; the rest is tested where it is decided."""
+    before = (finished / "config.yaml").read_text()
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    other = tmp_path / "other"
+    shutil.copytree(ROOT / "tpt_jax/quickstart/model", other)
+    (other / "tokenizer.json").unlink()
+    cases = {
+        ("run", "--config", config, "--run_dir", finished, "--seed", "7"): "holds a run with another config",
+        ("run", "--config", config, "--run_dir", ROOT): "is not a run's folder",
+        ("run", "--config", config, "--run_dir", tmp_path / "a", "--model.path", empty): "has no config.json",
+        ("run", "--config", config, "--run_dir", tmp_path / "b", "--model.path", other): "no tokenizer.json",
+        ("run", "--config", config, "--run_dir", tmp_path / "c", "--mesh.data", "3"): "does not divide",
+        ("run", "--config", tmp_path / "none.yaml"): "no such config file",
+        ("report", empty): "is not a run's folder",
+    }
+    for arguments, message in cases.items():
+        done = tpt(*arguments)
+        assert done.returncode == 2, (arguments, done.stderr)
+        assert message in done.stderr
+        assert len(done.stderr.strip().splitlines()) <= 2, done.stderr  # one line, and the one that names the run
+    assert (finished / "config.yaml").read_text() == before
+
+
+def test_help_is_quick_and_needs_no_jax() -> None:
+    started = time.monotonic()
+    assert tpt("--help").returncode == 0
+    assert time.monotonic() - started < 2.0  # half a second where nothing else runs

@@ -1,0 +1,244 @@
+"""Answers, checker processes, selection and `tpt prune`."""
+
+import argparse
+import json
+import os
+import random
+import re
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tpt_jax.errors import UserError
+from tpt_jax.prune import command
+from tpt_jax.prune.answers import canonical, extract, parse_number
+from tpt_jax.prune.checkers import check_numeric, get_checker
+from tpt_jax.prune.pool import CheckerPool
+from tpt_jax.prune.select import select
+from tpt_jax.records import JudgedTrace, Question, Trace, Verdict, read_jsonl
+
+SHARED = Path(__file__).parents[2] / "shared"
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="measured data is not beside the checkout")
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer", "correct", "strict"),
+    [
+        ("6 * 3 = 18\n#### 18", "18", True, True),
+        ("#### 1,234", "1234", True, True),
+        ("#### $18", "18", True, False),
+        ("**#### 18**", "18", True, True),
+        ("#### Answer: $18", "18", True, False),
+        ("#### **: $18.00", "18", True, False),
+        ("#### 18.00", "18", True, True),
+        ("#### 4 * 5 = 20", "20", True, False),
+        (r"so it is \boxed{276{,}000}.", "276000", True, False),
+        (r"\boxed{\frac{1}{2}}", "0.5", True, False),
+        (r"**The answer is:** \$1,30,000", "130000", True, False),
+        ("The final answer is -5 degrees.", "-5", True, False),
+        ("She has 2 1/2 pies", "2.5", True, False),
+        ("he sold 5 and kept 7 apples.", "7", True, False),
+        ("#### 17", "18", False, False),
+        ("#### 18\nor rather\n#### 17", "18", False, False),
+        ("10-5", "-5", False, False),
+        ("", "18", False, False),
+        ("####", "18", False, False),
+        ("nothing here", "18", False, False),
+        ("9**9**9", "18", False, False),
+        ("1" * 100_000, "18", False, False),
+        ("1e999999999", "18", False, False),
+        ("{" * 100_000 + "\0\ud800 18", "18", True, False),
+        ("1/0", "18", False, False),
+    ],
+)
+def test_verdicts(completion: str, answer: str, correct: bool, strict: bool) -> None:
+    verdict = check_numeric(answer, completion)
+    assert (verdict.correct, verdict.strict) == (correct, strict)
+
+
+@given(st.fractions(max_denominator=10**6), st.sampled_from(["#### {}", "The answer is {}.", "\\boxed{{{}}}"]))
+def test_a_written_number_is_read_back(value: Fraction, form: str) -> None:
+    if len(canonical(value)) < 40:
+        assert extract("1 + 1 = 2\n" + form.format(canonical(value))) == value
+
+
+@given(st.text(max_size=200), st.integers(-(10**6), 10**6))
+def test_no_text_crashes_the_checker_and_strict_implies_correct(completion: str, answer: int) -> None:
+    verdict = check_numeric(str(answer), completion)
+    assert not verdict.correct or verdict.extracted is not None
+    assert not verdict.correct or str(abs(answer)) in re.sub(r"\D", "", completion) or "/" in completion
+
+
+def test_a_ten_megabyte_trace_is_quick() -> None:
+    for text in ("1,222" * 2_000_000, "- $ " * 2_500_000, "#### " * 2_000_000, "\\frac{" * 1_500_000):
+        started = time.monotonic()
+        check_numeric("18", text)
+        assert time.monotonic() - started < 1.0
+
+
+def test_number_forms() -> None:
+    assert parse_number("$1,234.50") == Fraction("1234.5")
+    assert parse_number("50%") == 50
+    assert parse_number("no number") is None
+
+
+def test_an_unreadable_reference_is_never_correct() -> None:
+    verdict = check_numeric("", "#### 18")
+    assert not verdict.correct
+    assert verdict.reason == "unreadable reference answer"
+
+
+@needs_shared
+def test_agrees_with_openai_on_2638_solutions() -> None:
+    lines = list(read_jsonl(SHARED / "gsm8k" / "model_solutions_6b.jsonl"))
+    verdicts = [check_numeric(line["ground_truth"].rpartition("A:")[2], line["solution"]) for line in lines]
+    assert [verdict.correct for verdict in verdicts] == [line["is_correct"] for line in lines]
+    assert len(lines) == 2638
+
+
+# Checker processes.
+
+
+def hanging_checker(answer: str, completion: str) -> Verdict:
+    if completion == "hang":
+        while True:
+            pass
+    if completion == "die":
+        os._exit(1)
+    if completion == "raise":
+        raise ValueError(completion)
+    return check_numeric(answer, completion)
+
+
+def pairs(*completions: str) -> list[tuple[Question, Trace]]:
+    return [(Question("q", "?", "7"), Trace("q", sample, text)) for sample, text in enumerate(completions)]
+
+
+def test_a_hanging_or_dying_checker_costs_one_trace_only() -> None:
+    started = time.monotonic()
+    with CheckerPool(f"{__name__}:hanging_checker", 2, seconds_per_trace=0.5) as pool:
+        verdicts = pool.judge(pairs("7", "hang", "7", "die", "8", "raise", "7"))
+    assert [verdict.correct for verdict in verdicts] == [True, False, True, False, False, False, True]
+    reasons = [verdict.reason for verdict in verdicts]
+    assert reasons == ["", "time limit", "", "checker died", "", "checker raised ValueError", ""]
+    assert time.monotonic() - started < 20
+
+
+def test_verdicts_come_in_the_order_given() -> None:
+    numbers = [str(random.Random(0).randint(0, 9)) for _ in range(1000)]
+    with CheckerPool("numeric", 2, seconds_per_trace=5.0) as pool:
+        futures = [pool.submit_batch(pairs(*numbers[start : start + 300])) for start in range(0, 1000, 300)]
+        verdicts = [verdict for future in futures for verdict in future.result()]
+        assert pool.judge([]) == []
+    assert [verdict.extracted for verdict in verdicts] == numbers
+
+
+def test_an_unknown_checker_is_named() -> None:
+    with pytest.raises(UserError, match="did you mean numeric"):
+        get_checker("numerik")
+
+
+# Selection.
+
+JUDGED = st.lists(
+    st.builds(
+        JudgedTrace,
+        st.builds(
+            Trace,
+            id=st.sampled_from("abc"),
+            sample=st.integers(0, 99),
+            completion=st.sampled_from(["x", "y", "z"]),
+            finish_reason=st.sampled_from(["stop", "length"]),
+        ),
+        st.sampled_from([Verdict("1", True, True), Verdict("1", False, True), Verdict("2", False, False)]),
+    ),
+    unique_by=lambda judged: (judged.trace.id, judged.trace.sample),
+    max_size=40,
+)
+
+
+@given(JUDGED, st.integers(1, 3), st.integers(1, 5), st.integers(0, 3), st.randoms())
+def test_selection(judged: list[JudgedTrace], of_each: int, in_all: int, seed: int, order: random.Random) -> None:
+    selection = select(judged, max_per_question=of_each, max_traces=in_all, seed=seed, use="correct")
+    kept = [trace.trace for trace in selection.kept]
+    wanted = {
+        (trace.trace.id, trace.trace.completion)
+        for trace in judged
+        if trace.verdict.correct and trace.trace.finish_reason == "stop"
+    }
+    texts = [(trace.id, trace.completion) for trace in kept]
+    assert len(texts) == len(set(texts))
+    assert set(texts) <= wanted
+    by_question = {name: sum(other == name for other, _ in wanted) for name in "abc"}
+    assert len(kept) == min(in_all, sum(min(of_each, count) for count in by_question.values()))
+    assert len(kept) + sum(selection.num_dropped.values()) == len(judged)
+    shuffled = judged[:]
+    order.shuffle(shuffled)
+    assert select(shuffled, max_per_question=of_each, max_traces=in_all, seed=seed, use="correct") == selection
+
+
+def test_the_control_keeps_right_and_wrong_alike() -> None:
+    judged = [JudgedTrace(Trace("a", sample, str(sample)), Verdict("1", False, sample > 1)) for sample in range(4)]
+    assert len(select(judged, max_per_question=9, max_traces=None, seed=0, use="any").kept) == 4
+    assert len(select(judged, max_per_question=9, max_traces=None, seed=0, use="correct").kept) == 2
+    assert len(select(judged, max_per_question=9, max_traces=None, seed=0, use="strict").kept) == 0
+
+
+# The verb.
+
+
+def prune(folder: Path, questions: object, traces: str, *more: str) -> list[dict]:
+    (folder / "questions.json").write_text(json.dumps(questions))
+    (folder / "traces.jsonl").write_text(traces)
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    paths = ("--questions", f"{folder}/questions.json", "--traces", f"{folder}/traces.jsonl", "--output", f"{folder}/out.jsonl")
+    assert command.main(parser.parse_args(["--task", "gsm8k", *paths, *more])) == 0
+    return list(read_jsonl(folder / "out.jsonl"))
+
+
+QUESTIONS = [{"id": 3, "question": "?", "answer": "1 + 6 = 7\n#### 7"}, {"id": 4, "question": "?", "answer": "8"}]
+
+
+def test_prune_adds_verdicts_to_the_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [{"id": 3, "sample": 0, "trace": "#### 7"}, {"id": 3, "sample": 1, "trace": "so $7"}, {"id": 4, "trace": "9"}]
+    out = prune(tmp_path, QUESTIONS, "\n".join(map(json.dumps, lines)), "--max_per_question", "1", "--num_workers", "1")
+    assert [(line["correct"], line["strict"]) for line in out] == [(True, True), (True, False), (False, False)]
+    assert sum(line["kept"] for line in out) == 1
+    assert out[2]["trace"] == "9"
+    assert "2 questions" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("questions", "traces", "message"),
+    [
+        (QUESTIONS, '{"id": 5, "trace": "x"}', "trace 1 has the id '5'"),
+        (QUESTIONS, '{"id": 3}', 'trace 1 lacks a text under "completion"'),
+        (QUESTIONS, '{"id": 3, "trace"', r"traces\.jsonl:1: not JSON"),
+        (QUESTIONS, "", "holds no traces"),
+        (QUESTIONS * 2, '{"id": 3, "trace": "x"}', "question 3 has the id '3' of an earlier one"),
+        ([{"id": 3, "question": "?"}], '{"id": 3, "trace": "x"}', 'question 1 lacks "answer"'),
+        ([], '{"id": 3, "trace": "x"}', "holds no questions"),
+    ],
+)
+def test_mistakes_are_named_and_nothing_is_written(tmp_path: Path, questions: object, traces: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        prune(tmp_path, questions, traces)
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+@needs_shared
+def test_real_gemma_traces(tmp_path: Path) -> None:
+    """The public regular expression and string equality call 42% right; 63% are."""
+    questions = json.loads((SHARED / "gemma2_traces" / "questions.json").read_text())
+    out = prune(tmp_path, questions, (SHARED / "gemma2_traces" / "traces.jsonl").read_text())
+    answers = {question["id"]: question["answer"] for question in questions}
+    found = [re.search(r"####\s*(-?[\d.,]+)", line["trace"]) for line in out]
+    public = [match is not None and match.group(1) == answers[line["id"]] for match, line in zip(found, out, strict=True)]
+    assert len(out) == 2500
+    assert sum(public) / 2500 == pytest.approx(0.42, abs=0.005)
+    assert sum(line["correct"] for line in out) / 2500 == pytest.approx(0.63, abs=0.005)
