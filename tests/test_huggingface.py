@@ -169,7 +169,7 @@ def test_an_earlier_export_leaves_nothing_behind(twins: Twins, tmp_path: Path) -
     [
         ({"dtype": "float32"}, {"dtype": "bfloat16"}),
         ({"torch_dtype": "float32"}, {"torch_dtype": "bfloat16"}),
-        ({"torch_dtype": "float16", "dtype": "float16"}, {"dtype": "bfloat16"}),
+        ({"torch_dtype": "float16", "dtype": "float16"}, {"torch_dtype": "bfloat16", "dtype": "bfloat16"}),
         ({}, {"dtype": "bfloat16"}),
     ],
 )

@@ -26,7 +26,17 @@ ROOMS = (
     ("verbs",),
     ("cli",),
 )
-WITHOUT_JAX = ("errors", "records", "config", "tasks", "prune.command", "prune.pool", "evaluate", "cli", "report.command")
+WITHOUT_JAX = (
+    "errors",
+    "records",
+    "config",
+    "tasks",
+    "prune.command",
+    "prune.pool",
+    "evaluate",
+    "cli",
+    "report.command",
+)
 
 
 def module_name(path: Path) -> str:
@@ -71,5 +81,7 @@ def test_no_import_goes_up(module: str) -> None:
 
 
 def test_light_modules_import_no_jax() -> None:
-    program = f"import sys; import {', '.join(f'tpt_jax.{name}' for name in WITHOUT_JAX)}; sys.exit('jax' in sys.modules)"
+    program = (
+        f"import sys; import {', '.join(f'tpt_jax.{name}' for name in WITHOUT_JAX)}; sys.exit('jax' in sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", program], check=True)

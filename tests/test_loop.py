@@ -113,7 +113,7 @@ def test_training_moved_the_weights_and_export_writes_them(finished: Path, tmp_p
     for name, weight in shipped.items():
         np.testing.assert_array_equal(exported[0][name], weight)
     assert any((exported[2][name] != shipped[name]).any() for name in shipped)
-    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "2", dtype=torch.float32)
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "2", dtype=torch.float32)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "2")
     question = [{"role": "user", "content": "12 + 5 ="}]
     ids = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=False)

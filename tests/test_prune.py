@@ -196,7 +196,14 @@ def prune(folder: Path, questions: object, traces: str, *more: str) -> list[dict
     (folder / "traces.jsonl").write_text(traces)
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
-    paths = ("--questions", f"{folder}/questions.json", "--traces", f"{folder}/traces.jsonl", "--output", f"{folder}/out.jsonl")
+    paths = (
+        "--questions",
+        f"{folder}/questions.json",
+        "--traces",
+        f"{folder}/traces.jsonl",
+        "--output",
+        f"{folder}/out.jsonl",
+    )
     assert command.main(parser.parse_args(["--task", "gsm8k", *paths, *more])) == 0
     return list(read_jsonl(folder / "out.jsonl"))
 
@@ -205,7 +212,11 @@ QUESTIONS = [{"id": 3, "question": "?", "answer": "1 + 6 = 7\n#### 7"}, {"id": 4
 
 
 def test_prune_adds_verdicts_to_the_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    lines = [{"id": 3, "sample": 0, "trace": "#### 7"}, {"id": 3, "sample": 1, "trace": "so $7"}, {"id": 4, "trace": "9"}]
+    lines = [
+        {"id": 3, "sample": 0, "trace": "#### 7"},
+        {"id": 3, "sample": 1, "trace": "so $7"},
+        {"id": 4, "trace": "9"},
+    ]
     out = prune(tmp_path, QUESTIONS, "\n".join(map(json.dumps, lines)), "--max_per_question", "1", "--num_workers", "1")
     assert [(line["correct"], line["strict"]) for line in out] == [(True, True), (True, False), (False, False)]
     assert sum(line["kept"] for line in out) == 1
@@ -225,7 +236,9 @@ def test_prune_adds_verdicts_to_the_lines(tmp_path: Path, capsys: pytest.Capture
         ([], '{"id": 3, "trace": "x"}', "holds no questions"),
     ],
 )
-def test_mistakes_are_named_and_nothing_is_written(tmp_path: Path, questions: object, traces: str, message: str) -> None:
+def test_mistakes_are_named_and_nothing_is_written(
+    tmp_path: Path, questions: object, traces: str, message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         prune(tmp_path, questions, traces)
     assert not (tmp_path / "out.jsonl").exists()
@@ -238,7 +251,9 @@ def test_real_gemma_traces(tmp_path: Path) -> None:
     out = prune(tmp_path, questions, (SHARED / "gemma2_traces" / "traces.jsonl").read_text())
     answers = {question["id"]: question["answer"] for question in questions}
     found = [re.search(r"####\s*(-?[\d.,]+)", line["trace"]) for line in out]
-    public = [match is not None and match.group(1) == answers[line["id"]] for match, line in zip(found, out, strict=True)]
+    public = [
+        match is not None and match.group(1) == answers[line["id"]] for match, line in zip(found, out, strict=True)
+    ]
     assert len(out) == 2500
     assert sum(public) / 2500 == pytest.approx(0.42, abs=0.005)
     assert sum(line["correct"] for line in out) / 2500 == pytest.approx(0.63, abs=0.005)

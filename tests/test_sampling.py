@@ -31,7 +31,11 @@ def compiled(config: ModelConfig, mesh: Any, shape: BatchShape = SHAPE) -> Sampl
 
 
 def sample(
-    program: SamplerProgram, parameters: nnx.State, prompts: Sequence[tuple[int, ...]], temperature: float, seed: int = 0
+    program: SamplerProgram,
+    parameters: nnx.State,
+    prompts: Sequence[tuple[int, ...]],
+    temperature: float,
+    seed: int = 0,
 ) -> Completions:
     """Completions of prompts, each of which is a question of its own."""
     (shape,) = program.generate
@@ -40,14 +44,15 @@ def sample(
     for row, prompt in enumerate(prompts):
         padded[row, -len(prompt) :] = prompt
         lengths[row], numbers[row] = len(prompt), question_number(str(prompt))
-    request = Request(
-        prompts=padded,  # pyright: ignore[reportArgumentType]
-        prompt_lengths=lengths,  # pyright: ignore[reportArgumentType]
-        questions=numbers,  # pyright: ignore[reportArgumentType]
-        seed=np.uint32(seed),  # pyright: ignore[reportArgumentType]
-        round_index=np.uint32(1),  # pyright: ignore[reportArgumentType]
-        temperature=np.float32(temperature),  # pyright: ignore[reportArgumentType]
-    )
+    arrays: dict[str, Any] = {
+        "prompts": padded,
+        "prompt_lengths": lengths,
+        "questions": numbers,
+        "seed": np.uint32(seed),
+        "round_index": np.uint32(1),
+        "temperature": np.float32(temperature),
+    }
+    request = Request(**arrays)
     done = program.generate[shape](program.relayout(parameters), program.place(request))
     return jax.tree.map(np.asarray, done)
 
@@ -86,7 +91,11 @@ def test_logprobs_are_those_of_the_full_forward(twins: Twins) -> None:
     for row, trace in enumerate(traces(done)):
         whole = np.asarray([[*PROMPTS[row // 2], *trace]])
         logits = twins.expected_logits(whole)[0, :-1].astype(np.float64)
-        scores = logits - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True)) - logits.max(-1, keepdims=True)
+        scores = (
+            logits
+            - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True))
+            - logits.max(-1, keepdims=True)
+        )
         expected = sum(scores[len(PROMPTS[row // 2]) - 1 + step, token] for step, token in enumerate(trace))
         assert done.logprobs[row] == pytest.approx(expected, rel=1e-3, abs=2e-5)  # fp32 logits of up to 30
 

@@ -48,7 +48,7 @@ def fit_losses(program: TrainerProgram, parameters: nnx.State, config: TrainConf
 
 
 def torch_losses(model: Any, batches: list[Batch], config: OptimizerConfig) -> list[float]:
-    """The same steps as the textbook has them: every packed segment a sequence of its own, torch's AdamW and clipping."""
+    """The same steps as a textbook has them: each packed segment a sequence of its own, torch's AdamW and clipping."""
     import torch
     import transformers
 
@@ -126,17 +126,17 @@ def test_muon_orthogonalises_each_layer_on_its_own(layout: Any) -> None:
 
     from tpt_jax.train.optimizer import make_optimizer
 
-    parameters = initialize_parameters(TINY["llama"], layout, seed=0)
-    gradients = initialize_parameters(TINY["llama"], layout, seed=1)
+    parameters: Any = initialize_parameters(TINY["llama"], layout, seed=0)
+    gradients: Any = initialize_parameters(TINY["llama"], layout, seed=1)
     optimizer = make_optimizer(OptimizerConfig(name="muon", max_grad_norm=1e9))
-    updates, _ = jax.jit(optimizer.update)(gradients, optimizer.init(parameters), parameters)
+    updates: Any = jax.jit(optimizer.update)(gradients, optimizer.init(parameters), parameters)[0]
     alone = contrib.muon(1.0, beta=0.95)
-    layer, flat = 1, {"w": (32, 64)}
-    gradient = {name: gradients["layers"]["query"][...][layer].reshape(shape) for name, shape in flat.items()}
-    weight = {name: parameters["layers"]["query"][...][layer].reshape(shape) for name, shape in flat.items()}
-    expected, _ = alone.update(gradient, alone.init(weight), weight)
-    got = updates["layers"]["query"][...][layer].reshape(32, 64)
-    np.testing.assert_allclose(got, expected["w"], rtol=1e-4, atol=1e-5)
+
+    def second_layer(state: Any) -> dict[str, jax.Array]:
+        return {"query": state["layers"]["query"][...][1].reshape(32, 64)}
+
+    expected: Any = alone.update(second_layer(gradients), alone.init(second_layer(parameters)))[0]
+    np.testing.assert_allclose(second_layer(updates)["query"], expected["query"], rtol=1e-4, atol=1e-5)
 
 
 def test_learning_rate_is_that_of_transformers() -> None:

@@ -1,4 +1,4 @@
-"""A run's checkpoints: parameters in orbax format, with the config and tokenizer that a model folder has beside them."""
+"""A run's checkpoints: parameters in orbax format, beside them the config and tokenizer of a model folder."""
 
 import dataclasses
 import importlib.resources
@@ -58,7 +58,9 @@ class ModelFolder:
             with ocp.StandardCheckpointer() as checkpointer:
                 restored = checkpointer.restore(stored, nnx.to_pure_dict(abstract))
         except (ValueError, FileNotFoundError, KeyError) as error:
-            raise UserError(f"{self.path}: cannot be restored ({str(error).splitlines()[0]}); use another checkpoint") from error
+            raise UserError(
+                f"{self.path}: cannot be restored ({str(error).splitlines()[0]}); use another checkpoint"
+            ) from error
         nnx.replace_by_pure_dict(abstract, restored)
         return abstract
 

@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import pydantic
 import yaml
@@ -98,8 +98,8 @@ class OptimizerConfig:
     """How weights move.
 
     Attributes:
-      name: adamw (Loshchilov and Hutter, arXiv 1711.05101), or muon (Jordan 2024; matrices are orthogonalised, the other
-        weights move by adamw).
+      name: adamw (Loshchilov and Hutter, arXiv 1711.05101), or muon (Jordan 2024; matrices are orthogonalised, the
+        other weights move by adamw).
       learning_rate: at the end of the warm-up.
       warmup_fraction: of all steps; the rate rises linearly from 0, then falls to 0 as a cosine.
       weight_decay: decoupled; not on norms.
@@ -269,11 +269,10 @@ def _known_keys(path: Sequence[str], location: Sequence[Any]) -> list[str]:
         fields = {field.name: field.type for field in dataclasses.fields(cls)}
         cls = fields[key]
         if key == "task":
-            members = {member.__name__: member for member in TaskConfig.__args__}
-            by_name = {_literal_name(member): member for member in members.values()}
+            by_name = {_literal_name(member): member for member in get_args(TaskConfig)}
             cls = by_name[location[1]]
     return [field.name for field in dataclasses.fields(cls)]
 
 
 def _literal_name(config: type) -> str:
-    return next(field for field in dataclasses.fields(config) if field.name == "name").type.__args__[0]
+    return get_args(config.__annotations__["name"])[0]

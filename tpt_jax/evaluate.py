@@ -47,7 +47,7 @@ def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
 
 
 def maj_at_k(traces: Sequence[JudgedTrace]) -> float:
-    """The chance that the answer with most votes is right, ties broken at random; a trace without an answer has no vote."""
+    """The chance that the answer with most votes is right, ties broken at random; no answer is no vote."""
     votes = collections.Counter(judged.verdict.extracted for judged in traces if judged.verdict.extracted is not None)
     right = {judged.verdict.extracted for judged in traces if judged.verdict.correct}
     most = max(votes.values(), default=0)
@@ -58,8 +58,8 @@ def maj_at_k(traces: Sequence[JudgedTrace]) -> float:
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     """A 95% interval for the mean, by its standard error.
 
-    Questions are the independent unit: samples of one question share its difficulty, so a rate over all traces would seem
-    more certain than it is (Miller 2024, arXiv 2411.00640, section 2.2). A single value gives the widest interval there is.
+    Questions are the independent unit: samples of one question share its difficulty, so a rate over all traces would
+    seem more certain than it is (Miller 2024, arXiv 2411.00640, section 2.2). A single value gives the widest interval.
     """
     if len(values) < 2:
         return 0.0, 1.0

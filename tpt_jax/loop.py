@@ -58,7 +58,7 @@ class Loop:
 
     @contextlib.contextmanager
     def _stage(self, index: int, stage: Stage) -> Iterator[dict[str, Any]]:
-        """Times a stage; its seconds, and what the body puts into the yielded facts, say in the folder that it is done."""
+        """Times a stage; its seconds and the facts that the body yields say in the folder that it is done."""
         started = time.monotonic()
         facts: dict[str, Any] = {}
         yield facts
@@ -189,7 +189,9 @@ class Loop:
         pruned |= {name: fact for name, fact in stages.get("prune", {}).items() if name != "seconds"}
         return {
             "round": index,
-            **dataclasses.asdict(evaluate(list(self._dir.traces(index, "evaluate")), k=self._config.evaluate.num_samples)),
+            **dataclasses.asdict(
+                evaluate(list(self._dir.traces(index, "evaluate")), k=self._config.evaluate.num_samples)
+            ),
             **pruned,
             "seconds": {name: facts["seconds"] for name, facts in stages.items()},
             "tokens": {name: facts["tokens"] for name, facts in stages.items() if "tokens" in facts},

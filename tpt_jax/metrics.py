@@ -56,7 +56,7 @@ class MetricsLog:
 
 def _start_wandb(project: str, name: str, folder: Path) -> Any:
     try:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError(f"wandb_project ({project}) needs wandb; run: pip install 'tpt_jax[wandb]'") from error
     return wandb.init(project=project, name=name, dir=str(folder), id=name.replace("/", "-"), resume="allow")

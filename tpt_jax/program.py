@@ -36,10 +36,10 @@ class CompilationCounter:
         self.seconds = 0.0
         jax.monitoring.register_event_duration_secs_listener(self._on_event)
 
-    def _on_event(self, event: str, duration: float, **_: Any) -> None:
+    def _on_event(self, event: str, duration_secs: float, **_: Any) -> None:
         if event == BACKEND_COMPILE_EVENT:
             self.count += 1
-            self.seconds += duration
+            self.seconds += duration_secs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,25 +189,26 @@ def _with_shardings(shapes: Any, shardings: Any) -> Any:
 def _abstract_batch(shape: data.BatchShape, layout: Layout) -> data.Batch:
     dims = (shape.micro_batches, shape.rows, shape.sequence_length)
     sharding = layout.sharding((None, "batch", None), dims)
-    whole = jax.ShapeDtypeStruct(dims, jnp.int32, sharding=sharding)
-    weights = jax.ShapeDtypeStruct(dims, jnp.float32, sharding=sharding)
-    return data.Batch(tokens=whole, targets=whole, loss_weights=weights, positions=whole, segment_ids=whole)  # pyright: ignore
+    names = [field.name for field in dataclasses.fields(data.Batch)]
+    arrays: dict[str, Any] = {name: jax.ShapeDtypeStruct(dims, jnp.int32, sharding=sharding) for name in names}
+    return data.Batch(**{**arrays, "loss_weights": jax.ShapeDtypeStruct(dims, jnp.float32, sharding=sharding)})
 
 
 def _abstract_request(shape: think.BatchShape, layout: Layout) -> think.Request:
-    prompts, rows = (shape.num_prompts, shape.max_prompt_tokens), (shape.num_prompts,)
-    request = think.Request(
-        prompts=jax.ShapeDtypeStruct(prompts, jnp.int32),  # pyright: ignore
-        prompt_lengths=jax.ShapeDtypeStruct(rows, jnp.int32),  # pyright: ignore
-        questions=jax.ShapeDtypeStruct(rows, jnp.uint32),  # pyright: ignore
-        seed=jax.ShapeDtypeStruct((), jnp.uint32),  # pyright: ignore
-        round_index=jax.ShapeDtypeStruct((), jnp.uint32),  # pyright: ignore
-        temperature=jax.ShapeDtypeStruct((), jnp.float32),  # pyright: ignore
-    )
+    arrays: dict[str, Any] = {
+        "prompts": jax.ShapeDtypeStruct((shape.num_prompts, shape.max_prompt_tokens), jnp.int32),
+        "prompt_lengths": jax.ShapeDtypeStruct((shape.num_prompts,), jnp.int32),
+        "questions": jax.ShapeDtypeStruct((shape.num_prompts,), jnp.uint32),
+        "seed": jax.ShapeDtypeStruct((), jnp.uint32),
+        "round_index": jax.ShapeDtypeStruct((), jnp.uint32),
+        "temperature": jax.ShapeDtypeStruct((), jnp.float32),
+    }
+    request = think.Request(**arrays)
     return _with_shardings(request, _request_shardings(layout, request))
 
 
 def _request_shardings(layout: Layout, request: think.Request) -> think.Request:
     return jax.tree.map(
-        lambda leaf: layout.sharding(("batch", None)[: leaf.ndim], leaf.shape) if leaf.ndim else layout.replicated, request
+        lambda leaf: layout.sharding(("batch", None)[: leaf.ndim], leaf.shape) if leaf.ndim else layout.replicated,
+        request,
     )

@@ -1,14 +1,14 @@
 """The one prompt: what the sampler reads is exactly the start of what training reads.
 
-    <bos><start_of_turn>user\\nHow many ...?<end_of_turn>\\n<start_of_turn>model\\n 4 + 3 = 7\\n#### 7 <end_of_turn>
-    |------------------------------ prompt ------------------------------------|--- completion ---|-- stop ----|
-    loss on:                                                                      ^^^^^^^^^^^^^^^^  ^^^^^^^^^^^
+<bos><start_of_turn>user\\nHow many ...?<end_of_turn>\\n<start_of_turn>model\\n 4 + 3 = 7\\n#### 7 <end_of_turn>
+|------------------------------ prompt ------------------------------------|--- completion ---|-- stop ----|
+loss on:                                                                      ^^^^^^^^^^^^^^^^  ^^^^^^^^^^^
 """
 
 import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tpt_jax.errors import UserError
 from tpt_jax.records import Question
@@ -49,9 +49,10 @@ class Prompt:
         self._tokenizer = tokenizer
         self._template = None if tokenizer.chat_template else PLAIN_TEMPLATE
         self.end_of_turn = self._find_end_of_turn()
-        stops = {self.end_of_turn, tokenizer.eos_token_id} - {None}
-        self.stop_ids: tuple[int, ...] = tuple(sorted(stops))
-        self.pad_id = 0 if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
+        eos: Any = tokenizer.eos_token_id
+        pad: Any = tokenizer.pad_token_id
+        self.stop_ids: tuple[int, ...] = tuple(sorted({self.end_of_turn, eos} - {None}))
+        self.pad_id: int = 0 if pad is None else pad
 
     def prompt_ids(self, question: str) -> tuple[int, ...]:
         """What the sampler continues."""
@@ -67,7 +68,9 @@ class Prompt:
         return Example(tokens=(*prompt, *completion_ids, self.end_of_turn), num_prompt=len(prompt))
 
     def text(self, token_ids: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        return str(
+            self._tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        )
 
     def check_contract(self, questions: Iterable[Question]) -> None:
         """Compares sampler's prompt and training example with the chat template's own rendering, token by token.
@@ -75,20 +78,20 @@ class Prompt:
         Raises:
           UserError: they differ, or BOS does not stand exactly once.
         """
-        bos = self._tokenizer.bos_token_id
+        bos: Any = self._tokenizer.bos_token_id
         for question in questions:
             prompt = self.prompt_ids(question.question)
-            if bos is not None and prompt.count(int(bos)) != 1:
+            if bos is not None and prompt.count(bos) != 1:
                 raise UserError(
-                    f"chat template: the prompt of question {question.id!r} has BOS {prompt.count(int(bos))} times; "
+                    f"chat template: the prompt of question {question.id!r} has BOS {prompt.count(bos)} times; "
                     "give a tokenizer whose chat template writes it once"
                 )
             example = self.example(question.question, self.completion_ids(PROBE)).tokens
             rendered = self._encode(self._render(question.question, PROBE))
             if rendered[: len(example)] != example:
                 raise UserError(
-                    f"chat template: the sampler's prompt of question {question.id!r} is not the prefix of its training "
-                    "example; give a tokenizer whose chat template renders a finished answer as prompt + answer + end of turn"
+                    f"chat template: the sampler's prompt of question {question.id!r} is not the prefix of its "
+                    "training example; give a tokenizer whose chat template renders prompt + answer + end of turn"
                 )
 
     def _find_end_of_turn(self) -> int:

@@ -1,14 +1,14 @@
 """A run's folder: where things are, and which stages are done.
 
-    config.yaml                       everything that the run was given
-    metrics.jsonl, tensorboard/       curves
-    report.html
-    checkpoints/NNN/                  the model after round NNN; 000 is the model as given
-    rounds/NNN/questions.jsonl        what was asked in the round
-    rounds/NNN/traces/think-PPPPP.jsonl, evaluate-PPPPP.jsonl    judged traces, a file a batch, whole or absent
-    rounds/NNN/training.jsonl         the traces that were trained on
-    rounds/NNN/stages.json            the stages that are done, with their seconds and counts
-    rounds/NNN/metrics.json           the round's figures; written last
+config.yaml                       everything that the run was given
+metrics.jsonl, tensorboard/       curves
+report.html
+checkpoints/NNN/                  the model after round NNN; 000 is the model as given
+rounds/NNN/questions.jsonl        what was asked in the round
+rounds/NNN/traces/think-PPPPP.jsonl, evaluate-PPPPP.jsonl    judged traces, a file a batch, whole or absent
+rounds/NNN/training.jsonl         the traces that were trained on
+rounds/NNN/stages.json            the stages that are done, with their seconds and counts
+rounds/NNN/metrics.json           the round's figures; written last
 """
 
 import dataclasses

@@ -57,8 +57,8 @@ class Layout:
             if size % ways:
                 if name not in COPIED_WHERE_INDIVISIBLE:
                     raise UserError(
-                        f"mesh {self.describe()}: {name} ({size}) does not divide over {' x '.join(mesh_axes)} ({ways}); "
-                        f"choose sizes whose product divides {size}"
+                        f"mesh {self.describe()}: {name} ({size}) does not divide over "
+                        f"{' x '.join(mesh_axes)} ({ways}); choose sizes whose product divides {size}"
                     )
                 mesh_axes = ()
             parts.append(mesh_axes or None)

@@ -1,4 +1,4 @@
-"""What the stages do: sample and judge, fine-tune. The loop says when; `tpt eval` and `tpt sft` do one of them alone."""
+"""What the stages do: sample and judge, fine-tune. The loop says when; `tpt eval` and `tpt sft` do one of them."""
 
 import contextlib
 import dataclasses
@@ -159,7 +159,7 @@ def fine_tune(
     label: str,
     on_step: Callable[[StepRecord], None] = lambda record: None,
 ) -> Trained:
-    """Trains on all examples with a progress bar. Takes the parameters over; without examples they come back as they are.
+    """Trains on all examples. Takes the parameters over; without examples they come back as they are.
 
     Raises:
       FloatingPointError: the loss is not finite.

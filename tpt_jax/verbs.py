@@ -93,8 +93,14 @@ def _examples(path: Path, task: Task, prompt: Prompt) -> list[Example]:
         completion = line.get("completion", line.get("trace"))
         question = line.get("question", texts.get(str(line.get("id"))))
         if completion is None or question is None:
-            lacks = 'a "completion"' if completion is None else f'a "question", and no question has the id {line.get("id")!r}'
-            raise UserError(f'{path}: trace {number} lacks {lacks}; write {{"id", "completion"}} lines with ids of the task')
+            lacks = (
+                'a "completion"'
+                if completion is None
+                else f'a "question", and no question has the id {line.get("id")!r}'
+            )
+            raise UserError(
+                f'{path}: trace {number} lacks {lacks}; write {{"id", "completion"}} lines with ids of the task'
+            )
         examples.append(prompt.example(question, line.get("token_ids") or prompt.completion_ids(completion)))
     return examples
 

@@ -1,5 +1,5 @@
-"""Attention, rotary positions and masks. Letters: B batch, T query length, S key length, N query heads, K key-value heads,
-G = N / K, H head dim, D embed, F feed-forward, V vocabulary, L layers."""
+"""Attention, rotary positions and masks. Letters: B batch, T query length, S key length, N query heads, K key-value
+heads, G = N / K, H head dim, D embed, F feed-forward, V vocabulary, L layers."""
 
 import math
 

@@ -24,12 +24,12 @@ class ModelConfig:
     """The shape and the arithmetic of a decoder.
 
     Attributes:
-      family: which of the two arithmetics. gemma2 scales embeddings, has post-norms and 1 + w norms and GeGLU; llama has
-        SwiGLU.
+      family: which of the two arithmetics. gemma2 scales embeddings, has post-norms and 1 + w norms and GeGLU; llama
+        has SwiGLU.
       attention_scale: what query-key products are multiplied with.
       attention_softcap, final_softcap: scores become cap * tanh(scores / cap); None for no cap.
-      sliding_window: on every second layer, from the first on, a token sees this many tokens, itself included; None where
-        all layers are global.
+      sliding_window: on every second layer, from the first on, a token sees this many tokens, itself included; None
+        where all layers are global.
     """
 
     family: Family
@@ -94,7 +94,9 @@ def from_huggingface(config: Mapping[str, Any]) -> ModelConfig:
             **_rope(config),
         }
     except KeyError as error:
-        raise UserError(f"config.json: {error.args[0]} is missing; take the file from the model's own folder") from error
+        raise UserError(
+            f"config.json: {error.args[0]} is missing; take the file from the model's own folder"
+        ) from error
     if family == "llama":
         return ModelConfig(
             **shape, attention_scale=head_dim**-0.5, tie_embeddings=config.get("tie_word_embeddings", False)
@@ -136,7 +138,9 @@ def _check_gemma2_layers(config: Mapping[str, Any]) -> None:
         raise UserError("config.json: layer_types must alternate sliding_attention and full_attention, as Gemma 2 does")
 
 
-def _gemma2(embed_dim: int, num_layers: int, num_heads: int, num_kv_heads: int, mlp_dim: int, **other: Any) -> ModelConfig:
+def _gemma2(
+    embed_dim: int, num_layers: int, num_heads: int, num_kv_heads: int, mlp_dim: int, **other: Any
+) -> ModelConfig:
     return ModelConfig(
         family="gemma2",
         vocab_size=256_000,
@@ -153,7 +157,13 @@ def _gemma2(embed_dim: int, num_layers: int, num_heads: int, num_kv_heads: int, 
 
 
 def _llama3(
-    embed_dim: int, num_layers: int, num_heads: int, mlp_dim: int, head_dim: int = 128, rope_factor: float = 8.0, tied: bool = False
+    embed_dim: int,
+    num_layers: int,
+    num_heads: int,
+    mlp_dim: int,
+    head_dim: int = 128,
+    rope_factor: float = 8.0,
+    tied: bool = False,
 ) -> ModelConfig:
     return ModelConfig(
         family="llama",

@@ -217,19 +217,19 @@ def save_parameters(
 def copy_side_files(source: Path, target: Path, *, dtype: ExportType) -> None:
     """Copies what a checkpoint needs beside its weights: the tokenizer, and config.json, which names their type.
 
+    Every host may call it; the first one copies.
+
     Raises:
       UserError: the source has no config.json.
     """
     config = _read_config(source)
-    # transformers 5 writes dtype, older versions wrote torch_dtype; a file may have either.
-    key = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"
-    config.pop("torch_dtype" if key == "dtype" else "dtype", None)
-    config[key] = dtype
-    write_atomically(target / "config.json", json.dumps(config, indent=2) + "\n")
-    if source.resolve() == target.resolve():
+    if jax.process_index() != 0:
         return
+    for key in {"dtype", "torch_dtype"} & config.keys() or {"dtype"}:  # torch_dtype until transformers 5
+        config[key] = dtype
+    write_atomically(target / "config.json", json.dumps(config, indent=2) + "\n")
     for name in SIDE_FILES:
-        if (source / name).is_file():
+        if (source / name).is_file() and source.resolve() != target.resolve():
             shutil.copyfile(source / name, target / name)
 
 
@@ -375,14 +375,15 @@ def _plan_shards(
 
 
 @functools.cache  # so that a later export compiles nothing
-def _gather(tensor: Tensor, dtype: ExportType, sharding: jax.sharding.Sharding) -> Callable[..., jax.Array]:
-    """Their tensor, from our parameter, or a layer of it, with this sharding; whole on every device."""
+def _gather(tensor: Tensor, dtype: ExportType, sharding: Any) -> Callable[..., jax.Array]:
+    """Their tensor, from our parameter, or a layer of it, with this sharding: one that this host can read."""
 
     def gather(x: jax.Array, layer: int | None) -> jax.Array:
         x = x if layer is None else jax.lax.dynamic_index_in_dim(x, layer, keepdims=False)
         return tensor.write(x.astype(dtype))
 
-    whole = NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else sharding
+    # A lone host puts together what its devices hold; one of several lacks the others' parts, and needs it whole.
+    whole = NamedSharding(sharding.mesh, PartitionSpec()) if jax.process_count() > 1 else None
     return jax.jit(gather, out_shardings=whole)
 
 

@@ -34,7 +34,7 @@ _LATEX = (
 
 
 def parse_number(text: str) -> Fraction | None:
-    """The number that a text is, whole: "$1,234.50", "-3", "1/2", "18.00", "50%", "5 apples"; None if it starts with none."""
+    """The first number of a text: "$1,234.50", "-3", "1/2", "18.00", "50%", "5 apples"; None where it has none."""
     match = NUMBER.search(_plain(text))
     return _value(match) if match else None
 

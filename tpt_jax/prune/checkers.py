@@ -1,4 +1,4 @@
-"""Checkers: a reference answer and a completion in, a verdict out. Run them in a CheckerPool, never in the main process."""
+"""Checkers: a reference answer and a completion in, a verdict out. They run in a CheckerPool's processes."""
 
 import difflib
 import importlib
@@ -40,7 +40,9 @@ def get_checker(name: str) -> Checker:
         try:
             return getattr(importlib.import_module(module), function)
         except (ImportError, AttributeError) as error:
-            raise UserError(f"checker {name!r}: {error}; write module:function of something that can be imported") from error
+            raise UserError(
+                f"checker {name!r}: {error}; write module:function of something that can be imported"
+            ) from error
     nearest = difflib.get_close_matches(name, CHECKERS, n=1)
     hint = f"did you mean {nearest[0]}?" if nearest else f"choose from {', '.join(CHECKERS)}, or module:function"
     raise UserError(f"checker {name!r}: unknown; {hint}")

@@ -14,10 +14,16 @@ from tpt_jax.records import JudgedTrace, Question, Trace, read_jsonl, write_json
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", required=True, help="whose checker judges: gsm8k or gsm_symbolic")
-    parser.add_argument("--questions", type=Path, required=True, help='JSON lines or list: {"id", "question", "answer"}')
-    parser.add_argument("--traces", type=Path, required=True, help='JSON lines: {"id", "sample", "completion" or "trace"}')
+    parser.add_argument(
+        "--questions", type=Path, required=True, help='JSON lines or list: {"id", "question", "answer"}'
+    )
+    parser.add_argument(
+        "--traces", type=Path, required=True, help='JSON lines: {"id", "sample", "completion" or "trace"}'
+    )
     parser.add_argument("--output", type=Path, required=True, help="the traces with their verdicts, JSON lines")
-    parser.add_argument("--keep", choices=("correct", "strict", "any"), default="correct", help="the verdict that counts")
+    parser.add_argument(
+        "--keep", choices=("correct", "strict", "any"), default="correct", help="the verdict that counts"
+    )
     parser.add_argument("--max_per_question", type=int, help="keep at most so many of each, drawn with the seed")
     parser.add_argument("--max_traces", type=int, help="keep at most so many in all, drawn with the seed")
     parser.add_argument("--seed", type=int, default=0)
@@ -100,13 +106,17 @@ def _traces(lines: list[dict[str, Any]], questions: dict[str, Question], path: P
         name = str(line.get("id"))
         completion = line.get("completion", line.get("trace"))
         if name not in questions:
-            raise UserError(f"{path}: trace {number} has the id {name!r}, which no question has; give the questions it answers")
+            raise UserError(
+                f"{path}: trace {number} has the id {name!r}, which no question has; give the questions it answers"
+            )
         if not isinstance(completion, str):
             raise UserError(f'{path}: trace {number} lacks a text under "completion" or "trace"')
         samples = seen.setdefault(name, set())
         sample = int(line.get("sample", len(samples)))
         if sample in samples:
-            raise UserError(f"{path}: trace {number} is sample {sample} of question {name!r} a second time; number them apart")
+            raise UserError(
+                f"{path}: trace {number} is sample {sample} of question {name!r} a second time; number them apart"
+            )
         samples.add(sample)
         yield Trace(name, sample, completion, finish_reason=line.get("finish_reason", "stop"))
 
@@ -123,7 +133,9 @@ def _print_summary(judged: list[JudgedTrace], num_kept: int, dropped: dict[str, 
     table = Table("", "traces", "share", "Pass@1, 95% over questions")
     for label in ("correct", "strict"):
         count = sum(getattr(trace.verdict, label) for trace in judged)
-        means = [sum(getattr(trace.verdict, label) for trace in traces) / len(traces) for traces in by_question.values()]
+        means = [
+            sum(getattr(trace.verdict, label) for trace in traces) / len(traces) for traces in by_question.values()
+        ]
         low, high = mean_interval(means)
         table.add_row(
             label, str(count), f"{count / len(judged):.1%}", f"{sum(means) / len(means):.1%} ({low:.1%} to {high:.1%})"

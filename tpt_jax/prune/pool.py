@@ -1,4 +1,4 @@
-"""Checker processes: a hard time limit for each trace, kept by killing the process, and verdicts while the device works."""
+"""Checker processes: a hard time limit for each trace, kept by killing the process; they run beside the device."""
 
 import contextlib
 import multiprocessing

@@ -23,8 +23,8 @@ def select(
 ) -> Selection:
     """Keeps finished traces with the wanted verdict, each text once, within the limits; what is over a limit is drawn.
 
-    An unfinished trace is never kept: it has no end of turn, and would teach the model not to stop. The paper keeps one a
-    question and 2,000 a round (arXiv 2504.18116, section 4).
+    An unfinished trace is never kept: it has no end of turn, and would teach the model not to stop. The paper keeps one
+    a question and 2,000 a round (arXiv 2504.18116, section 4).
 
     Args:
       use: the verdict that counts; "any" keeps right and wrong alike.

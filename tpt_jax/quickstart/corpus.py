@@ -1,7 +1,8 @@
 """What the quickstart's base model has read: worked solutions, many of them wrong, and short sums.
 
-Nobody can ship a pretrained language model in ten megabytes, so the quickstart makes a small one. Like a real base model
-it has read right and wrong solutions, and like a real one it is unsure because of that: a deliberately noisy corpus.
+Nobody can ship a pretrained language model in ten megabytes, so the quickstart makes a small one. Like a real base
+model it has read right and wrong solutions, and like a real one it is unsure because of that: a noisy corpus, on
+purpose.
 """
 
 import dataclasses

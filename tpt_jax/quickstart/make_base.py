@@ -2,8 +2,8 @@
 
     python -m tpt_jax.quickstart.make_base --output DIR
 
-A LLaMA of 0.9 million parameters learns from the base split of the quickstart's own templates. See corpus.py for what it
-reads; the splits are disjoint in (template, numbers), so it sees no problem that the quickstart trains or tests on.
+A LLaMA of 0.9 million parameters learns from the base split of the quickstart's own templates. See corpus.py for what
+it reads; the splits are disjoint in (template, numbers), so it sees no problem that the quickstart trains or tests on.
 """
 
 import argparse
@@ -54,7 +54,9 @@ TRAINING = TrainConfig(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="the folder to write, in Hugging Face format")
-    parser.add_argument("--config", type=Path, default=Path("configs/quickstart.yaml"), help="whose task to prepare for")
+    parser.add_argument(
+        "--config", type=Path, default=Path("configs/quickstart.yaml"), help="whose task to prepare for"
+    )
     parser.add_argument("--num_problems", type=int, default=8000, help="worked solutions to read")
     parser.add_argument("--wrong_share", type=float, default=0.45, help="how many of them end in a wrong result")
     parser.add_argument("--num_drills", type=int, default=32000, help="short sums to read")

@@ -1,117 +1,253 @@
-"""Charts as inline SVG: lines with intervals, and stacked bars. Colours come from the page's style sheet."""
+"""The kinds of charts: lines with intervals, bars beside or on each other, histograms."""
 
 import dataclasses
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
-WIDTH, HEIGHT = 560, 260
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 34  # margins, pixels
+from tpt_jax.report import svg
+from tpt_jax.report.svg import Frame, Unit, color_class, figure, marker, round_ticks, tag
+
+VALUES_MARGIN = 52.0  # right of the lines: their last values
+LABEL_HEIGHT = 15.0
+DODGE = 5.0  # pixels between the intervals of neighbouring lines
+MARK_ROOM = 64.0  # pixels of a mark's name
+MOST_MARKED = 40  # points of a line; more would hide it
+BINS = 36  # of a histogram, about
 
 
 @dataclasses.dataclass(frozen=True)
-class Series:
-    """A line or a layer of bars; `low` and `high` are intervals. None where there is no value."""
+class Point:
+    x: float
+    y: float
+    interval: tuple[float, float] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """A named line; `dashed` for a variant of another one of its colour."""
 
     name: str
-    values: Sequence[float | None]
-    low: Sequence[float] | None = None
-    high: Sequence[float] | None = None
+    points: Sequence[Point]
+    color: int = 0
     dashed: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
-class _Scale:
-    """Data to pixels."""
+class Layer:
+    """A named value for each bar; None where there is none."""
 
-    num_points: int
-    top: float
-    inset: float
-
-    def x(self, index: float) -> float:
-        room = WIDTH - LEFT - RIGHT - 2 * self.inset
-        return LEFT + self.inset + (room * index / (self.num_points - 1) if self.num_points > 1 else room / 2)
-
-    def y(self, value: float) -> float:
-        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * value / self.top
+    name: str
+    values: Sequence[float | None]
+    color: int = 0
 
 
-def line_chart(title: str, labels: Sequence[str], series: Sequence[Series], *, percent: bool = False) -> Markup:
-    """A line for each series over the labels of the x axis, with interval bars where they are given."""
-    present = [value for one in series for value in (*one.values, *(one.high or ())) if value is not None]
-    few = len(labels) <= 30
-    scale = _Scale(len(labels), _ceiling(max(present, default=1.0)), inset=24 if few else 2)
-    parts = [_axes(scale, labels, percent)]
-    for color, one in enumerate(series):
-        shift = 3.0 * (color - (len(series) - 1) / 2) if few else 0.0  # so that interval bars do not lie on each other
-        points = [(scale.x(i) + shift, scale.y(v), v, i) for i, v in enumerate(one.values) if v is not None]
-        style = f'class="line c{color}{" dashed" if one.dashed else ""}"'
-        parts.append(f'<polyline {style} points="{" ".join(f"{x:.1f},{y:.1f}" for x, y, _, _ in points)}"/>')
-        for x, y, value, index in points if few else ():
-            if one.low is not None and one.high is not None:
-                low, high = scale.y(one.low[index]), scale.y(one.high[index])
-                parts.append(f'<line class="interval c{color}" x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>')
-            name = escape(f"{one.name}, {labels[index]}: {_number(value, percent)}")
-            parts.append(f'<circle class="dot c{color}" cx="{x:.1f}" cy="{y:.1f}" r="3.5"><title>{name}</title></circle>')
-    return _figure(title, parts, series)
+def line_chart(
+    title: str, lines: Sequence[Line], *, unit: Unit, x_name: str, from_zero: bool = False, note: str = ""
+) -> Markup:
+    """Lines over whole numbers, with interval bars and the last value of each. Each line has a point at least."""
+    everything = [point for line in lines for point in line.points]
+    heights = [y for point in everything for y in (point.y, *(point.interval or ()))]
+    first, last = min(point.x for point in everything), max(point.x for point in everything)
+    y_ticks = round_ticks(0.0 if from_zero else min(heights), max(heights))
+    frame = Frame((first, last), y_ticks, unit, inset=22, right=VALUES_MARGIN)
+    room = (frame.x(last) - frame.x(first)) / (last - first) if last > first else svg.WIDTH
+    dodge = min(DODGE, 0.6 * room / len(lines))
+    shifts = [dodge * (index - (len(lines) - 1) / 2) for index in range(len(lines))]
+    parts = [frame.axes(((x, f"{x:.0f}") for x in _whole_ticks(first, last)), x_name)]
+    for draw in (_intervals, _line):
+        parts += [draw(frame, line, shift) for line, shift in zip(lines, shifts, strict=True)]
+    parts.append(_last_values(frame, lines))
+    keys = [(line.name, _key(line)) for line in lines]
+    return figure(title, parts, keys=keys, summary=_in_words(lines, unit, x_name), note=note)
 
 
-def stacked_bars(title: str, labels: Sequence[str], series: Sequence[Series]) -> Markup:
-    """One bar a label, its layers one on another."""
-    totals = [sum(one.values[i] or 0.0 for one in series) for i in range(len(labels))]
-    scale = _Scale(len(labels), _ceiling(max(totals, default=1.0)), inset=40)
-    width = min(56.0, (WIDTH - LEFT - RIGHT) / max(1, len(labels)) * 0.6)
-    parts = [_axes(scale, labels, percent=False)]
+def curve_chart(
+    title: str, curve: Sequence[Point], marks: Iterable[tuple[float, str]], *, unit: Unit, x_name: str, note: str = ""
+) -> Markup:
+    """One line of many points; upright marks divide it into named parts."""
+    heights = [point.y for point in curve]
+    x_ticks = round_ticks(curve[0].x, curve[-1].x, whole=True)
+    frame = Frame((curve[0].x, curve[-1].x), round_ticks(min(heights), max(heights)), unit)
+    parts = [frame.axes(((x, f"{x:,.0f}") for x in x_ticks if curve[0].x <= x <= curve[-1].x), x_name)]
+    named_to = 0.0
+    for x, name in marks:
+        parts.append(
+            tag("line", class_="mark", x1=frame.x(x), x2=frame.x(x), y1=svg.TOP - 8, y2=svg.HEIGHT - svg.BOTTOM)
+        )
+        if frame.x(x) >= named_to:  # where rounds are short, not every mark has room for its name
+            parts.append(tag("text", name, class_="tick", x=frame.x(x) + 5, y=svg.TOP - 4))
+            named_to = frame.x(x) + MARK_ROOM
+    parts.append(_path(frame, curve, color_class(0)))
+    ends = f"From {unit.value(curve[0].y)} to {unit.value(curve[-1].y)}."
+    return figure(title, parts, keys=(), summary=ends, note=note)
+
+
+def grouped_bars(
+    title: str, labels: Sequence[str], layers: Sequence[Layer], *, unit: Unit, x_name: str, note: str = ""
+) -> Markup:
+    """A group of bars for each label, one bar a layer."""
+    values = [value for layer in layers for value in layer.values if value is not None]
+    frame = _bar_frame(labels, max(values, default=1.0), unit)
+    width = _bar_room(labels) * 0.8 / len(layers)
+    parts = [frame.axes(_thinned(labels), x_name)]
+    for index, label in enumerate(labels):
+        left = frame.x(index) - width * len(layers) / 2
+        for place, layer in enumerate(layers):
+            x, value = left + place * width, layer.values[index]
+            if value is not None:
+                parts.append(_bar(frame, layer, label, (x + 0.5, width - 1), (0.0, value)))
+                parts.append(_bar_label(frame, unit.tick(value), x + width / 2, value, width))
+    return figure(title, parts, keys=_bar_keys(layers), summary=_bars_in_words(labels, layers, unit), note=note)
+
+
+def stacked_bars(
+    title: str, labels: Sequence[str], layers: Sequence[Layer], *, unit: Unit, x_name: str, note: str = ""
+) -> Markup:
+    """One bar for each label, its layers on each other, their sum above."""
+    sums = [sum(layer.values[index] or 0.0 for layer in layers) for index in range(len(labels))]
+    frame = _bar_frame(labels, max(sums), unit)
+    width = min(64.0, _bar_room(labels) * 0.62)
+    parts = [frame.axes(_thinned(labels), x_name)]
     for index, label in enumerate(labels):
         base = 0.0
-        for color, one in enumerate(series):
-            value = one.values[index] or 0.0
-            top, bottom = scale.y(base + value), scale.y(base)
-            name = escape(f"{one.name}, {label}: {_number(value, percent=False)}")
-            parts.append(
-                f'<rect class="bar c{color}" x="{scale.x(index) - width / 2:.1f}" y="{top:.1f}" width="{width:.1f}" '
-                f'height="{max(0.0, bottom - top):.1f}"><title>{name}</title></rect>'
-            )
-            base += value
-    return _figure(title, parts, series)
+        for layer in layers:
+            value = layer.values[index]
+            if value is not None:
+                parts.append(_bar(frame, layer, label, (frame.x(index) - width / 2, width), (base, base + value)))
+                base += value
+        parts.append(_bar_label(frame, unit.tick(base), frame.x(index), base, _bar_room(labels) * 0.6))
+    return figure(title, parts, keys=_bar_keys(layers), summary=_bars_in_words(labels, layers, unit), note=note)
 
 
-def _axes(scale: _Scale, labels: Sequence[str], percent: bool) -> str:
-    parts = []
-    for step in range(5):
-        value = scale.top * step / 4
-        y = scale.y(value)
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="tick" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_number(value, percent)}</text>')
-    stride = math.ceil(len(labels) / 8)
-    for index in range(0, len(labels), stride):
-        parts.append(
-            f'<text class="tick" x="{scale.x(index):.1f}" y="{HEIGHT - BOTTOM + 20}" text-anchor="middle">'
-            f"{escape(labels[index])}</text>"
+def histogram(title: str, groups: Sequence[tuple[str, Sequence[int]]], *, unit: Unit, x_name: str) -> Markup:
+    """How whole numbers are spread, as shares of each group; the groups lie over each other."""
+    everything = [value for _, values in groups for value in values]
+    edges = round_ticks(min(everything), max(everything) + 1, whole=True, most=BINS)
+    shares = [_shares(values, edges) for _, values in groups]
+    top = max(share for of_group in shares for share in of_group)
+    frame = Frame((edges[0], edges[-1]), round_ticks(0.0, top), unit)
+    x_ticks = round_ticks(edges[0], edges[-1], whole=True)
+    parts = [frame.axes(((x, f"{x:,.0f}") for x in x_ticks if edges[0] <= x <= edges[-1]), x_name)]
+    keys = []
+    for index, (name, _) in enumerate(groups):
+        steps = [Point(x, share) for i, share in enumerate(shares[index]) for x in edges[i : i + 2]]
+        outline = [Point(edges[0], 0.0), *steps, Point(edges[-1], 0.0)]
+        style = f"{'outline' if index else 'area'} {color_class(index)}"
+        parts.append(_path(frame, outline, style))
+        keys.append((name, tag("polyline", class_=f"line {style}", points="4,12 4,2 20,2 20,12")))
+    means = "; ".join(f"{name}: mean {sum(values) / len(values):.0f}" for name, values in groups)
+    return figure(title, parts, keys=keys, summary=f"{x_name}. {means}.", note="")
+
+
+# Lines.
+
+
+def _line(frame: Frame, line: Line, shift: float) -> Markup:
+    parts = [_path(frame, line.points, color_class(line.color, line.dashed), shift)]
+    for point in line.points if len(line.points) <= MOST_MARKED else ():
+        interval = f" ({' to '.join(map(frame.unit.value, point.interval))})" if point.interval else ""
+        text = tag("title", f"{line.name}, {point.x:.0f}: {frame.unit.value(point.y)}{interval}")
+        parts.append(marker(line.color, line.dashed, frame.x(point.x) + shift, frame.y(point.y), text))
+    return Markup("").join(parts)
+
+
+def _path(frame: Frame, points: Sequence[Point], style: str, shift: float = 0.0) -> Markup:
+    places = (f"{svg.short(frame.x(point.x) + shift)},{svg.short(frame.y(point.y))}" for point in points)
+    return tag("polyline", class_=f"line {style}", points=" ".join(places))
+
+
+def _intervals(frame: Frame, line: Line, shift: float) -> Markup:
+    style = f"interval {color_class(line.color, line.dashed)}"
+    bars = []
+    for point in line.points:
+        if point.interval is not None:
+            x, low, high = frame.x(point.x) + shift, *map(frame.y, point.interval)
+            bars.append(tag("line", class_=style, x1=x, x2=x, y1=low, y2=high))
+    return Markup("").join(bars)
+
+
+def _last_values(frame: Frame, lines: Sequence[Line]) -> Markup:
+    """The value at the end of each line, moved apart where lines end close together."""
+    ends = sorted(((frame.y(line.points[-1].y), line) for line in lines), key=lambda end: end[0])
+    places: list[float] = []
+    for y, _ in ends:
+        places.append(max(y, places[-1] + LABEL_HEIGHT) if places else y)
+    spill = max(0.0, places[-1] - (svg.HEIGHT - svg.BOTTOM)) if places else 0.0
+    x = svg.WIDTH - VALUES_MARGIN + 6
+    return Markup("").join(
+        tag(
+            "text", frame.unit.value(line.points[-1].y), class_=f"value {color_class(line.color)}", x=x, y=y - spill + 4
         )
-    return "".join(parts)
-
-
-def _figure(title: str, parts: Sequence[str], series: Sequence[Series]) -> Markup:
-    legend = "".join(
-        f'<span class="key"><svg width="22" height="10" aria-hidden="true"><line class="line c{color}'
-        f'{" dashed" if one.dashed else ""}" x1="0" x2="22" y1="5" y2="5"/></svg>{escape(one.name)}</span>'
-        for color, one in enumerate(series)
-    )
-    return Markup(  # noqa: S704 - every name and label above is escaped
-        f'<figure><figcaption>{escape(title)}</figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">'
-        f"<title>{escape(title)}</title>{''.join(parts)}</svg><div class=\"legend\">{legend}</div></figure>"
+        for y, (_, line) in zip(places, ends, strict=True)
     )
 
 
-def _ceiling(value: float) -> float:
-    """The next round number above, so that the four grid lines have short labels."""
-    if value <= 0:
-        return 1.0
-    power = 10.0 ** math.floor(math.log10(value))
-    return next(factor * power for factor in (1, 2, 4, 6, 8, 10) if factor * power >= value * 0.999)
+def _key(line: Line) -> Markup:
+    stroke = tag("line", class_=f"line {color_class(line.color, line.dashed)}", x1=0, x2=24, y1=6, y2=6)
+    return stroke + marker(line.color, line.dashed, 12, 6)
 
 
-def _number(value: float, percent: bool) -> str:
-    return f"{100 * value:.3g}%" if percent else f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
+def _in_words(lines: Sequence[Line], unit: Unit, x_name: str) -> str:
+    return " ".join(
+        f"{line.name}, by {x_name}: {', '.join(f'{point.x:.0f}: {unit.value(point.y)}' for point in line.points)}."
+        for line in lines
+    )
+
+
+def _whole_ticks(first: float, last: float) -> list[float]:
+    return [x for x in round_ticks(first, last, whole=True, most=10) if first <= x <= last]
+
+
+# Bars.
+
+
+def _bar_frame(labels: Sequence[str], top: float, unit: Unit) -> Frame:
+    return Frame((0, len(labels) - 1), round_ticks(0.0, top or 1.0), unit, inset=_bar_room(labels) / 2)
+
+
+def _bar_room(labels: Sequence[str]) -> float:
+    return (svg.WIDTH - svg.LEFT - 10) / len(labels)
+
+
+def _bar(frame: Frame, layer: Layer, label: str, place: tuple[float, float], span: tuple[float, float]) -> Markup:
+    (x, width), (low, high) = place, span
+    text = tag("title", f"{layer.name}, {label}: {frame.unit.value(high - low)}")
+    top = frame.y(high)
+    style = f"bar {color_class(layer.color)}"
+    return tag("rect", text, class_=style, x=x, y=top, width=width, height=frame.y(low) - top)
+
+
+def _bar_label(frame: Frame, text: str, x: float, value: float, room: float) -> Markup:
+    """The value above a bar, where there is room for it."""
+    fits = room >= 6.2 * len(text)
+    return tag("text", text, class_="value", x=x, y=frame.y(value) - 5, text_anchor="middle") if fits else Markup("")
+
+
+def _thinned(labels: Sequence[str]) -> list[tuple[float, str]]:
+    stride = -(-len(labels) // 10)
+    return [(float(index), labels[index]) for index in range(0, len(labels), stride)]
+
+
+def _bar_keys(layers: Sequence[Layer]) -> list[tuple[str, Markup]]:
+    def square(color: int) -> Markup:
+        return tag("rect", class_=f"bar {color_class(color)}", x=0, y=1, width=24, height=10)
+
+    return [(layer.name, square(layer.color)) for layer in layers]
+
+
+def _bars_in_words(labels: Sequence[str], layers: Sequence[Layer], unit: Unit) -> str:
+    known = (
+        (layer.name, [(label, value) for label, value in zip(labels, layer.values, strict=True) if value is not None])
+        for layer in layers
+    )
+    return " ".join(
+        f"{name}: {', '.join(f'{label}: {unit.value(value)}' for label, value in of)}." for name, of in known
+    )
+
+
+def _shares(values: Sequence[int], edges: Sequence[float]) -> list[float]:
+    counts = [0] * (len(edges) - 1)
+    for value in values:
+        counts[min(int((value - edges[0]) / (edges[1] - edges[0])), len(counts) - 1)] += 1
+    return [number / len(values) for number in counts]

@@ -1,135 +1,182 @@
-"""Reads what a report shows from a run's folder."""
+"""Reads a run's folder, as far as the run has come."""
 
 import dataclasses
 import json
-import random
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from tpt_jax.errors import UserError
-from tpt_jax.records import JudgedTrace, Question, read_jsonl
+from tpt_jax.report.traces import HeldOut, Shelf, read_held_out, read_shelves
 
-TRACES_OF_A_KIND = 6  # shown for each kind and chosen round
-
-
-@dataclasses.dataclass(frozen=True)
-class Reading:
-    """A trace to read, and its question where that is known."""
-
-    judged: JudgedTrace
-    question: Question | None
+RATES = ("pass_at_1", "pass_at_k", "maj_at_k", "strict_pass_at_1", "strict_pass_at_k")
 
 
 @dataclasses.dataclass(frozen=True)
-class Shelf:
-    """Traces of one kind."""
+class Rate:
+    """A share of 0 to 1, and its 95% interval where that is known."""
 
-    title: str
-    readings: tuple[Reading, ...]
+    value: float
+    interval: tuple[float, float] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
-class RunReport:
-    """One run, as far as it has come.
+class Round:
+    """A finished round: what is in its metrics.json, without what is missing or not a number.
 
     Attributes:
-      rounds: metrics.json of each finished round, in order.
-      losses: of each train step, by round.
+      rates: of the held-out questions, by name.
+      numbers: all plain numbers, by name.
+      seconds, tokens: by stage.
+      dropped: how many traces pruning dropped, by reason.
     """
 
-    name: str
-    config: str
-    rounds: tuple[Mapping[str, Any], ...]
-    losses: Mapping[int, tuple[float, ...]]
+    index: int
+    rates: Mapping[str, Rate]
+    numbers: Mapping[str, float]
+    seconds: Mapping[str, float]
+    tokens: Mapping[str, float]
+    dropped: Mapping[str, float]
+
+    def rate(self, name: str) -> float | None:
+        return self.rates[name].value if name in self.rates else None
+
+    def thought(self, name: str) -> float | None:
+        """A number of the thinking or pruning, which round 0 has none of even where it says 0."""
+        return self.numbers.get(name) if self.index > 0 else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run.
+
+    Attributes:
+      label: its name, or its folder where runs of a report share a name.
+      settings: config.yaml as text.
+      task, model: their names, "" where the config does not say.
+      num_planned: rounds of training that the config asks for.
+      losses: of each train step, in order, by round; None where the loss was not a finite number.
+      held_out: traces of the held-out questions in the first and the last finished round, as far as there are two.
+    """
+
+    label: str
+    settings: str
+    task: str
+    model: str
+    num_planned: int | None
+    rounds: tuple[Round, ...]
+    losses: Mapping[int, Sequence[float | None]]
+    held_out: tuple[HeldOut, ...]
     shelves: tuple[Shelf, ...]
 
+    @property
+    def num_done(self) -> int:
+        """Rounds of training that are finished."""
+        return sum(of_round.index > 0 for of_round in self.rounds)
 
-def read_run(path: Path) -> RunReport:
-    """Reads a run's folder.
+    @property
+    def k(self) -> str:
+        known = (of_round.numbers.get("k") for of_round in self.rounds)
+        return next((f"{k:.0f}" for k in known if k is not None), "k")
+
+
+def read_runs(paths: Sequence[Path]) -> tuple[Run, ...]:
+    """Reads each folder.
 
     Raises:
-      UserError: it is not one.
+      UserError: a folder is not a run's, or a file in it cannot be read.
     """
-    written = path / "config.yaml"
-    if not written.is_file():
+    runs = [_read_run(path) for path in paths]
+    folders = [path.resolve().name for path in paths]
+    if len({run.label for run in runs}) < len(runs):  # two seeds of one config, say
+        labels = folders if len(set(folders)) == len(runs) else map(str, paths)
+        runs = [dataclasses.replace(run, label=label) for run, label in zip(runs, labels, strict=True)]
+    return tuple(runs)
+
+
+def _read_run(path: Path) -> Run:
+    settings = path / "config.yaml"
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder; give a run's folder, one that `tpt run` made")
+    if not settings.is_file():
         raise UserError(f"{path}: is not a run's folder (no config.yaml); give one that `tpt run` made")
-    config = written.read_text(encoding="utf-8")
-    folders = sorted(folder for folder in (path / "rounds").glob("[0-9]*") if (folder / "metrics.json").is_file())
-    rounds = [json.loads((folder / "metrics.json").read_text(encoding="utf-8")) for folder in folders]
-    return RunReport(
-        name=str(yaml.safe_load(config).get("name", path.name)),
-        config=config,
-        rounds=tuple(rounds),
+    text = settings.read_text(encoding="utf-8", errors="replace")
+    config = _config(text)
+    folders = sorted(folder for folder in (path / "rounds").glob("*") if folder.name.isdecimal() and folder.is_dir())
+    finished = [folder for folder in folders if (folder / "metrics.json").is_file()]
+    held_out = tuple(read_held_out(folder) for folder in dict.fromkeys((*finished[:1], *finished[-1:])))
+    planned = config.get("num_rounds")
+    return Run(
+        label=str(config.get("name") or path.resolve().name),
+        settings=text,
+        task=_name(config.get("task"), "name"),
+        model=_name(config.get("model"), "path"),
+        num_planned=planned if isinstance(planned, int) else None,
+        rounds=tuple(_round(folder) for folder in finished),
         losses=_losses(path / "metrics.jsonl"),
-        shelves=tuple(shelf for shelf in _shelves(folders) if shelf.readings),
+        held_out=held_out,
+        shelves=read_shelves(folders, held_out),
     )
 
 
-def _losses(path: Path) -> dict[int, tuple[float, ...]]:
-    losses: dict[int, list[float]] = {}
-    for line in read_jsonl(path) if path.is_file() else ():
-        if line.get("phase") == "train" and "loss" in line:
-            losses.setdefault(line["round"], []).append(line["loss"])
-    return {index: tuple(values) for index, values in losses.items()}
+def _config(text: str) -> dict[str, Any]:
+    """The settings, {} where the text is not a mapping: the report shows it all the same."""
+    try:
+        config = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
-def _shelves(folders: list[Path]) -> Iterator[Shelf]:
-    """Held-out traces that changed between the first and the last round, then traces of the training questions."""
-    if len(folders) > 1:
-        yield from _changes(folders[0], folders[-1])
-    chosen = sorted({folders[1], folders[-1]}) if len(folders) > 1 else folders
-    for folder in chosen:
-        label = f"Round {int(folder.name)}"
-        questions = _questions(folder)
-        kept = {(judged.trace.id, judged.trace.sample) for judged in _judged([folder / "training.jsonl"])}
-        thought = [
-            dataclasses.replace(judged, kept=(judged.trace.id, judged.trace.sample) in kept)
-            for judged in _judged(sorted((folder / "traces").glob("think-*.jsonl")))
-        ]
-        kinds = {
-            "kept for training": lambda judged: judged.kept,
-            "wrong answer": lambda judged: not judged.verdict.correct and judged.trace.finish_reason == "stop",
-            "right answer, wrong format": lambda judged: judged.verdict.correct and not judged.verdict.strict,
-            "cut at the length limit": lambda judged: judged.trace.finish_reason == "length",
-        }
-        for kind, belongs in kinds.items():
-            yield Shelf(f"{label}: {kind}", _some([judged for judged in thought if belongs(judged)], questions))
+def _name(section: Any, key: str) -> str:
+    return str(section.get(key) or "") if isinstance(section, dict) else ""
 
 
-def _changes(first: Path, last: Path) -> Iterator[Shelf]:
-    """The same held-out questions before and after: those that became right, and those that became wrong."""
-    questions = {**_questions(first), **_questions(last)}
-    before, after = ({judged.trace.id: judged for judged in _held_out(folder)} for folder in (first, last))
-    both = [name for name in after if name in before]
-    for title, was, is_now in (("became right", False, True), ("became wrong", True, False)):
-        names = [name for name in both if (before[name].verdict.correct, after[name].verdict.correct) == (was, is_now)]
-        pairs = [judged for name in _draw(names, TRACES_OF_A_KIND // 2) for judged in (before[name], after[name])]
-        readings = tuple(Reading(judged, questions.get(judged.trace.id)) for judged in pairs)
-        yield Shelf(f"Held-out questions that {title}: round {int(first.name)}, then {int(last.name)}", readings)
+def _round(folder: Path) -> Round:
+    path = folder / "metrics.json"
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); delete it, and `tpt run` makes the round anew") from error
+    if not isinstance(metrics, dict):
+        raise UserError(f"{path}: not a JSON object; delete it, and `tpt run` makes the round anew")
+    numbers = _numbers(metrics)
+    intervals = metrics.get("intervals")
+    intervals = intervals if isinstance(intervals, dict) else {}
+    return Round(
+        index=int(folder.name),
+        rates={name: Rate(numbers[name], _interval(intervals.get(name))) for name in RATES if name in numbers},
+        numbers=numbers,
+        seconds=_numbers(metrics.get("seconds")),
+        tokens=_numbers(metrics.get("tokens")),
+        dropped=_numbers(metrics.get("num_dropped")),
+    )
 
 
-def _held_out(folder: Path) -> Iterator[JudgedTrace]:
-    traces = _judged(sorted((folder / "traces").glob("evaluate-*.jsonl")))
-    return (judged for judged in traces if judged.trace.sample == 0)
+def _numbers(values: Any) -> dict[str, float]:
+    return {name: values[name] for name in values if _is_finite(values[name])} if isinstance(values, dict) else {}
 
 
-def _judged(paths: Iterable[Path]) -> Iterator[JudgedTrace]:
-    for path in paths:
-        yield from map(JudgedTrace.from_json, read_jsonl(path) if path.is_file() else ())
+def _interval(bounds: Any) -> tuple[float, float] | None:
+    whole = isinstance(bounds, list) and len(bounds) == 2 and all(map(_is_finite, bounds))
+    return (bounds[0], bounds[1]) if whole else None
 
 
-def _questions(folder: Path) -> dict[str, Question]:
-    path = folder / "questions.jsonl"
-    return {line["id"]: Question(**line) for line in read_jsonl(path)} if path.is_file() else {}
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _some(judged: list[JudgedTrace], questions: Mapping[str, Question]) -> tuple[Reading, ...]:
-    return tuple(Reading(one, questions.get(one.trace.id)) for one in _draw(judged, TRACES_OF_A_KIND))
-
-
-def _draw(items: list[Any], count: int) -> list[Any]:
-    """A few of them, the same ones each time."""
-    return random.Random(0).sample(items, min(count, len(items)))
+def _losses(path: Path) -> dict[int, list[float | None]]:
+    losses: dict[int, list[float | None]] = {}
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue  # a run that is going, or was killed, leaves half a line at the end
+        if isinstance(line, dict) and line.get("phase") == "train" and "loss" in line:
+            loss = line["loss"] if _is_finite(line["loss"]) else None
+            losses.setdefault(int(line.get("round", 0)), []).append(loss)
+    return dict(sorted(losses.items()))

@@ -55,7 +55,7 @@ def _download(split: str) -> list[dict[str, Any]]:
     import tensorflow_datasets as tfds  # seconds to import: only when it is used
 
     try:
-        source = tfds.data_source("gsm8k", split=split)
+        source: Any = tfds.data_source("gsm8k", split=split)
     except Exception as error:  # of many kinds: no network, a proxy, a full disk
         reason = str(error).partition("\n")[0]
         raise UserError(
@@ -66,7 +66,7 @@ def _download(split: str) -> list[dict[str, Any]]:
 
 
 def _question(split: str, index: int, line: dict[str, Any], source: str) -> Question:
-    worked, mark, answer = str(line.get("answer", "")).rpartition("####")
+    _, mark, answer = str(line.get("answer", "")).rpartition("####")
     if "question" not in line or not mark or not answer.strip():
         raise UserError(f"{source}: question {index + 1} needs a question, and an answer that ends in '#### number'")
     return Question(f"gsm8k/{split}/{index}", str(line["question"]), answer.strip())

@@ -28,5 +28,7 @@ class Task:
             seen: set[str] = set()
             for question in questions:
                 if question.id in seen:
-                    raise UserError(f"task {self.name}: two {split} questions have the id {question.id!r}; make ids unique")
+                    raise UserError(
+                        f"task {self.name}: two {split} questions have the id {question.id!r}; make ids unique"
+                    )
                 seen.add(question.id)

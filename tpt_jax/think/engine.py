@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from flax import nnx
@@ -94,14 +95,15 @@ class Engine:
             prompts[row, -len(ids) :] = ids
             lengths[row] = len(ids)
             numbers[row] = question_number(question.id)
-        return Request(
-            prompts=prompts,  # pyright: ignore[reportArgumentType]
-            prompt_lengths=lengths,  # pyright: ignore[reportArgumentType]
-            questions=numbers,  # pyright: ignore[reportArgumentType]
-            seed=np.uint32(seed),  # pyright: ignore[reportArgumentType]
-            round_index=np.uint32(round_index),  # pyright: ignore[reportArgumentType]
-            temperature=np.float32(self._config.temperature),  # pyright: ignore[reportArgumentType]
-        )
+        arrays: dict[str, Any] = {
+            "prompts": prompts,
+            "prompt_lengths": lengths,
+            "questions": numbers,
+            "seed": np.uint32(seed),
+            "round_index": np.uint32(round_index),
+            "temperature": np.float32(self._config.temperature),
+        }
+        return Request(**arrays)
 
     def _collect(self, index: int, questions: Sequence[Question], completions: Completions) -> SampledBatch:
         """Fetches a batch from the device (the only transfer) and makes traces of it."""

@@ -13,7 +13,10 @@ def question_number(question_id: str) -> int:
 
 
 def trace_keys(
-    seed: UInt32[Array, ""], round_index: UInt32[Array, ""], questions: UInt32[Array, " B"], samples: UInt32[Array, " B"]
+    seed: UInt32[Array, ""],
+    round_index: UInt32[Array, ""],
+    questions: UInt32[Array, " B"],
+    samples: UInt32[Array, " B"],
 ) -> Key[Array, " B"]:
     """One random key for each trace."""
     root = jax.random.fold_in(jax.random.key(seed), round_index)

@@ -1,13 +1,14 @@
 """Packed training batches, with grain: several short examples share a row and never see each other.
 
-    row      |--------- example 1 ----------|------ example 2 ------| padding
-    segment   1 1 1 1 1 1 1 1 1 1 1 1 1 1 1  2 2 2 2 2 2 2 2 2 2 2 2  0 0 0 0
-    position  0 1 2 3 4 5 6 7 8 9 ...        0 1 2 3 4 5 ...          0 0 0 0
-    loss on   . . . . . x x x x x x x x x x  . . . . . . . x x x x x  . . . .
+row      |--------- example 1 ----------|------ example 2 ------| padding
+segment   1 1 1 1 1 1 1 1 1 1 1 1 1 1 1  2 2 2 2 2 2 2 2 2 2 2 2  0 0 0 0
+position  0 1 2 3 4 5 6 7 8 9 ...        0 1 2 3 4 5 ...          0 0 0 0
+loss on   . . . . . x x x x x x x x x x  . . . . . . . x x x x x  . . . .
 """
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import grain
 import grain.experimental
@@ -21,13 +22,16 @@ from tpt_jax.prompts import Example
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """One optimizer step's rows, cut into micro-batches. A: micro-batches, B: rows of one, T: sequence length."""
+    """One optimizer step's rows, cut into micro-batches; on the host until it is placed.
 
-    tokens: Int[Array | np.ndarray, "A B T"]
-    targets: Int[Array | np.ndarray, "A B T"]  # the token that follows each
-    loss_weights: Float[Array | np.ndarray, "A B T"]  # 1 on completion and end of turn, else 0
-    positions: Int[Array | np.ndarray, "A B T"]  # in its own segment
-    segment_ids: Int[Array | np.ndarray, "A B T"]  # from 1; 0 is padding
+    A: micro-batches, B: rows of one, T: sequence length.
+    """
+
+    tokens: Int[Array, "A B T"]
+    targets: Int[Array, "A B T"]  # the token that follows each
+    loss_weights: Float[Array, "A B T"]  # 1 on completion and end of turn, else 0
+    positions: Int[Array, "A B T"]  # in its own segment
+    segment_ids: Int[Array, "A B T"]  # from 1; 0 is padding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +50,7 @@ def split_by_length(examples: Sequence[Example], sequence_length: int) -> tuple[
 
 
 def packed_batches(examples: Sequence[Example], shape: BatchShape, *, seed: int, num_epochs: int) -> Iterator[Batch]:
-    """Every example once an epoch, in an order drawn from the seed anew each epoch; the last batch is filled with padding.
+    """Every example once an epoch, in an order drawn anew for each; the last batch is filled up with padding.
 
     Raises:
       ValueError: an example is longer than a row.
@@ -81,10 +85,11 @@ def _stack(rows: list[dict[str, np.ndarray]], shape: BatchShape) -> Batch:
         padded = np.pad(stacked, ((0, missing), (0, 0)))
         return padded.reshape(shape.micro_batches, shape.rows, shape.sequence_length)
 
-    return Batch(
-        tokens=gather("tokens"),
-        targets=gather("targets"),
-        loss_weights=gather("loss_weights"),
-        positions=gather("tokens_positions"),
-        segment_ids=gather("tokens_segment_ids"),
-    )
+    arrays: dict[str, Any] = {
+        "tokens": gather("tokens"),
+        "targets": gather("targets"),
+        "loss_weights": gather("loss_weights"),
+        "positions": gather("tokens_positions"),
+        "segment_ids": gather("tokens_segment_ids"),
+    }
+    return Batch(**arrays)

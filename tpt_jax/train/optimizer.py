@@ -16,9 +16,7 @@ Update = optax.GradientTransformation
 def make_optimizer(config: OptimizerConfig) -> Update:
     """An optimizer of learning rate 1: the step scales its update, so that one compiled step serves every schedule."""
     if config.name == "adamw":
-        move = optax.adamw(
-            1.0, b1=config.beta1, b2=config.beta2, weight_decay=config.weight_decay, mask=_is_decayed
-        )
+        move = optax.adamw(1.0, b1=config.beta1, b2=config.beta2, weight_decay=config.weight_decay, mask=_is_decayed)
     else:
         move = contrib.muon(
             1.0,

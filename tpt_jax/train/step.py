@@ -51,7 +51,7 @@ def train_step(
         # Cast inside: the gradient comes back through the cast, in fp32.
         model = nnx.merge(graph, jax.tree.map(lambda weight: weight.astype(compute_dtype), parameters))
         hidden = model(micro.tokens, micro.positions, micro.segment_ids, layout=layout, remat=remat)
-        # [B * T, V] logits: XLA's CPU backend takes three times as long over a three-dimensional product with the table.
+        # [B * T, V] logits: XLA's CPU backend takes three times as long over a three-dimensional product.
         logits = model.logits(hidden.reshape(-1, hidden.shape[-1]))
         return cross_entropy(logits, micro.targets.reshape(-1), micro.loss_weights.reshape(-1))
 
@@ -65,6 +65,6 @@ def train_step(
     gradients = jax.tree.map(lambda total: total / count, gradients)
     updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.parameters)
     updates = jax.tree.map(lambda update: update * learning_rate, updates)
-    parameters = optax.apply_updates(state.parameters, updates)
+    parameters = jax.tree.map(jnp.add, state.parameters, updates)
     metrics = StepMetrics(loss / count, optax.tree.norm(gradients), count.astype(jnp.int32))
     return TrainState(parameters, optimizer_state), metrics
