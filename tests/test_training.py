@@ -135,7 +135,9 @@ def test_muon_orthogonalises_each_layer_on_its_own(layout: Any) -> None:
     def second_layer(state: Any) -> dict[str, jax.Array]:
         return {"query": state["layers"]["query"][...][1].reshape(32, 64)}
 
-    expected: Any = alone.update(second_layer(gradients), alone.init(second_layer(parameters)))[0]
+    expected: Any = alone.update(
+        second_layer(gradients), alone.init(second_layer(parameters)), second_layer(parameters)
+    )[0]
     np.testing.assert_allclose(second_layer(updates)["query"], expected["query"], rtol=1e-4, atol=1e-5)
 
 

@@ -141,7 +141,7 @@ def _prepare_jax() -> None:
 
     for chatty in ("absl", "jax", "orbax", "grain", "transformers"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
-    if jax.config.read("jax_compilation_cache_dir") is None:
+    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
         cache = Path.home() / ".cache" / "tpt_jax" / "compilations"
         jax.config.update("jax_compilation_cache_dir", str(cache))
 

@@ -65,11 +65,8 @@ class Loop:
         facts["seconds"] = time.monotonic() - started
         self._dir.finish_stage(index, stage, facts)
 
-    def _is_done(self, index: int, stage: Stage) -> bool:
-        return stage in self._dir.stages(index)
-
     def _think(self, index: int) -> None:
-        if self._is_done(index, "think"):
+        if self._dir.is_done(index, "think"):
             return
         with self._stage(index, "think") as facts:
             asked = self._questions_to_think(index)
@@ -88,7 +85,7 @@ class Loop:
         return [questions[(start + offset) % len(questions)] for offset in range(min(count, len(questions)))]
 
     def _prune(self, index: int) -> None:
-        if self._is_done(index, "prune"):
+        if self._dir.is_done(index, "prune"):
             return
         with self._stage(index, "prune") as facts:
             prune = self._config.prune
@@ -112,7 +109,7 @@ class Loop:
 
     def _train(self, index: int) -> None:
         """Leaves the round's checkpoint; in round 0 that is the model as given."""
-        if self._is_done(index, "train"):
+        if self._dir.is_done(index, "train"):
             return
         checkpoint = self._dir.checkpoint(index)
         with self._stage(index, "train") as facts:
@@ -152,7 +149,7 @@ class Loop:
         return trained.parameters
 
     def _evaluate(self, index: int) -> None:
-        if self._is_done(index, "evaluate"):
+        if self._dir.is_done(index, "evaluate"):
             return
         with self._stage(index, "evaluate") as facts:
             asked = self._questions_to_test()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import rich.box
 import rich.progress
 from rich.console import Console
 from rich.table import Table
@@ -21,16 +22,16 @@ SECONDS_BETWEEN_LINES = 10.0
 class MetricsLog:
     """Writes one JSON line a step or phase, and the same numbers to TensorBoard and, where asked for, W&B."""
 
-    def __init__(self, path: Path, *, name: str, wandb_project: str | None, unfinished: Callable[[int, str], bool]):
+    def __init__(self, path: Path, *, name: str, wandb_project: str | None, is_done: Callable[[int, Any], bool]):
         """Opens the log of a run.
 
         Args:
-          unfinished: whether a round's phase will be done anew: what a killed process logged of it is removed.
+          is_done: whether a round's phase is; what a killed process logged of one that is not is removed.
         """
         from tensorboardX import SummaryWriter
 
         if path.is_file():
-            kept = [line for line in read_jsonl(path) if not unfinished(line["round"], line["phase"])]
+            kept = [line for line in read_jsonl(path) if is_done(line["round"], line["phase"])]
             write_jsonl(path, kept)
         self._file = path.open("a", encoding="utf-8", buffering=1)
         self._tensorboard = SummaryWriter(str(path.parent / "tensorboard"))
@@ -118,8 +119,8 @@ def say(text: str) -> None:
 def round_table(rounds: list[dict[str, Any]]) -> Table:
     """The rounds so far, for the terminal; rates in percent."""
     k = rounds[0]["k"]
-    table = Table()
-    for heading in ("round", "Pass@1", "95%", f"Pass@{k}", "Maj", "strict", "sampled", "correct", "kept", "s"):
+    table = Table(box=rich.box.SIMPLE)  # ten columns fit a terminal of 80
+    for heading in ("round", "Pass@1", "95%", f"Pass@{k}", f"Maj@{k}", "strict", "sampled", "correct", "kept", "time"):
         table.add_column(heading, justify="right")
     for metrics in rounds:
         low, high = metrics["intervals"]["pass_at_1"]
@@ -127,13 +128,13 @@ def round_table(rounds: list[dict[str, Any]]) -> Table:
         table.add_row(
             str(metrics["round"]),
             f"{100 * metrics['pass_at_1']:.1f}",
-            f"{100 * low:.1f}–{100 * high:.1f}",
+            f"± {50 * (high - low):.1f}",
             f"{100 * metrics['pass_at_k']:.1f}",
             f"{100 * metrics['maj_at_k']:.1f}",
             f"{100 * metrics['strict_pass_at_1']:.1f}",
             str(sampled or "–"),
             f"{100 * metrics['num_correct'] / sampled:.1f}" if sampled else "–",
             str(metrics["num_kept"] or "–"),
-            f"{sum(metrics['seconds'].values()):.0f}",
+            f"{sum(metrics['seconds'].values()):.0f} s",
         )
     return table

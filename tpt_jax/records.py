@@ -32,6 +32,11 @@ class Trace:
     logprob: float = 0.0  # sum over the sampled tokens, end of turn included, at temperature 1
     finish_reason: FinishReason = "stop"  # "length": cut at max_new_tokens, no end of turn
 
+    @property
+    def num_sampled(self) -> int:
+        """Tokens that were sampled, the end of turn included."""
+        return len(self.token_ids) + (self.finish_reason == "stop")
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Verdict:

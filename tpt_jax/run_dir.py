@@ -75,6 +75,12 @@ class RunDir:
         path = self.round_path(round_index) / "stages.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
+    def is_done(self, round_index: int, phase: Stage | Literal["round"]) -> bool:
+        """Whether a stage, or the whole round, has left its result."""
+        if phase == "round":
+            return self.metrics(round_index) is not None
+        return phase in self.stages(round_index)
+
     def finish_stage(self, round_index: int, stage: Stage, facts: dict[str, Any]) -> None:
         stages = {**self.stages(round_index), stage: facts}
         write_atomically(self.round_path(round_index) / "stages.json", json.dumps(stages, indent=2) + "\n")

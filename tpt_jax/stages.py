@@ -81,9 +81,9 @@ def set_up(config: RunConfig, sampling: Sequence[SamplingConfig]) -> Iterator[Se
 
 @dataclasses.dataclass(frozen=True)
 class Sampled:
-    """What one sampling stage did in this process."""
+    """What one sampling stage did, whichever processes did it."""
 
-    tokens: int  # stop tokens included
+    tokens: int  # ends of turn included
     num_prompts_too_long: int  # questions that were not asked
 
 
@@ -106,7 +106,10 @@ def sample_and_judge(
     if not fitting:
         raise UserError(f"{sampling}.max_prompt_tokens ({config.max_prompt_tokens}): every prompt is longer; raise it")
     finished = run_dir.finished_parts(round_index, sampling)
-    num_tokens = 0
+    num_too_long = len(asked) - len(fitting)
+    label = f"round {round_index} {sampling}"
+    if num_too_long:
+        say(f"{label}: {num_too_long} questions are not asked: longer than {sampling}.max_prompt_tokens")
     if len(finished) < engine.num_batches(fitting):
         batches = engine.sample(
             setup.sampler.relayout(parameters()),
@@ -117,12 +120,12 @@ def sample_and_judge(
         )
         done = sum(1 for _ in run_dir.traces(round_index, sampling))
         total = len(fitting) * config.num_samples
-        with progress(f"round {round_index} {sampling}", total, "traces", done) as advance:
+        with progress(label, total, "traces", done) as advance:
             for batch, verdicts in _judged(batches, setup.pool, {question.id: question for question in fitting}):
                 run_dir.write_part(round_index, sampling, batch.index, map(JudgedTrace, batch.traces, verdicts))
-                num_tokens += batch.num_tokens
                 advance(len(batch.traces))
-    return Sampled(num_tokens, len(asked) - len(fitting))
+    tokens = sum(judged.trace.num_sampled for judged in run_dir.traces(round_index, sampling))
+    return Sampled(tokens, num_too_long)
 
 
 def _judged(

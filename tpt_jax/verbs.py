@@ -40,7 +40,7 @@ def run(config: RunConfig, path: Path) -> int:
             run_dir.metrics_log,
             name=config.name,
             wandb_project=config.wandb_project,
-            unfinished=lambda index, phase: phase != "round" and phase not in run_dir.stages(index),
+            is_done=run_dir.is_done,
         )
         for metrics in Loop(setup, trainer, run_dir, log).run():
             rounds.append(metrics)

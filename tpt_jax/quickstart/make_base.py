@@ -44,7 +44,7 @@ CONFIG = {
 }
 # Weight decay and a large rate: far from fine-tuning, the weights start from noise.
 TRAINING = TrainConfig(
-    num_epochs=8,
+    num_epochs=4,
     rows=24,
     sequence_length=160,
     optimizer=OptimizerConfig(name="muon", learning_rate=5e-3, warmup_fraction=0.05, weight_decay=0.01),
@@ -57,9 +57,9 @@ def main() -> None:
     parser.add_argument(
         "--config", type=Path, default=Path("configs/quickstart.yaml"), help="whose task to prepare for"
     )
-    parser.add_argument("--num_problems", type=int, default=8000, help="worked solutions to read")
-    parser.add_argument("--wrong_share", type=float, default=0.45, help="how many of them end in a wrong result")
-    parser.add_argument("--num_drills", type=int, default=32000, help="short sums to read")
+    parser.add_argument("--num_problems", type=int, default=16_000, help="worked solutions to read")
+    parser.add_argument("--wrong_share", type=float, default=0.4, help="how many of them end in a wrong result")
+    parser.add_argument("--num_drills", type=int, default=70_000, help="short sums to read")
     parser.add_argument("--num_epochs", type=int, default=TRAINING.num_epochs)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

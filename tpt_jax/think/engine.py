@@ -33,11 +33,6 @@ class SampledBatch:
     questions: tuple[Question, ...]
     traces: tuple[Trace, ...]
 
-    @property
-    def num_tokens(self) -> int:
-        """Sampled tokens, stop tokens included."""
-        return sum(len(trace.token_ids) + (trace.finish_reason == "stop") for trace in self.traces)
-
 
 class Engine:
     """Samples traces of questions. A trace depends on (seed, round, question, sample), not on its batch."""
