@@ -6,6 +6,7 @@ the main module anew.
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -137,9 +138,10 @@ def _report(args: argparse.Namespace, overrides: dict[str, str]) -> int:
 
 def _prepare_jax() -> None:
     """Keeps compiled programs between runs, and libraries' chatter off the terminal."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it says at import that it found no PyTorch
     import jax
 
-    for chatty in ("absl", "jax", "orbax", "grain", "transformers"):
+    for chatty in ("absl", "jax", "orbax", "grain"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
         cache = Path.home() / ".cache" / "tpt_jax" / "compilations"

@@ -173,13 +173,16 @@ def load_config(path: Path, overrides: Mapping[str, str] | None = None) -> RunCo
     Raises:
       UserError: a missing file, or the first key that is unknown or whose value does not fit.
     """
-    tree = _read_tree(path)
+    tree = _read_tree(path, below=())
     for key, text in (overrides or {}).items():
         _set(tree, key.split("."), yaml.safe_load(text))
     return parse_config(tree)
 
 
-def _read_tree(path: Path) -> dict[str, Any]:
+def _read_tree(path: Path, below: tuple[Path, ...]) -> dict[str, Any]:
+    """A file's keys over those of the file that it extends; `below` are the files that extend this one."""
+    if path.resolve() in below:
+        raise UserError(f"{path}: extends itself; let it extend another file, or none")
     if not path.is_file():
         raise UserError(f"{path}: no such config file; configs/quickstart.yaml is one to start from")
     try:
@@ -189,7 +192,9 @@ def _read_tree(path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise UserError(f"{path}: must be a mapping of keys to values, as in configs/quickstart.yaml")
     parent = tree.pop("extends", None)
-    return tree if parent is None else _merged(_read_tree(path.parent / str(parent)), tree)
+    if parent is None:
+        return tree
+    return _merged(_read_tree(path.parent / str(parent), (*below, path.resolve())), tree)
 
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -113,13 +113,13 @@ def _line_progress(label: str, total: int, unit: str, done: int) -> Callable[[in
 
 def say(text: str) -> None:
     """A line of progress, on standard error."""
-    STDERR.print(text, highlight=False, markup=False)
+    STDERR.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def round_table(rounds: list[dict[str, Any]]) -> Table:
     """The rounds so far, for the terminal; rates in percent."""
     k = rounds[0]["k"]
-    table = Table(box=rich.box.SIMPLE)  # ten columns fit a terminal of 80
+    table = Table(box=rich.box.SIMPLE, padding=(0, 1, 0, 0))  # ten columns fit a terminal of 80
     for heading in ("round", "Pass@1", "95%", f"Pass@{k}", f"Maj@{k}", "strict", "sampled", "correct", "kept", "time"):
         table.add_column(heading, justify="right")
     for metrics in rounds:

@@ -1,0 +1,106 @@
+"""The tasks' questions: splits that share nothing, answers that are right, mistakes that are named."""
+
+import json
+import random
+import re
+from pathlib import Path
+
+import pytest
+
+from tpt_jax.errors import UserError
+from tpt_jax.prune.checkers import check_numeric
+from tpt_jax.quickstart.corpus import drills, worked_solutions
+from tpt_jax.records import Question
+from tpt_jax.tasks import Gsm8kConfig, GsmSymbolicConfig, Task, load_task
+from tpt_jax.tasks.gsm_symbolic import Problem, draw_problems
+
+SHARED = Path(__file__).parent.parent.parent / "shared"
+SMALL = GsmSymbolicConfig("gsm_symbolic", templates=(10, 16, 43), num_train=90, num_test=30)
+
+
+@pytest.fixture(scope="module")
+def problems() -> dict[str, list[Problem]]:
+    """90 problems of each split."""
+    drawn = {}
+    for split in ("base", "train", "test"):
+        source = draw_problems(SMALL, split, seed=0)
+        drawn[split] = [next(source) for _ in range(90)]
+    return drawn
+
+
+def test_splits_are_disjoint_in_template_and_numbers(problems: dict[str, list[Problem]]) -> None:
+    """Read here with a reader of our own: a leak that the splitting code overlooks is to be seen."""
+    sums = {
+        split: {(problem.template, tuple(re.findall(r"\d+", problem.question))) for problem in of_split}
+        for split, of_split in problems.items()
+    }
+    assert not sums["base"] & sums["train"]
+    assert not sums["base"] & sums["test"]
+    assert not sums["train"] & sums["test"]
+    assert len(sums["test"]) == 90  # each test problem is an observation of its own
+
+
+def test_problems_are_small_and_their_solutions_end_in_the_answer(problems: dict[str, list[Problem]]) -> None:
+    for problem in (problem for of_split in problems.values() for problem in of_split):
+        assert all(int(number) <= SMALL.max_number for number in re.findall(r"\d+", problem.question))
+        assert check_numeric(problem.answer, problem.solution).strict
+
+
+def test_the_same_seed_draws_the_same_questions() -> None:
+    assert load_task(SMALL) == load_task(SMALL)
+
+
+def test_a_share_of_what_the_base_model_reads_is_wrong_and_the_drills_are_right() -> None:
+    solutions = list(worked_solutions(SMALL, 200, wrong_share=0.4, seed=0))
+    right = {problem.question: problem.answer for problem in _take(draw_problems(SMALL, "base", 0), 200)}
+    wrong = sum(not check_numeric(right[text.prompt], text.completion).correct for text in solutions)
+    assert 55 <= wrong <= 105  # 80 expected; 4 standard deviations either way
+    for text in drills(500, 40, seed=1):
+        left = text.prompt.removesuffix("=").replace("/", "//")
+        assert eval(left) == int(text.completion)  # sums of our own making
+
+
+def _take(source: object, count: int) -> list[Problem]:
+    return [problem for problem, _ in zip(source, range(count), strict=False)]  # pyright: ignore
+
+
+def test_gsm_symbolic_mistakes_are_named() -> None:
+    with pytest.raises(UserError, match=r"task\.templates: 1000 is not a template"):
+        load_task(GsmSymbolicConfig("gsm_symbolic", templates=(1000,)))
+    with pytest.raises(UserError, match=r"task\.num_train \(500\): these templates have only \d+ such problems"):
+        load_task(GsmSymbolicConfig("gsm_symbolic", templates=(10,), max_number=4, num_train=500, num_test=1))
+
+
+def write_gsm8k(folder: Path, lines: list[dict[str, str]]) -> Gsm8kConfig:
+    for split in ("train", "test"):
+        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return Gsm8kConfig("gsm8k", folder=folder)
+
+
+def test_gsm8k_reads_openais_files(tmp_path: Path) -> None:
+    task = load_task(write_gsm8k(tmp_path, [{"question": "3 + 4?", "answer": "3 + 4 = <<3+4=7>>7\n#### 7"}]))
+    assert task.train == (Question("gsm8k/train/0", "3 + 4?", "7"),)
+    assert task.test == (Question("gsm8k/test/0", "3 + 4?", "7"),)
+
+
+def test_gsm8k_mistakes_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train\.jsonl: no such file; get train\.jsonl and test\.jsonl from github"):
+        load_task(Gsm8kConfig("gsm8k", folder=tmp_path / "none"))
+    with pytest.raises(UserError, match="question 1 needs a question, and an answer that ends in"):
+        load_task(write_gsm8k(tmp_path, [{"question": "3 + 4?", "answer": "7"}]))
+    with pytest.raises(UserError, match="no training questions"):
+        load_task(write_gsm8k(tmp_path, []))
+
+
+def test_ids_are_unique() -> None:
+    twice = (Question("1", "?", "2"), Question("1", "!", "3"))
+    with pytest.raises(UserError, match="two test questions have the id '1'"):
+        Task("mine", "", "numeric", train=twice[:1], test=twice)
+
+
+@pytest.mark.skipif(not (SHARED / "gsm8k" / "train.jsonl").is_file(), reason="the real GSM8K is not beside the project")
+def test_the_real_gsm8k() -> None:
+    task = load_task(Gsm8kConfig("gsm8k", folder=SHARED / "gsm8k"))
+    assert (len(task.train), len(task.test)) == (7473, 1319)
+    for question in random.Random(0).sample(task.test, 100):
+        assert check_numeric(question.answer, f"#### {question.answer}").strict
