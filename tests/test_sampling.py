@@ -27,7 +27,7 @@ PROMPTS = [tuple(np.random.default_rng(row).integers(10, 64, 3 + row).tolist()) 
 
 
 def compiled(config: ModelConfig, mesh: Any, shape: BatchShape = SHAPE) -> SamplerProgram:
-    return compile_sampler(config, mesh, compute_dtype="float32", shapes=[shape], stop_ids=STOP)
+    return compile_sampler(config, mesh, compute_dtype="float32", shapes={"think": shape}, stop_ids=STOP)
 
 
 def sample(
@@ -139,5 +139,5 @@ def test_sampled_frequencies_are_those_of_the_softmax() -> None:
 
 
 def test_a_batch_that_does_not_divide_is_refused() -> None:
-    with pytest.raises(UserError, match="must be a multiple of num_samples x data x fsdp = 16"):
+    with pytest.raises(UserError, match=r"think.batch_size \(12\) must be a multiple of .* = 2 x 8 = 16; try 16"):
         compiled(TINY["llama"], make_mesh(MeshConfig(8, 1, 1)), dataclasses.replace(SHAPE, num_prompts=6))

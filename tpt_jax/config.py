@@ -11,16 +11,13 @@ from typing import Annotated, Any, Literal, get_args
 
 import pydantic
 import yaml
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
 from tpt_jax.errors import STRICT, UserError
 from tpt_jax.tasks import TaskConfig
 
-Positive = Annotated[int, pydantic.Field(gt=0)]
-NonNegative = Annotated[int, pydantic.Field(ge=0)]
 Fraction = Annotated[float, pydantic.Field(ge=0, le=1)]
-PositiveFloat = Annotated[float, pydantic.Field(gt=0)]
-NonNegativeFloat = Annotated[float, pydantic.Field(ge=0)]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -66,12 +63,12 @@ class SamplingConfig:
       batch_size: traces decoded together.
     """
 
-    num_questions: Positive | None = None
-    num_samples: Positive = 4
+    num_questions: PositiveInt | None = None
+    num_samples: PositiveInt = 4
     temperature: NonNegativeFloat = 0.8
-    max_prompt_tokens: Positive = 256
-    max_new_tokens: Positive = 512
-    batch_size: Positive = 64
+    max_prompt_tokens: PositiveInt = 256
+    max_new_tokens: PositiveInt = 512
+    batch_size: PositiveInt = 64
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -87,9 +84,9 @@ class PruneConfig:
     """
 
     keep: Literal["correct", "strict", "any"] = "correct"
-    max_per_question: Positive = 1
-    max_traces: Positive | None = 2_000
-    num_workers: Positive | None = None
+    max_per_question: PositiveInt = 1
+    max_traces: PositiveInt | None = 2_000
+    num_workers: PositiveInt | None = None
     seconds_per_trace: PositiveFloat = 5.0
 
 
@@ -129,11 +126,11 @@ class TrainConfig:
 
     start_from: Literal["previous", "base"] = "previous"
     traces_of: Literal["round", "all"] = "round"
-    num_epochs: Positive = 1
-    max_steps: Positive | None = None
-    rows: Positive = 16
-    sequence_length: Positive = 1024
-    micro_batches: Positive = 1
+    num_epochs: PositiveInt = 1
+    max_steps: PositiveInt | None = None
+    rows: PositiveInt = 16
+    sequence_length: PositiveInt = 1024
+    micro_batches: PositiveInt = 1
     remat: Literal["none", "dots", "full"] = "none"
     optimizer: OptimizerConfig = OptimizerConfig()
 
@@ -152,8 +149,8 @@ class RunConfig:
     name: str
     model: ModelSource
     task: Annotated[TaskConfig, pydantic.Field(discriminator="name")]
-    seed: NonNegative = 0
-    num_rounds: Positive = 4
+    seed: NonNegativeInt = 0
+    num_rounds: PositiveInt = 4
     mesh: MeshConfig = MeshConfig()
     think: SamplingConfig = SamplingConfig()
     prune: PruneConfig = PruneConfig()
@@ -258,11 +255,16 @@ def _one_line(error: pydantic.ValidationError) -> str:
     if len(path) > 1 and path[0] == "task":
         path.pop(1)
     key = ".".join(path)
+    if first["type"] == "union_tag_invalid":
+        tags = first.get("ctx", {})
+        return f"{key}.name ({tags.get('tag')!r}): unknown; choose from {tags.get('expected_tags')}"
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         known = _known_keys(path[:-1], first["loc"])
         nearest = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean {nearest[0]}?" if nearest else f"choose from {', '.join(known)}"
         return f"{key}: unknown key; {hint}"
+    if first["type"] == "union_tag_not_found":
+        return f"{key}.name: missing; the config must set it"
     if first["type"] in ("missing", "missing_argument"):
         return f"{key}: missing; the config must set it"
     return f"{key} ({first['input']!r}): {first['msg'][0].lower()}{first['msg'][1:]}"

@@ -35,6 +35,6 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     if math.prod(sizes) != num_devices:
         raise UserError(
             f"mesh: data x fsdp x tensor = {' x '.join(map(str, sizes))} = {math.prod(sizes)}, "
-            f"but there are {num_devices} devices; set one of them to -1 to take what is left"
+            f"but JAX sees {num_devices} device{'s' * (num_devices > 1)}; set one of them to -1 to take what is left"
         )
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)

@@ -35,7 +35,12 @@ class MetricsLog:
             write_jsonl(path, kept)
         self._file = path.open("a", encoding="utf-8", buffering=1)
         self._tensorboard = SummaryWriter(str(path.parent / "tensorboard"))
-        self._wandb = _start_wandb(wandb_project, name, path.parent) if wandb_project else None
+        self._wandb = None
+        if wandb_project is not None:
+            run_id = name.replace("/", "-")
+            self._wandb = import_wandb(wandb_project).init(
+                project=wandb_project, name=name, dir=str(path.parent), id=run_id, resume="allow"
+            )
 
     def log(self, round_index: int, phase: str, step: int, values: Mapping[str, float]) -> None:
         """One line of scalars; `step` counts within the round and phase."""
@@ -55,12 +60,17 @@ class MetricsLog:
             self._wandb.finish()
 
 
-def _start_wandb(project: str, name: str, folder: Path) -> Any:
+def import_wandb(project: str) -> Any:
+    """The library, for a run that is to log to a Weights & Biases project.
+
+    Raises:
+      UserError: it is not installed.
+    """
     try:
         import wandb  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError(f"wandb_project ({project}) needs wandb; run: pip install 'tpt_jax[wandb]'") from error
-    return wandb.init(project=project, name=name, dir=str(folder), id=name.replace("/", "-"), resume="allow")
+    return wandb
 
 
 @contextlib.contextmanager

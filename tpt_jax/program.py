@@ -5,7 +5,7 @@ The phases are ahead-of-time executables: called with another shape or layout th
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -91,10 +91,13 @@ def compile_sampler(
     mesh: Mesh,
     *,
     compute_dtype: str,
-    shapes: Iterable[think.BatchShape],
+    shapes: Mapping[str, think.BatchShape],
     stop_ids: tuple[int, ...],
 ) -> SamplerProgram:
     """Compiles relayout and one generate for each batch shape.
+
+    Args:
+      shapes: by the name of the config's section that asks for them.
 
     Raises:
       UserError: a batch or the model does not divide over the mesh.
@@ -108,11 +111,12 @@ def compile_sampler(
     ).lower(place_abstract(abstract, source))
     decoding = place_abstract(abstract, target, dtype)
     programs: dict[think.BatchShape, jax.stages.Compiled] = {}
-    for shape in shapes:
+    for section, shape in shapes.items():
         if shape.num_prompts % target.batch_ways:
+            unit = shape.num_samples * target.batch_ways
             raise UserError(
-                f"batch_size ({shape.num_traces}) must be a multiple of num_samples x data x fsdp = "
-                f"{shape.num_samples * target.batch_ways}"
+                f"{section}.batch_size ({shape.num_traces}) must be a multiple of num_samples x data x fsdp = "
+                f"{shape.num_samples} x {target.batch_ways} = {unit}; try {-(-shape.num_traces // unit) * unit}"
             )
         if shape not in programs:
             run = functools.partial(think.generate, graph=graph, shape=shape, stop_ids=stop_ids, layout=target)

@@ -17,6 +17,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+
 from tpt_jax.config import RunConfig, dump_config
 from tpt_jax.errors import UserError
 from tpt_jax.records import JudgedTrace, Question, read_jsonl, write_atomically, write_jsonl
@@ -124,8 +126,15 @@ class RunDir:
 
 
 def _first_difference(written: Path, text: str) -> str:
-    ours, theirs = text.splitlines(), written.read_text(encoding="utf-8").splitlines()
-    for mine, other in zip(ours, theirs, strict=False):
-        if mine != other:
-            return f"there {other.strip()!r}, here {mine.strip()!r}"
-    return "one has more keys"
+    """Such as "train.rows is 24 there, 25 here"."""
+    there, here = (_flat(yaml.safe_load(config)) for config in (written.read_text(encoding="utf-8"), text))
+    for key in {**there, **here}:
+        if there.get(key) != here.get(key):
+            return f"{key} is {there.get(key)} there, {here.get(key)} here"
+    return "it is written in another way"
+
+
+def _flat(tree: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {path: tree}
+    return {key: leaf for name in tree for key, leaf in _flat(tree[name], f"{path}.{name}".lstrip(".")).items()}

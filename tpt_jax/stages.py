@@ -21,7 +21,7 @@ from tpt_jax.records import JudgedTrace, Question, Verdict
 from tpt_jax.run_dir import RunDir, Sampling
 from tpt_jax.sharding import TRAIN_RULES, Layout
 from tpt_jax.tasks import Task, load_task
-from tpt_jax.think.engine import Engine, SampledBatch, batch_shape
+from tpt_jax.think.engine import Engine, SampledBatch, batch_shape, fits
 from tpt_jax.train.data import split_by_length
 from tpt_jax.train.fit import Fit, StepRecord
 
@@ -47,11 +47,11 @@ class Setup:
 
 
 @contextlib.contextmanager
-def set_up(config: RunConfig, sampling: Sequence[SamplingConfig]) -> Iterator[Setup]:
+def set_up(config: RunConfig, samplings: Sequence[Sampling]) -> Iterator[Setup]:
     """Reads model and task, checks the prompt, compiles what samples and starts the checkers.
 
     Args:
-      sampling: what to compile for.
+      samplings: what to compile for.
 
     Raises:
       UserError: something that the config names is missing or does not fit.
@@ -62,6 +62,8 @@ def set_up(config: RunConfig, sampling: Sequence[SamplingConfig]) -> Iterator[Se
     task = load_task(config.task)
     prompt = load_prompt(model.path, task.instruction)
     prompt.check_contract((*task.train[:CONTRACT_QUESTIONS], *task.test[:CONTRACT_QUESTIONS]))
+    for sampling in samplings:
+        _check_that_some_fit(sampling, sampling_config(config, sampling), prompt, task)
     mesh = make_mesh(config.mesh)
     say(
         f"{config.name}: {model.config.num_parameters / 1e6:,.1f}M parameters, mesh {dict(mesh.shape)}, "
@@ -71,12 +73,25 @@ def set_up(config: RunConfig, sampling: Sequence[SamplingConfig]) -> Iterator[Se
         model.config,
         mesh,
         compute_dtype=config.model.compute_dtype,
-        shapes=map(batch_shape, sampling),
+        shapes={sampling: batch_shape(sampling_config(config, sampling)) for sampling in samplings},
         stop_ids=prompt.stop_ids,
     )
     with CheckerPool(task.checker, config.prune.num_workers, config.prune.seconds_per_trace) as pool:
         say(f"sampler ready after {time.monotonic() - started:.0f} s")
         yield Setup(config, model, task, prompt, mesh, sampler, pool, compilations)
+
+
+def sampling_config(config: RunConfig, sampling: Sampling) -> SamplingConfig:
+    return config.think if sampling == "think" else config.evaluate
+
+
+def _check_that_some_fit(sampling: Sampling, config: SamplingConfig, prompt: Prompt, task: Task) -> None:
+    questions = task.train if sampling == "think" else task.test
+    if not any(fits(prompt, question, config) for question in questions):
+        raise UserError(
+            f"{sampling}.max_prompt_tokens ({config.max_prompt_tokens}): every prompt is longer; try "
+            f"{max(len(prompt.prompt_ids(question.question)) for question in questions)}, the longest one's length"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,11 +115,9 @@ def sample_and_judge(
     Args:
       parameters: gives the training parameters; called only where there is something to sample.
     """
-    config = setup.config.think if sampling == "think" else setup.config.evaluate
+    config = sampling_config(setup.config, sampling)
     engine = Engine(setup.sampler, setup.prompt, config)
-    fitting = engine.fitting(asked)
-    if not fitting:
-        raise UserError(f"{sampling}.max_prompt_tokens ({config.max_prompt_tokens}): every prompt is longer; raise it")
+    fitting = [question for question in asked if fits(setup.prompt, question, config)]
     finished = run_dir.finished_parts(round_index, sampling)
     num_too_long = len(asked) - len(fitting)
     label = f"round {round_index} {sampling}"

@@ -16,7 +16,7 @@ from tpt_jax.errors import UserError
 from tpt_jax.evaluate import evaluate
 from tpt_jax.loop import Loop
 from tpt_jax.mesh import make_mesh
-from tpt_jax.metrics import MetricsLog, round_table, say
+from tpt_jax.metrics import MetricsLog, import_wandb, round_table, say
 from tpt_jax.program import compile_trainer
 from tpt_jax.prompts import Example, Prompt, load_prompt
 from tpt_jax.records import read_jsonl
@@ -29,9 +29,11 @@ from tpt_jax.tasks import Task, load_task
 def run(config: RunConfig, path: Path) -> int:
     """`tpt run`: all rounds that are not done yet; a table and the report after each."""
     run_dir = RunDir.open(path, config)
+    if config.wandb_project is not None:
+        import_wandb(config.wandb_project)  # now, rather than after the compilation
     stdout = Console()
     rounds: list[dict[str, Any]] = []
-    with set_up(config, (config.think, config.evaluate)) as setup:
+    with set_up(config, ("think", "evaluate")) as setup:
         trainer = compile_trainer(
             setup.model.config, setup.mesh, compute_dtype=config.model.compute_dtype, train=config.train
         )
@@ -56,7 +58,7 @@ def evaluate_model(config: RunConfig, model: str, path: Path | None) -> int:
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, path=model))
     with contextlib.ExitStack() as stack:
         run_dir = RunDir.open(path or Path(stack.enter_context(tempfile.TemporaryDirectory())), config)
-        setup = stack.enter_context(set_up(config, (config.evaluate,)))
+        setup = stack.enter_context(set_up(config, ("evaluate",)))
         asked = setup.task.test[: config.evaluate.num_questions]
         run_dir.begin(config)
         run_dir.write_questions(0, asked)

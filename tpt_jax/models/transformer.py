@@ -228,7 +228,8 @@ class Transformer(nnx.Module):
         return softcap(scores, self.config.final_softcap)
 
     def _embed(self, tokens: jax.Array, layout: Layout) -> Float[Array, "B T D"]:
-        x = self.embedding[...].at[tokens].get(mode="clip")
+        table = layout.constrain(self.embedding[...], "vocab", None)  # rows whole: tokens are split as fsdp is
+        x = table.at[tokens].get(mode="clip")
         if self.config.family == "gemma2":
             x = x * jnp.asarray(math.sqrt(self.config.embed_dim), x.dtype)  # rounded to x's type, as Gemma was trained
         return layout.constrain(x, "batch", None, None)

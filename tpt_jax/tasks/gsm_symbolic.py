@@ -12,8 +12,10 @@ import itertools
 import random
 import re
 from collections.abc import Callable, Hashable, Iterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import pydantic
+from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass
 
 from tpt_jax.errors import STRICT, UserError
@@ -41,10 +43,10 @@ class GsmSymbolicConfig:
     """
 
     name: Literal["gsm_symbolic"]
-    templates: tuple[int, ...]
-    max_number: int = 40
-    num_train: int = 4_800
-    num_test: int = 400
+    templates: Annotated[tuple[int, ...], pydantic.Field(min_length=1)]
+    max_number: PositiveInt = 40
+    num_train: PositiveInt = 4_800
+    num_test: PositiveInt = 400
 
 
 @dataclasses.dataclass(frozen=True)

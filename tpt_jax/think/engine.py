@@ -25,6 +25,11 @@ def batch_shape(config: SamplingConfig) -> BatchShape:
     )
 
 
+def fits(prompt: Prompt, question: Question, config: SamplingConfig) -> bool:
+    """Whether a question's prompt is at most max_prompt_tokens long; none is ever cut."""
+    return len(prompt.prompt_ids(question.question)) <= config.max_prompt_tokens
+
+
 @dataclasses.dataclass(frozen=True)
 class SampledBatch:
     """The finished traces of one batch of questions; `index` counts the batches of a phase."""
@@ -43,11 +48,6 @@ class Engine:
         self._config = config
         self._shape = batch_shape(config)
         self._generate = program.generate[self._shape]
-
-    def fitting(self, questions: Sequence[Question]) -> list[Question]:
-        """The questions whose prompt is at most max_prompt_tokens long; none is ever cut."""
-        limit = self._config.max_prompt_tokens
-        return [question for question in questions if len(self._prompt.prompt_ids(question.question)) <= limit]
 
     def num_batches(self, questions: Sequence[Question]) -> int:
         return -(-len(questions) // self._shape.num_prompts)
