@@ -34,7 +34,7 @@ Forward = Callable[[nnx.State, np.ndarray, np.ndarray, np.ndarray], jax.Array]
 TINY_SHAPE: dict[str, Any] = {
     "vocab_size": 64,
     "embed_dim": 32,
-    "num_layers": 3,
+    "num_layers": 4,
     "num_heads": 8,
     "num_kv_heads": 2,
     "head_dim": 8,
@@ -131,7 +131,7 @@ def make_torch_model(kind: str) -> Any:
     shape = {
         "vocab_size": 64,
         "hidden_size": 32,
-        "num_hidden_layers": 3,
+        "num_hidden_layers": 4,
         "num_attention_heads": 8,
         "num_key_value_heads": 2,
         "head_dim": 8,

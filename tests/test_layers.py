@@ -12,13 +12,23 @@ PACKAGE = Path(__file__).parent.parent / "tpt_jax"
 
 # From the bottom up; a module may import those of its own room and of rooms further down.
 ROOMS = (
-    ("errors", "records"),
+    ("errors", "records", "hlo"),
     ("tasks",),
     ("config",),
     ("prune", "evaluate"),
     ("mesh", "sharding", "prompts"),
     ("models",),
-    ("think.cache", "think.sampling", "think.generate", "train.data", "train.loss", "train.optimizer", "train.step"),
+    (
+        "think.cache",
+        "think.sampling",
+        "think.state",
+        "think.slots",
+        "think.compile",
+        "train.data",
+        "train.loss",
+        "train.optimizer",
+        "train.step",
+    ),
     ("program",),
     ("think", "train", "checkpoint", "run_dir", "metrics", "report"),
     ("stages",),
@@ -36,6 +46,7 @@ WITHOUT_JAX = (
     "evaluate",
     "cli",
     "report.command",
+    "think.command",
 )
 
 

@@ -12,9 +12,11 @@ import pytest
 from flax import nnx
 
 from tpt_jax.errors import UserError
+from tpt_jax.models.attention import Past
 from tpt_jax.models.config import PUBLISHED, ModelConfig, from_huggingface
 from tpt_jax.models.transformer import Remat, abstract_parameters
 from tpt_jax.sharding import Layout
+from tpt_jax.think import cache as kv_cache
 
 if TYPE_CHECKING:
     from conftest import Twins
@@ -70,40 +72,42 @@ def test_packed_segments_equal_separate_rows(twins: Twins) -> None:
 
 
 def test_decoding_step_by_step_equals_the_full_forward(twins: Twins, layout: Layout) -> None:
-    """Prompts of unequal lengths, padded on the right; slot = position in the cache."""
+    """Prompts of unequal lengths, padded on the right; local layers' caches hold their window only."""
     tokens = random_tokens(3)
     prompt_lengths = np.asarray([10, 7, 3])
     longest = int(prompt_lengths.max())
-    graph, _ = abstract_parameters(twins.config)
+    config = twins.config
+    graph, _ = abstract_parameters(config)
 
     @jax.jit
-    def prefill(parameters: nnx.State, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array) -> tuple:
-        model = nnx.merge(graph, parameters)
-        hidden, cache = model.prefill(tokens, positions, segment_ids, layout=layout)
-        room = ((0, 0), (0, 0), (0, 0), (0, LENGTH - longest), (0, 0))  # L B K S H
-        return model.logits(hidden), tuple(jnp.pad(x.swapaxes(2, 3), room) for x in cache)
+    def prefill(parameters: nnx.State, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array) -> list[Past]:
+        made = nnx.merge(graph, parameters).prefill(tokens, positions, segment_ids, layout=layout)
+        caches = []
+        for new, size in zip(kv_cache.by_period(made, config), kv_cache.layer_sizes(config, LENGTH), strict=True):
+            pool = kv_cache.empty(config, BATCH, longest, jnp.dtype("float32"), "compute")
+            pool = kv_cache.write_prompts(pool, *new, jnp.int32(0))
+            cache = kv_cache.empty(config, BATCH, size, jnp.dtype("float32"), "compute")
+            for row, length in enumerate(prompt_lengths.tolist()):
+                cache = kv_cache.copy_prompt(cache, pool, jnp.int32(row), jnp.int32(row), jnp.int32(length))
+            caches.append(cache)
+        return caches
 
     @jax.jit
-    def step(parameters: nnx.State, tokens: jax.Array, positions: jax.Array, cache: tuple) -> tuple:
+    def step(parameters: nnx.State, tokens: jax.Array, positions: jax.Array, caches: list[Past]) -> tuple:
         model = nnx.merge(graph, parameters)
-        slots = jnp.broadcast_to(jnp.arange(LENGTH), (BATCH, LENGTH))
-        past = slots < positions[:, None]
-        hidden, *new = model.decode(tokens, positions, cache[0], cache[1], slots, past, layout=layout)
-        written = (
-            old.at[:, jnp.arange(BATCH), :, positions].set(entry.swapaxes(0, 1))
-            for old, entry in zip(cache, new, strict=True)
-        )
-        return model.logits(hidden), tuple(written)
+        pasts = [[(cache, kv_cache.entry_positions(cache.key.shape[3], positions))] for cache in caches]
+        hidden, new = model.decode(tokens, positions, pasts, layout=layout)
+        written = [kv_cache.write_tokens(cache, *made, positions) for cache, made in zip(caches, new, strict=True)]
+        return model.logits(hidden), written
 
-    prompt_positions = np.broadcast_to(np.arange(longest), (BATCH, longest))
+    prompt_positions = np.broadcast_to(np.arange(longest, dtype=np.int32), (BATCH, longest))
     real = prompt_positions < prompt_lengths[:, None]
-    logits, cache = prefill(twins.parameters, tokens[:, :longest], prompt_positions, real.astype(int))
+    caches = prefill(twins.parameters, tokens[:, :longest], prompt_positions, real.astype(np.int32))
     expected = twins.expected_logits(tokens)
-    assert relative_difference(np.asarray(logits)[real], expected[:, :longest][real]) < TOLERANCE
     rows = np.arange(BATCH)
     for ahead in range(LENGTH - longest):
-        positions = prompt_lengths + ahead
-        logits, cache = step(twins.parameters, tokens[rows, positions], positions, cache)
+        positions = (prompt_lengths + ahead).astype(np.int32)
+        logits, caches = step(twins.parameters, tokens[rows, positions], positions, caches)
         assert relative_difference(np.asarray(logits), expected[rows, positions]) < TOLERANCE
 
 
@@ -155,10 +159,12 @@ def test_arithmetic_keeps_the_parameters_type_and_logits_are_fp32(
 
     def run(parameters: nnx.State, ids: jax.Array) -> tuple:
         model = nnx.merge(graph, parameters)
-        hidden, (key, value) = model.prefill(ids, ids, ids, layout=layout)
-        cache = (key.swapaxes(2, 3), value.swapaxes(2, 3))
-        decoded = model.decode(ids[:, 0], ids[:, 0], cache[0], cache[1], ids, ids > 0, layout=layout)
-        return model.logits(hidden), (hidden, key, value, *decoded)
+        hidden = model(ids, ids, ids, layout=layout)
+        key, value = model.prefill(ids, ids, ids, layout=layout)
+        parts = kv_cache.by_period((key, value), model.config)
+        pasts = [[(Past(key.swapaxes(2, 3), value.swapaxes(2, 3)), ids)] for key, value in parts]
+        decoded = model.decode(ids[:, 0], ids[:, 0], pasts, layout=layout)
+        return model.logits(hidden), (hidden, key, value, *jax.tree.leaves(decoded))
 
     logits, others = jax.eval_shape(run, parameters, ids)
     assert logits.shape == (BATCH, LENGTH, tiny_config.vocab_size)

@@ -1,4 +1,4 @@
-"""The sampler: against transformers' generate and the softmax; a trace's independence of batch, order and mesh."""
+"""The sampler: against transformers' generate and the softmax; a trace's independence of slots, order and mesh."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,53 +12,73 @@ from conftest import TINY, Twins
 from flax import nnx
 
 from tpt_jax.config import MeshConfig
-from tpt_jax.errors import UserError
 from tpt_jax.mesh import make_mesh
 from tpt_jax.models.config import ModelConfig
 from tpt_jax.models.huggingface import initialize_parameters
 from tpt_jax.program import SamplerProgram, compile_sampler
+from tpt_jax.records import Trace
 from tpt_jax.sharding import TRAIN_RULES, Layout
-from tpt_jax.think.generate import BatchShape, Completions, Request
-from tpt_jax.think.sampling import question_number, sample_tokens, trace_keys
+from tpt_jax.think.engine import Engine, Request, common_prefix
+from tpt_jax.think.sampling import Filters, sample_tokens, trace_keys
+from tpt_jax.think.state import SlotShape
 
-SHAPE = BatchShape(num_prompts=8, num_samples=2, max_prompt_tokens=12, max_new_tokens=16)
+NUM_PROMPTS, NUM_SAMPLES, MAX_NEW = 8, 2, 16
+SHAPE = SlotShape(
+    num_slots=4,
+    num_questions=NUM_PROMPTS,
+    num_traces=NUM_PROMPTS * NUM_SAMPLES,
+    num_prefix_tokens=0,
+    max_prompt_tokens=12,
+    max_new_tokens=MAX_NEW,
+    chunk_steps=6,
+    prefill_rows=2,
+)
 STOP = (5, 9)
-PROMPTS = [tuple(np.random.default_rng(row).integers(10, 64, 3 + row).tolist()) for row in range(8)]
+PROMPTS = [tuple(np.random.default_rng(row).integers(10, 64, 3 + row).tolist()) for row in range(NUM_PROMPTS)]
+Traces = dict[tuple[str, int], Trace]
 
 
-def compiled(config: ModelConfig, mesh: Any, shape: BatchShape = SHAPE) -> SamplerProgram:
+class Ids:
+    """In a tokenizer's place: these tests have no text."""
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        return " ".join(map(str, token_ids))
+
+
+def compiled(config: ModelConfig, mesh: Any, shape: SlotShape = SHAPE) -> SamplerProgram:
     return compile_sampler(config, mesh, compute_dtype="float32", shapes={"think": shape}, stop_ids=STOP)
+
+
+def requests(
+    prompts: Sequence[tuple[int, ...]], num_samples: int = NUM_SAMPLES, limits: Sequence[int] = (MAX_NEW,)
+) -> list[Request]:
+    """A question a prompt; its id is the prompt itself, whatever the order."""
+    return [
+        Request(Ids().text(prompt), prompt, tuple(range(num_samples)), (limits[row % len(limits)],) * num_samples)
+        for row, prompt in enumerate(prompts)
+    ]
 
 
 def sample(
     program: SamplerProgram,
     parameters: nnx.State,
-    prompts: Sequence[tuple[int, ...]],
+    wanted: Sequence[Request],
     temperature: float,
     seed: int = 0,
-) -> Completions:
-    """Completions of prompts, each of which is a question of its own."""
-    (shape,) = program.generate
-    padded = np.zeros((shape.num_prompts, shape.max_prompt_tokens), np.int32)
-    lengths, numbers = np.zeros(shape.num_prompts, np.int32), np.zeros(shape.num_prompts, np.uint32)
-    for row, prompt in enumerate(prompts):
-        padded[row, -len(prompt) :] = prompt
-        lengths[row], numbers[row] = len(prompt), question_number(str(prompt))
-    arrays: dict[str, Any] = {
-        "prompts": padded,
-        "prompt_lengths": lengths,
-        "questions": numbers,
-        "seed": np.uint32(seed),
-        "round_index": np.uint32(1),
-        "temperature": np.float32(temperature),
-    }
-    request = Request(**arrays)
-    done = program.generate[shape](program.relayout(parameters), program.place(request))
-    return jax.tree.map(np.asarray, done)
+    prefix: tuple[int, ...] = (),
+) -> Traces:
+    shards = program.layout.batch_ways
+    engine = Engine(program.slots["think"], Ids(), prefix, shards)  # pyright: ignore[reportArgumentType]
+    batches = engine.sample(program.relayout(parameters), wanted, seed=seed, round_index=1, temperature=temperature)
+    traces = [trace for batch in batches for trace in batch]
+    found = {(trace.id, trace.sample): trace for trace in traces}
+    assert len(found) == len(traces) == sum(len(request.samples) for request in wanted)
+    assert engine.statistics.num_tokens == sum(trace.num_sampled for trace in traces)
+    return found
 
 
-def traces(done: Completions) -> list[tuple[int, ...]]:
-    return [tuple(row[:length].tolist()) for row, length in zip(done.tokens, done.lengths, strict=True)]
+def tokens(traces: Traces) -> dict[tuple[str, int], tuple[int, ...]]:
+    return {name: trace.token_ids for name, trace in traces.items()}
 
 
 @pytest.fixture(scope="module")
@@ -66,64 +86,146 @@ def tiny(layout: Layout) -> tuple[SamplerProgram, nnx.State]:
     return compiled(TINY["gemma2"], layout.mesh), initialize_parameters(TINY["gemma2"], layout, seed=3)
 
 
-def test_greedy_equals_generate_of_transformers(twins: Twins) -> None:
+@pytest.fixture(scope="module")
+def expected(tiny: tuple[SamplerProgram, nnx.State]) -> Traces:
+    return sample(*tiny, requests(PROMPTS), temperature=1.0)
+
+
+@pytest.fixture(scope="module")
+def twin_program(twins: Twins) -> SamplerProgram:
+    return compiled(twins.config, twins.layout.mesh)
+
+
+def test_greedy_equals_generate_of_transformers(twins: Twins, twin_program: SamplerProgram) -> None:
+    """Past the sliding window of 8, so that the local layers' caches have come round."""
     import torch
 
-    program = compiled(twins.config, twins.layout.mesh)
-    done = sample(program, twins.parameters, PROMPTS, temperature=0.0)
-    for row, prompt in enumerate(PROMPTS):
+    done = sample(twin_program, twins.parameters, requests(PROMPTS), temperature=0.0)
+    for prompt in PROMPTS:
         with torch.no_grad():
-            expected = twins.torch_model.generate(
+            whole = twins.torch_model.generate(
                 torch.tensor([prompt]),
-                max_new_tokens=SHAPE.max_new_tokens,
+                max_new_tokens=MAX_NEW,
                 do_sample=False,
                 eos_token_id=list(STOP),
                 pad_token_id=0,
                 use_cache=False,
             )
-        new = tuple(expected[0, len(prompt) :].tolist())
-        assert traces(done)[2 * row] == traces(done)[2 * row + 1] == new
-        assert bool(done.stopped[2 * row]) == (new[-1] in STOP)
+        new = tuple(whole[0, len(prompt) :].tolist())
+        for index in range(NUM_SAMPLES):
+            trace = done[Ids().text(prompt), index]
+            assert trace.finish_reason == ("stop" if new[-1] in STOP else "length")
+            assert trace.token_ids == (new[:-1] if new[-1] in STOP else new)
 
 
-def test_logprobs_are_those_of_the_full_forward(twins: Twins) -> None:
-    done = sample(compiled(twins.config, twins.layout.mesh), twins.parameters, PROMPTS, temperature=1.0)
-    for row, trace in enumerate(traces(done)):
-        whole = np.asarray([[*PROMPTS[row // 2], *trace]])
+def test_logprobs_are_those_of_the_full_forward(twins: Twins, twin_program: SamplerProgram) -> None:
+    done = sample(twin_program, twins.parameters, requests(PROMPTS), temperature=1.0)
+    for prompt in PROMPTS:
+        trace = done[Ids().text(prompt), 0]
+        if trace.finish_reason == "stop":
+            continue  # which of the stop tokens it was is not told
+        whole = np.asarray([[*prompt, *trace.token_ids]])
         logits = twins.expected_logits(whole)[0, :-1].astype(np.float64)
-        scores = (
-            logits
-            - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True))
-            - logits.max(-1, keepdims=True)
-        )
-        expected = sum(scores[len(PROMPTS[row // 2]) - 1 + step, token] for step, token in enumerate(trace))
-        assert done.logprobs[row] == pytest.approx(expected, rel=1e-3, abs=2e-5)  # fp32 logits of up to 30
+        logits -= logits.max(-1, keepdims=True)
+        scores = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        total = sum(scores[len(prompt) - 1 + step, token] for step, token in enumerate(trace.token_ids))
+        assert trace.logprob == pytest.approx(total, rel=1e-3, abs=2e-5)  # fp32 logits of up to 30
 
 
-def test_a_trace_does_not_depend_on_its_batch(tiny: tuple[SamplerProgram, nnx.State], layout: Layout) -> None:
-    program, parameters = tiny
-    together = traces(sample(program, parameters, PROMPTS, temperature=1.0))
-    reversed_order = traces(sample(program, parameters, PROMPTS[::-1], temperature=1.0))
-    assert [reversed_order[2 * (7 - row // 2) + row % 2] for row in range(16)] == together
-    small = compiled(TINY["gemma2"], layout.mesh, dataclasses.replace(SHAPE, num_prompts=2, num_samples=4))
-    alone = traces(sample(small, parameters, PROMPTS[:1], temperature=1.0))  # the other row fills the batch
-    assert alone[:2] == together[:2]
-    assert len(set(alone[:4])) == 4  # samples of one question differ
-    other_seed = traces(sample(program, parameters, PROMPTS, temperature=1.0, seed=1))
-    assert other_seed != together
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_slots": 1, "chunk_steps": 64, "prefill_rows": 1},
+        {"num_slots": 16, "chunk_steps": 1, "prefill_rows": 8},
+        {"num_slots": 3, "chunk_steps": 100, "prefill_rows": 3},
+    ],
+    ids=lambda changes: f"{changes['num_slots']} slots",
+)
+def test_a_trace_does_not_depend_on_slots_or_order(
+    changes: dict[str, int], tiny: tuple[SamplerProgram, nnx.State], expected: Traces, layout: Layout
+) -> None:
+    program = compiled(TINY["gemma2"], layout.mesh, dataclasses.replace(SHAPE, **changes))
+    backwards = sample(program, tiny[1], requests(PROMPTS[::-1]), temperature=1.0)
+    assert tokens(backwards) == tokens(expected)
+
+
+def test_a_trace_depends_on_seed_and_sample(tiny: tuple[SamplerProgram, nnx.State], expected: Traces) -> None:
+    other_seed = sample(*tiny, requests(PROMPTS), temperature=1.0, seed=1)
+    assert tokens(other_seed) != tokens(expected)
+    assert len({expected[Ids().text(prompt), index].token_ids for prompt in PROMPTS for index in (0, 1)}) == 16
+
+
+def test_what_is_left_of_a_phase_ends_alike(tiny: tuple[SamplerProgram, nnx.State], expected: Traces) -> None:
+    """Some traces are done already, of some questions all."""
+    left = [dataclasses.replace(request, samples=(1,), limits=(MAX_NEW,)) for request in requests(PROMPTS[2:5])]
+    got = sample(
+        *tiny, [*left, *(dataclasses.replace(r, samples=(), limits=()) for r in requests(PROMPTS[5:]))], temperature=1.0
+    )
+    assert tokens(got) == {name: tokens(expected)[name] for name in got}
+
+
+def test_limits_hold_for_each_trace(tiny: tuple[SamplerProgram, nnx.State], expected: Traces) -> None:
+    limits = (1, 3, 16, 7)
+    got = sample(*tiny, requests(PROMPTS, limits=limits), temperature=1.0)
+    for row, prompt in enumerate(PROMPTS):
+        for index in range(NUM_SAMPLES):
+            short, whole = got[Ids().text(prompt), index], expected[Ids().text(prompt), index]
+            limit = limits[row % 4]
+            assert short.token_ids == whole.token_ids[:limit]
+            assert short.finish_reason == ("length" if whole.num_sampled > limit else whole.finish_reason)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "llama"])
+def test_a_shared_prefix_changes_nothing(family: str, layout: Layout) -> None:
+    """Computed once and attended to apart, or as part of every prompt: also past the sliding window."""
+    parameters = initialize_parameters(TINY[family], layout, seed=3)
+    shared = tuple(np.random.default_rng(99).integers(10, 64, 40).tolist())
+    wanted = requests([(*shared, *prompt) for prompt in PROMPTS])
+    assert common_prefix([request.prompt_ids for request in wanted])[:40] == shared
+    whole = compiled(TINY[family], layout.mesh, dataclasses.replace(SHAPE, max_prompt_tokens=52))
+    apart = compiled(TINY[family], layout.mesh, dataclasses.replace(SHAPE, num_prefix_tokens=40))
+    expected = sample(whole, parameters, wanted, temperature=0.5)
+    got = sample(apart, parameters, wanted, temperature=0.5, prefix=shared)
+    assert tokens(got) == tokens(expected)
+
+
+def test_an_int8_cache_is_close(tiny: tuple[SamplerProgram, nnx.State], layout: Layout) -> None:
+    """First tokens come from the prompt's cache alone: their log-probabilities differ by what int8 loses."""
+    quantized = compiled(TINY["gemma2"], layout.mesh, dataclasses.replace(SHAPE, cache_type="int8"))
+    wanted = requests(PROMPTS, limits=(1,))
+    exact, near = (sample(program, tiny[1], wanted, temperature=0.0) for program in (tiny[0], quantized))
+    differences = [abs(exact[name].logprob - near[name].logprob) for name in exact]
+    assert 0 < max(differences) < 0.05
 
 
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)])
-def test_every_mesh_samples_alike(sizes: tuple[int, int, int], tiny: tuple[SamplerProgram, nnx.State]) -> None:
-    program, parameters = tiny
+def test_every_mesh_samples_alike(
+    sizes: tuple[int, int, int], tiny: tuple[SamplerProgram, nnx.State], expected: Traces
+) -> None:
     mesh = make_mesh(MeshConfig(*sizes))
+    shards = sizes[0] * sizes[1]
+    num_questions = NUM_PROMPTS // shards
+    shape = dataclasses.replace(SHAPE, num_slots=2, num_questions=num_questions, num_traces=num_questions * NUM_SAMPLES)
     spread = initialize_parameters(TINY["gemma2"], Layout(mesh, TRAIN_RULES), seed=3)
-    other = compiled(TINY["gemma2"], mesh)
-    for temperature in (0.0, 1.0):
-        expected = sample(program, parameters, PROMPTS, temperature)
-        got = sample(other, spread, PROMPTS, temperature)
-        assert traces(got) == traces(expected)
-        np.testing.assert_allclose(got.logprobs, expected.logprobs, rtol=1e-3)
+    program = compiled(TINY["gemma2"], mesh, shape)
+    got = sample(program, spread, requests(PROMPTS), temperature=1.0)
+    assert tokens(got) == tokens(expected)
+    for name, trace in got.items():
+        assert trace.logprob == pytest.approx(expected[name].logprob, rel=1e-3)
+
+
+def test_filters_reach_every_token(tiny: tuple[SamplerProgram, nnx.State], layout: Layout) -> None:
+    """The one likeliest token at temperature 1 is the greedy one."""
+    only_one = compiled(TINY["gemma2"], layout.mesh, dataclasses.replace(SHAPE, filters=Filters(top_k=1)))
+    greedy = sample(*tiny, requests(PROMPTS), temperature=0.0)
+    assert tokens(sample(only_one, tiny[1], requests(PROMPTS), temperature=1.0)) == tokens(greedy)
+
+
+def test_scores_that_are_not_finite_name_the_question(tiny: tuple[SamplerProgram, nnx.State]) -> None:
+    program, parameters = tiny
+    broken = jax.tree.map(lambda weight: weight * jnp.float32(np.nan), parameters)
+    with pytest.raises(FloatingPointError, match="sample 0: the model's scores are not finite"):
+        sample(program, broken, requests(PROMPTS), temperature=1.0)
 
 
 def test_sampled_frequencies_are_those_of_the_softmax() -> None:
@@ -131,13 +233,8 @@ def test_sampled_frequencies_are_those_of_the_softmax() -> None:
     logits, count, temperature = np.linspace(-1.0, 2.0, 10).astype(np.float32), 20_000, 0.7
     keys = trace_keys(jnp.uint32(0), jnp.uint32(0), jnp.arange(count, dtype=jnp.uint32), jnp.zeros(count, jnp.uint32))
     rows = jnp.broadcast_to(jnp.asarray(logits), (count, 10))
-    tokens, _ = sample_tokens(rows, keys, jnp.zeros(count, jnp.int32), jnp.float32(temperature))
-    expected = np.exp(logits / temperature)
-    expected *= count / expected.sum()
-    observed = np.bincount(np.asarray(tokens), minlength=10)
-    assert ((observed - expected) ** 2 / expected).sum() < 27.88
-
-
-def test_a_batch_that_does_not_divide_is_refused() -> None:
-    with pytest.raises(UserError, match=r"think.batch_size \(12\) must be a multiple of .* = 2 x 8 = 16; try 16"):
-        compiled(TINY["llama"], make_mesh(MeshConfig(8, 1, 1)), dataclasses.replace(SHAPE, num_prompts=6))
+    drawn, _ = sample_tokens(rows, keys, jnp.zeros(count, jnp.int32), jnp.float32(temperature), Filters())
+    wanted = np.exp(logits / temperature)
+    wanted *= count / wanted.sum()
+    observed = np.bincount(np.asarray(drawn), minlength=10)
+    assert ((observed - wanted) ** 2 / wanted).sum() < 27.88

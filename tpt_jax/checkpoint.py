@@ -12,8 +12,7 @@ from flax import nnx
 from tpt_jax.errors import UserError
 from tpt_jax.models.config import ModelConfig
 from tpt_jax.models.huggingface import copy_side_files, load_config, load_parameters, save_parameters
-from tpt_jax.models.transformer import abstract_parameters
-from tpt_jax.program import place_abstract
+from tpt_jax.models.transformer import abstract_parameters, place_abstract
 from tpt_jax.sharding import Layout
 
 PARAMETERS = "parameters"  # the orbax folder inside a checkpoint

@@ -18,6 +18,7 @@ from tpt_jax.errors import STRICT, UserError
 from tpt_jax.tasks import TaskConfig
 
 Fraction = Annotated[float, pydantic.Field(ge=0, le=1)]
+PositiveFraction = Annotated[float, pydantic.Field(gt=0, le=1)]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -58,17 +59,26 @@ class SamplingConfig:
       num_questions: asked in one go; null for all there are. Think takes the next ones each round.
       num_samples: traces a question.
       temperature: 0 takes the likeliest token.
+      top_k: only the k likeliest tokens are drawn; null for no limit.
+      top_p: only the fewest likeliest tokens whose probabilities reach p; 1 for no limit.
+      min_p: only tokens at least p times as likely as the likeliest; 0 for no limit. The three come after the
+        temperature and in this order, as in transformers.
       max_prompt_tokens: longer prompts are skipped and counted.
       max_new_tokens: a trace without an end of turn is cut here.
-      batch_size: traces decoded together.
+      num_slots: traces decoded side by side; a finished one makes room for the next.
+      cache_type: of keys and values: model.compute_dtype, or int8, which takes half of bfloat16's memory.
     """
 
     num_questions: PositiveInt | None = None
     num_samples: PositiveInt = 4
     temperature: NonNegativeFloat = 0.8
+    top_k: PositiveInt | None = None
+    top_p: PositiveFraction = 1.0
+    min_p: Fraction = 0.0
     max_prompt_tokens: PositiveInt = 256
     max_new_tokens: PositiveInt = 512
-    batch_size: PositiveInt = 64
+    num_slots: PositiveInt = 64
+    cache_type: Literal["compute", "int8"] = "compute"
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -89,7 +89,7 @@ class Loop:
             return
         with self._stage(index, "prune") as facts:
             prune = self._config.prune
-            judged = list(self._dir.traces(index, "think"))
+            judged = self._dir.traces(index, "think")
             selection = select(
                 judged,
                 max_per_question=prune.max_per_question,
@@ -186,11 +186,10 @@ class Loop:
         pruned |= {name: fact for name, fact in stages.get("prune", {}).items() if name != "seconds"}
         return {
             "round": index,
-            **dataclasses.asdict(
-                evaluate(list(self._dir.traces(index, "evaluate")), k=self._config.evaluate.num_samples)
-            ),
+            **dataclasses.asdict(evaluate(self._dir.traces(index, "evaluate"), k=self._config.evaluate.num_samples)),
             **pruned,
             "seconds": {name: facts["seconds"] for name, facts in stages.items()},
             "tokens": {name: facts["tokens"] for name, facts in stages.items() if "tokens" in facts},
+            **{name: stages["think"][name] for name in ("slot_occupancy", "device_idle") if "think" in stages},
             "compilations": compilations,
         }

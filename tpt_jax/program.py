@@ -1,10 +1,12 @@
-"""The compiled phases: relayout, generate, train step. Each is compiled once, at start-up, from shapes alone.
+"""The compiled phases: relayout, sampling, train step. Each is compiled once, at start-up, from shapes alone.
 
 The phases are ahead-of-time executables: called with another shape or layout they raise instead of compiling anew.
 """
 
 import dataclasses
 import functools
+import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,9 +20,10 @@ from jax.sharding import Mesh
 from tpt_jax.config import TrainConfig
 from tpt_jax.errors import UserError
 from tpt_jax.models.config import ModelConfig
-from tpt_jax.models.transformer import abstract_parameters
+from tpt_jax.models.transformer import abstract_parameters, place_abstract
 from tpt_jax.sharding import DECODE_RULES, TRAIN_RULES, Layout
-from tpt_jax.think import generate as think
+from tpt_jax.think.compile import SlotProgram, compile_slots
+from tpt_jax.think.state import SlotShape
 from tpt_jax.train import data
 from tpt_jax.train.optimizer import make_optimizer
 from tpt_jax.train.step import StepMetrics, TrainState, train_step
@@ -49,16 +52,12 @@ class SamplerProgram:
     Attributes:
       relayout: training parameters to decoding parameters: fp32 to the compute type, and over the interconnect from the
         training layout to stationary weights. The training parameters stay valid.
-      generate: for each batch shape, the program that samples one batch.
+      slots: the programs for each section of the config that samples.
     """
 
     layout: Layout
     relayout: jax.stages.Compiled
-    generate: Mapping[think.BatchShape, jax.stages.Compiled]
-
-    def place(self, request: think.Request) -> think.Request:
-        """A batch of prompts, from the host to the devices."""
-        return jax.device_put(request, _request_shardings(self.layout, request))
+    slots: Mapping[str, SlotProgram]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,38 +90,53 @@ def compile_sampler(
     mesh: Mesh,
     *,
     compute_dtype: str,
-    shapes: Mapping[str, think.BatchShape],
+    shapes: Mapping[str, SlotShape],
     stop_ids: tuple[int, ...],
 ) -> SamplerProgram:
-    """Compiles relayout and one generate for each batch shape.
+    """Compiles relayout, and for each shape the programs that sample.
 
     Args:
-      shapes: by the name of the config's section that asks for them.
+      shapes: by the name of the config's section that asks for them; of one data shard each.
 
     Raises:
-      UserError: a batch or the model does not divide over the mesh.
+      UserError: the model does not divide over the mesh.
     """
-    graph, abstract = abstract_parameters(config)
+    _, abstract = abstract_parameters(config)
     source, target = Layout(mesh, TRAIN_RULES), Layout(mesh, DECODE_RULES)
     dtype = jnp.dtype(compute_dtype)
+    parameters = None
+    slots: dict[str, SlotProgram] = {}
+    for section, shape in shapes.items():
+        try:
+            slots[section] = compile_slots(config, target, dtype, shape, stop_ids, parameters)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise UserError(_what_fits(section, shape, config, target, dtype, str(error))) from error
+        parameters = slots[section].parameters  # those that the first one likes best serve the others too
     relayout = jax.jit(
         lambda parameters: jax.tree.map(lambda weight: weight.astype(dtype), parameters),
-        out_shardings=target.shardings(abstract),
+        out_shardings=jax.tree.map(lambda weight: weight.format, parameters),
     ).lower(place_abstract(abstract, source))
-    decoding = place_abstract(abstract, target, dtype)
-    programs: dict[think.BatchShape, jax.stages.Compiled] = {}
-    for section, shape in shapes.items():
-        if shape.num_prompts % target.batch_ways:
-            unit = shape.num_samples * target.batch_ways
-            raise UserError(
-                f"{section}.batch_size ({shape.num_traces}) must be a multiple of num_samples x data x fsdp = "
-                f"{shape.num_samples} x {target.batch_ways} = {unit}; try {-(-shape.num_traces // unit) * unit}"
-            )
-        if shape not in programs:
-            run = functools.partial(think.generate, graph=graph, shape=shape, stop_ids=stop_ids, layout=target)
-            request = _abstract_request(shape, target)
-            programs[shape] = jax.jit(run, out_shardings=target.replicated).lower(decoding, request).compile()
-    return SamplerProgram(target, relayout.compile(), programs)
+    return SamplerProgram(target, relayout.compile(), slots)
+
+
+def _what_fits(
+    section: str, shape: SlotShape, config: ModelConfig, layout: Layout, dtype: jnp.dtype, error: str
+) -> str:
+    """One line for a compiler that has run out of memory: how many slots fit."""
+    slots, ways = shape.num_slots * layout.batch_ways, layout.batch_ways
+    sizes = re.search(r"\(([\d.]+)G\) exceeds available HBM \(([\d.]+)G\)", error)
+    if sizes is None:
+        return f"{section}.num_slots ({slots}): the sampler does not fit the devices; try {slots // 2 // ways * ways}"
+    needed, available = (float(size) * 2**30 for size in sizes.groups())
+    per_slot = shape.bytes_per_slot(config, dtype.itemsize) / layout.ways(layout.rules["kv_heads"])
+    fitting = max(0, shape.num_slots - math.ceil((needed - available) / per_slot)) * ways
+    advice = f"try {fitting}" if fitting else "try a larger mesh.tensor, or cache_type: int8"
+    return (
+        f"{section}.num_slots ({slots}): the sampler needs {needed / 2**30:.1f} GiB of the {available / 2**30:.1f} GiB "
+        f"that a device has; {advice}"
+    )
 
 
 def compile_trainer(config: ModelConfig, mesh: Mesh, *, compute_dtype: str, train: TrainConfig) -> TrainerProgram:
@@ -161,15 +175,6 @@ def compile_trainer(config: ModelConfig, mesh: Mesh, *, compute_dtype: str, trai
     return TrainerProgram(layout, shape, start, compiled)
 
 
-def place_abstract(abstract: nnx.State, layout: Layout, dtype: Any = jnp.float32) -> nnx.State:
-    """Shapes with shardings, to compile from or to restore into."""
-
-    def place(weight: jax.ShapeDtypeStruct, sharding: jax.sharding.NamedSharding) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(weight.shape, dtype, sharding=sharding)
-
-    return jax.tree.map(place, abstract, layout.shardings(abstract))
-
-
 def _optimizer_shardings(shapes: Any, layout: Layout) -> Any:
     """Moments are sharded as the weights whose shape and logical axes they carry; counters are copied."""
 
@@ -196,23 +201,3 @@ def _abstract_batch(shape: data.BatchShape, layout: Layout) -> data.Batch:
     names = [field.name for field in dataclasses.fields(data.Batch)]
     arrays: dict[str, Any] = {name: jax.ShapeDtypeStruct(dims, jnp.int32, sharding=sharding) for name in names}
     return data.Batch(**{**arrays, "loss_weights": jax.ShapeDtypeStruct(dims, jnp.float32, sharding=sharding)})
-
-
-def _abstract_request(shape: think.BatchShape, layout: Layout) -> think.Request:
-    arrays: dict[str, Any] = {
-        "prompts": jax.ShapeDtypeStruct((shape.num_prompts, shape.max_prompt_tokens), jnp.int32),
-        "prompt_lengths": jax.ShapeDtypeStruct((shape.num_prompts,), jnp.int32),
-        "questions": jax.ShapeDtypeStruct((shape.num_prompts,), jnp.uint32),
-        "seed": jax.ShapeDtypeStruct((), jnp.uint32),
-        "round_index": jax.ShapeDtypeStruct((), jnp.uint32),
-        "temperature": jax.ShapeDtypeStruct((), jnp.float32),
-    }
-    request = think.Request(**arrays)
-    return _with_shardings(request, _request_shardings(layout, request))
-
-
-def _request_shardings(layout: Layout, request: think.Request) -> think.Request:
-    return jax.tree.map(
-        lambda leaf: layout.sharding(("batch", None)[: leaf.ndim], leaf.shape) if leaf.ndim else layout.replicated,
-        request,
-    )

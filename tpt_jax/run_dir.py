@@ -5,7 +5,7 @@ metrics.jsonl, tensorboard/       curves
 report.html
 checkpoints/NNN/                  the model after round NNN; 000 is the model as given
 rounds/NNN/questions.jsonl        what was asked in the round
-rounds/NNN/traces/think-PPPPP.jsonl, evaluate-PPPPP.jsonl    judged traces, a file a batch, whole or absent
+rounds/NNN/traces/think-PPPPP.jsonl, evaluate-PPPPP.jsonl    judged traces, in parts, each whole or absent
 rounds/NNN/training.jsonl         the traces that were trained on
 rounds/NNN/stages.json            the stages that are done, with their seconds and counts
 rounds/NNN/metrics.json           the round's figures; written last
@@ -13,7 +13,7 @@ rounds/NNN/metrics.json           the round's figures; written last
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -89,19 +89,22 @@ class RunDir:
 
     # Traces.
 
-    def finished_parts(self, round_index: int, sampling: Sampling) -> set[int]:
-        """The batches whose judged traces are written."""
-        folder = self.round_path(round_index) / "traces"
-        return {int(path.stem.rpartition("-")[2]) for path in folder.glob(f"{sampling}-*.jsonl")}
-
-    def write_part(self, round_index: int, sampling: Sampling, index: int, judged: Iterable[JudgedTrace]) -> None:
+    def write_part(self, round_index: int, sampling: Sampling, judged: Iterable[JudgedTrace]) -> None:
+        """Writes traces that are finished, as the next part."""
+        parts = self._parts(round_index, sampling)
+        index = int(parts[-1].stem.rpartition("-")[2]) + 1 if parts else 0
         path = self.round_path(round_index) / "traces" / f"{sampling}-{index:05}.jsonl"
         write_jsonl(path, (trace.to_json() for trace in judged))
 
-    def traces(self, round_index: int, sampling: Sampling) -> Iterator[JudgedTrace]:
-        """All judged traces of a round, in the order of the batches."""
-        for path in sorted((self.round_path(round_index) / "traces").glob(f"{sampling}-*.jsonl")):
-            yield from map(JudgedTrace.from_json, read_jsonl(path))
+    def traces(self, round_index: int, sampling: Sampling) -> list[JudgedTrace]:
+        """All judged traces of a round that are written so far, by question and sample."""
+        judged = [
+            JudgedTrace.from_json(line) for path in self._parts(round_index, sampling) for line in read_jsonl(path)
+        ]
+        return sorted(judged, key=lambda judged: (judged.trace.id, judged.trace.sample))
+
+    def _parts(self, round_index: int, sampling: Sampling) -> list[Path]:
+        return sorted((self.round_path(round_index) / "traces").glob(f"{sampling}-*.jsonl"))
 
     def write_questions(self, round_index: int, questions: Sequence[Question]) -> None:
         write_jsonl(self.round_path(round_index) / "questions.jsonl", map(dataclasses.asdict, questions))

@@ -98,5 +98,11 @@ class Layout:
 
         return jax.tree.map(of, state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
 
+    def within_shard(self) -> "Layout":
+        """The same layout inside a function written for one shard of the batch (jax.shard_map), where only the axes
+        that do not split the batch are left."""
+        mesh: Any = jax.sharding.get_abstract_mesh()  # all that a sharding constraint needs of a mesh
+        return Layout(mesh, {**self.rules, "batch": ()})
+
     def describe(self) -> str:
         return " x ".join(f"{axis}={size}" for axis, size in self.mesh.shape.items())

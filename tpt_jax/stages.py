@@ -3,25 +3,25 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 
 from flax import nnx
 from jax.sharding import Mesh
 
 from tpt_jax.checkpoint import ModelFolder
-from tpt_jax.config import RunConfig, SamplingConfig, TrainConfig
-from tpt_jax.errors import UserError
+from tpt_jax.config import RunConfig, TrainConfig
 from tpt_jax.mesh import make_mesh
 from tpt_jax.metrics import progress, say
 from tpt_jax.program import CompilationCounter, SamplerProgram, TrainerProgram, compile_sampler
 from tpt_jax.prompts import Example, Prompt, load_prompt
 from tpt_jax.prune.pool import CheckerPool
-from tpt_jax.records import JudgedTrace, Question, Verdict
+from tpt_jax.records import JudgedTrace, Question, Trace, Verdict
 from tpt_jax.run_dir import RunDir, Sampling
-from tpt_jax.sharding import TRAIN_RULES, Layout
+from tpt_jax.sharding import DECODE_RULES, TRAIN_RULES, Layout
 from tpt_jax.tasks import Task, load_task
-from tpt_jax.think.engine import Engine, SampledBatch, batch_shape, fits
+from tpt_jax.think.engine import Engine, SamplingPlan, plan_sampling
+from tpt_jax.think.sampling import Filters
 from tpt_jax.train.data import split_by_length
 from tpt_jax.train.fit import Fit, StepRecord
 
@@ -37,6 +37,7 @@ class Setup:
     task: Task
     prompt: Prompt
     mesh: Mesh
+    plans: Mapping[Sampling, SamplingPlan]
     sampler: SamplerProgram
     pool: CheckerPool
     compilations: CompilationCounter
@@ -62,9 +63,11 @@ def set_up(config: RunConfig, samplings: Sequence[Sampling]) -> Iterator[Setup]:
     task = load_task(config.task)
     prompt = load_prompt(model.path, task.instruction)
     prompt.check_contract((*task.train[:CONTRACT_QUESTIONS], *task.test[:CONTRACT_QUESTIONS]))
-    for sampling in samplings:
-        _check_that_some_fit(sampling, sampling_config(config, sampling), prompt, task)
     mesh = make_mesh(config.mesh)
+    shards = Layout(mesh, DECODE_RULES).batch_ways
+    plans: dict[Sampling, SamplingPlan] = {
+        sampling: _plan(sampling, config, prompt, task, shards) for sampling in samplings
+    }
     say(
         f"{config.name}: {model.config.num_parameters / 1e6:,.1f}M parameters, mesh {dict(mesh.shape)}, "
         f"{len(task.train)} questions to train on, {len(task.test)} held out; compiling"
@@ -73,33 +76,45 @@ def set_up(config: RunConfig, samplings: Sequence[Sampling]) -> Iterator[Setup]:
         model.config,
         mesh,
         compute_dtype=config.model.compute_dtype,
-        shapes={sampling: batch_shape(sampling_config(config, sampling)) for sampling in samplings},
+        shapes={sampling: plan.shape for sampling, plan in plans.items()},
         stop_ids=prompt.stop_ids,
     )
     with CheckerPool(task.checker, config.prune.num_workers, config.prune.seconds_per_trace) as pool:
         say(f"sampler ready after {time.monotonic() - started:.0f} s")
-        yield Setup(config, model, task, prompt, mesh, sampler, pool, compilations)
+        yield Setup(config, model, task, prompt, mesh, plans, sampler, pool, compilations)
 
 
-def sampling_config(config: RunConfig, sampling: Sampling) -> SamplingConfig:
-    return config.think if sampling == "think" else config.evaluate
-
-
-def _check_that_some_fit(sampling: Sampling, config: SamplingConfig, prompt: Prompt, task: Task) -> None:
-    questions = task.train if sampling == "think" else task.test
-    if not any(fits(prompt, question, config) for question in questions):
-        raise UserError(
-            f"{sampling}.max_prompt_tokens ({config.max_prompt_tokens}): every prompt is longer; try "
-            f"{max(len(prompt.prompt_ids(question.question)) for question in questions)}, the longest one's length"
-        )
+def _plan(sampling: Sampling, run: RunConfig, prompt: Prompt, task: Task, shards: int) -> SamplingPlan:
+    config, questions = (run.think, task.train) if sampling == "think" else (run.evaluate, task.test)
+    return plan_sampling(
+        {question.id: prompt.prompt_ids(question.question) for question in questions},
+        num_questions=config.num_questions,
+        num_samples=config.num_samples,
+        max_prompt_tokens=config.max_prompt_tokens,
+        max_new_tokens=config.max_new_tokens,
+        num_slots=config.num_slots,
+        num_shards=shards,
+        filters=Filters(config.top_k, config.top_p, config.min_p),
+        cache_type=config.cache_type,
+        option=f"{sampling}.",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampled:
-    """What one sampling stage did, whichever processes did it."""
+    """What one sampling stage did.
 
-    tokens: int  # ends of turn included
-    num_prompts_too_long: int  # questions that were not asked
+    Attributes:
+      tokens: of all traces, whichever process sampled them; ends of turn included.
+      num_prompts_too_long: questions that were not asked.
+      slot_occupancy: the share of slots that worked while traces were waiting, in this process; None if it did none.
+      device_idle: the share of the time in which the device waited for the host, in this process.
+    """
+
+    tokens: int
+    num_prompts_too_long: int
+    slot_occupancy: float | None
+    device_idle: float | None
 
 
 def sample_and_judge(
@@ -110,47 +125,56 @@ def sample_and_judge(
     asked: Sequence[Question],
     parameters: Callable[[], nnx.State],
 ) -> Sampled:
-    """Samples and judges traces into the run's folder, but for the batches that are there already.
+    """Samples and judges traces into the run's folder, but for those that are there already.
 
     Args:
       parameters: gives the training parameters; called only where there is something to sample.
     """
-    config = sampling_config(setup.config, sampling)
-    engine = Engine(setup.sampler, setup.prompt, config)
-    fitting = [question for question in asked if fits(setup.prompt, question, config)]
-    finished = run_dir.finished_parts(round_index, sampling)
-    num_too_long = len(asked) - len(fitting)
+    plan = setup.plans[sampling]
+    config = setup.config.think if sampling == "think" else setup.config.evaluate
     label = f"round {round_index} {sampling}"
-    if num_too_long:
-        say(f"{label}: {num_too_long} questions are not asked: longer than {sampling}.max_prompt_tokens")
-    if len(finished) < engine.num_batches(fitting):
+    too_long = [question.id for question in asked if question.id not in plan.prompt_ids]
+    if too_long:
+        say(
+            f"{label}: {len(too_long)} questions are not asked, for their prompts are longer than "
+            f"{sampling}.max_prompt_tokens ({config.max_prompt_tokens}): {', '.join(too_long[:5])}"
+            f"{', ...' if len(too_long) > 5 else ''}"
+        )
+    done = {(judged.trace.id, judged.trace.sample) for judged in run_dir.traces(round_index, sampling)}
+    requests = plan.requests([question.id for question in asked], done)
+    num_left = sum(len(request.samples) for request in requests)
+    engine = Engine(setup.sampler.slots[sampling], setup.prompt, plan.prefix, setup.sampler.layout.batch_ways)
+    occupancy = idle = None
+    if num_left:
         batches = engine.sample(
             setup.sampler.relayout(parameters()),
-            fitting,
+            requests,
             seed=setup.config.seed,
             round_index=round_index,
-            skip=finished,
+            temperature=config.temperature,
         )
-        done = sum(1 for _ in run_dir.traces(round_index, sampling))
-        total = len(fitting) * config.num_samples
-        with progress(label, total, "traces", done) as advance:
-            for batch, verdicts in _judged(batches, setup.pool, {question.id: question for question in fitting}):
-                run_dir.write_part(round_index, sampling, batch.index, map(JudgedTrace, batch.traces, verdicts))
-                advance(len(batch.traces))
+        questions = {question.id: question for question in asked}
+        with progress(label, len(done) + num_left, "traces", len(done)) as advance:
+            for traces, verdicts in _judged(batches, setup.pool, questions):
+                run_dir.write_part(round_index, sampling, map(JudgedTrace, traces, verdicts))
+                advance(len(traces))
+        occupancy, idle = engine.statistics.occupancy(plan.shape.num_slots), engine.statistics.idle_share
+        rate = engine.statistics.num_tokens / engine.statistics.seconds
+        say(f"{label}: {rate:,.0f} tokens/s, {occupancy:.1%} of slots busy while traces waited, device idle {idle:.1%}")
     tokens = sum(judged.trace.num_sampled for judged in run_dir.traces(round_index, sampling))
-    return Sampled(tokens, num_too_long)
+    return Sampled(tokens, len(too_long), occupancy, idle)
 
 
 def _judged(
-    batches: Iterable[SampledBatch], pool: CheckerPool, questions: dict[str, Question]
-) -> Iterator[tuple[SampledBatch, list[Verdict]]]:
-    """Each batch with its verdicts; a batch is checked while the next one is sampled."""
-    waiting: tuple[SampledBatch, Future[list[Verdict]]] | None = None
-    for batch in batches:
-        started = (batch, pool.submit_batch([(questions[trace.id], trace) for trace in batch.traces]))
+    batches: Iterable[list[Trace]], pool: CheckerPool, questions: dict[str, Question]
+) -> Iterator[tuple[list[Trace], list[Verdict]]]:
+    """Traces with their verdicts; some are checked while the next ones are sampled."""
+    waiting: tuple[list[Trace], Future[list[Verdict]]] | None = None
+    for traces in filter(None, batches):
+        submitted = (traces, pool.submit_batch([(questions[trace.id], trace) for trace in traces]))
         if waiting is not None:
             yield waiting[0], waiting[1].result()
-        waiting = started
+        waiting = submitted
     if waiting is not None:
         yield waiting[0], waiting[1].result()
 

@@ -63,7 +63,7 @@ def evaluate_model(config: RunConfig, model: str, path: Path | None) -> int:
         run_dir.begin(config)
         run_dir.write_questions(0, asked)
         sample_and_judge(setup, run_dir, 0, "evaluate", asked, lambda: setup.load(setup.model))
-        figures = dataclasses.asdict(evaluate(list(run_dir.traces(0, "evaluate")), k=config.evaluate.num_samples))
+        figures = dataclasses.asdict(evaluate(run_dir.traces(0, "evaluate"), k=config.evaluate.num_samples))
         run_dir.write_metrics(0, {"round": 0, **figures})
     print(json.dumps(figures, indent=2))
     return 0

@@ -1,7 +1,10 @@
 """Attention, rotary positions and masks. Letters: B batch, T query length, S key length, N query heads, K key-value
 heads, G = N / K, H head dim, D embed, F feed-forward, V vocabulary, L layers."""
 
+import dataclasses
+import functools
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -69,30 +72,62 @@ def attend(
     return mixed.reshape(batch, length, num_heads, head_dim)
 
 
-def attend_cached(
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Past:
+    """Keys and values of earlier tokens, which attention only reads: of one layer, or of several, stacked before B.
+
+    Those of a prefix that all sequences share have no B: one matrix product serves all queries.
+    """
+
+    key: Float[Array, "*B K S H"]
+    value: Float[Array, "*B K S H"]
+    key_scale: Float[Array, "*B K S"] | None = None  # of int8 entries: the entry is key * key_scale
+    value_scale: Float[Array, "*B K S"] | None = None
+
+
+def attend_past(
     query: Float[Array, "B 1 N H"],
     key: Float[Array, "B 1 K H"],
     value: Float[Array, "B 1 K H"],
-    cached_key: Float[Array, "B K S H"],
-    cached_value: Float[Array, "B K S H"],
-    mask: Bool[Array, "B S"],
+    pasts: Sequence[tuple[Past, Bool[Array, "B S"]]],
     config: ModelConfig,
 ) -> Float[Array, "B 1 N H"]:
-    """One new token over a cache that is only read: its own key and value join the softmax beside the cached ones.
+    """One new token over earlier ones that are only read: its own key and value join the softmax beside them.
 
     A cache written before it is read would be carried, and copied, through the layer scan.
+
+    Args:
+      pasts: where earlier tokens stand, and which of the entries the new token sees.
     """
     batch, _, num_heads, head_dim = query.shape
     grouped = query.reshape(batch, config.num_kv_heads, -1, head_dim)
     own_key, own_value = key[:, 0], value[:, 0]  # [B, K, H]
-    past = jnp.einsum("BKGH,BKSH->BKGS", grouped, cached_key, preferred_element_type=jnp.float32)
     own = jnp.einsum("BKGH,BKH->BKG", grouped, own_key, preferred_element_type=jnp.float32)
-    past = softcap(past * config.attention_scale, config.attention_softcap)
     own = softcap(own * config.attention_scale, config.attention_softcap)
-    past = jnp.where(mask[:, None, None], past, MASKED)
-    top = jnp.maximum(past.max(axis=-1), own)
-    past, own = jnp.exp(past - top[..., None]), jnp.exp(own - top)
-    total = past.sum(axis=-1) + own
-    mixed = jnp.einsum("BKGS,BKSH->BKGH", past.astype(value.dtype), cached_value, preferred_element_type=jnp.float32)
-    mixed = (mixed + own[..., None] * own_value[:, :, None].astype(jnp.float32)) / total[..., None]
-    return mixed.astype(query.dtype).reshape(batch, 1, num_heads, head_dim)
+    scores = [jnp.where(mask[:, None, None], _past_scores(grouped, past, config), MASKED) for past, mask in pasts]
+    top = functools.reduce(jnp.maximum, (of_past.max(axis=-1) for of_past in scores), own)
+    own = jnp.exp(own - top)
+    weights = [jnp.exp(of_past - top[..., None]) for of_past in scores]
+    total = sum((of_past.sum(axis=-1) for of_past in weights), own)
+    mixed = own[..., None] * own_value[:, :, None].astype(jnp.float32)
+    for of_past, (past, _) in zip(weights, pasts, strict=True):
+        mixed = mixed + _mix(of_past, past, query.dtype)
+    return (mixed / total[..., None]).astype(query.dtype).reshape(batch, 1, num_heads, head_dim)
+
+
+def _past_scores(query: Float[Array, "B K G H"], past: Past, config: ModelConfig) -> Float[Array, "B K G S"]:
+    keys = "BKSH" if past.key.ndim == 4 else "KSH"
+    key = past.key.astype(query.dtype)  # of int8 entries: fused into the product's operand
+    scores = jnp.einsum(f"BKGH,{keys}->BKGS", query, key, preferred_element_type=jnp.float32)
+    if past.key_scale is not None:
+        scores = scores * jnp.expand_dims(past.key_scale, -2)
+    return softcap(scores * config.attention_scale, config.attention_softcap)
+
+
+def _mix(weights: Float[Array, "B K G S"], past: Past, dtype: jnp.dtype) -> Float[Array, "B K G H"]:
+    values = "BKSH" if past.value.ndim == 4 else "KSH"
+    if past.value_scale is not None:
+        weights = weights * jnp.expand_dims(past.value_scale, -2)
+    value = past.value.astype(dtype)
+    return jnp.einsum(f"BKGS,{values}->BKGH", weights.astype(dtype), value, preferred_element_type=jnp.float32)

@@ -58,6 +58,11 @@ class ModelConfig:
         return embeddings + self.num_layers * layer + self.embed_dim
 
     @property
+    def period(self) -> int:
+        """After how many layers their kinds repeat: 2 where local and global layers alternate."""
+        return 1 if self.sliding_window is None or self.num_layers % 2 else 2
+
+    @property
     def windows(self) -> tuple[int | None, ...]:
         """The sliding window of each layer, None for a global one."""
         return tuple(self.sliding_window if layer % 2 == 0 else None for layer in range(self.num_layers))

@@ -4,8 +4,8 @@ Shape letters as in attention.py. Arithmetic runs in the parameters' own type: c
 """
 
 import math
-from collections.abc import Callable
-from typing import Literal, cast
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from tpt_jax.models.attention import (
     NO_WINDOW,
+    Past,
     attend,
-    attend_cached,
+    attend_past,
     rope_frequencies,
     rotate,
     segment_mask,
@@ -103,6 +104,30 @@ def _gelu(x: jax.Array) -> jax.Array:
     return jax.nn.gelu(x, approximate=True)
 
 
+def _after_prefix(prefix: Float[Array, "K P H"], own: Float[Array, "B T K H"]) -> Float[Array, "B P+T K H"]:
+    before = jnp.broadcast_to(prefix.swapaxes(0, 1)[None], (len(own), prefix.shape[1], *own.shape[2:]))
+    return jnp.concatenate([before.astype(own.dtype), own], axis=1)
+
+
+def _first_entries(past: Past, layer: Int[Array, ""], size: int) -> Past:
+    """One layer's first entries of stacked ones: a slice of the layer alone, so that nothing else is read or copied."""
+
+    def read(stacked: jax.Array) -> jax.Array:
+        shape = list(stacked.shape[1:])
+        shape[entry_axis] = size
+        start = (layer, *(jnp.zeros_like(layer) for _ in shape))
+        return jax.lax.dynamic_slice(stacked, start, (1, *shape))[0]
+
+    entry_axis = past.key.ndim - 3  # of [L, B, K, S, H] or [L, K, S, H], without L
+    return jax.tree.map(read, past)
+
+
+def _sees(positions: Int[Array, " B"], entries: Int[Array, "B S"], window: Int[Array, ""]) -> Bool[Array, "B S"]:
+    """Whether a token at each position sees each entry: one of an earlier position, inside the window."""
+    distance = positions[:, None] - entries
+    return (entries >= 0) & (distance > 0) & (distance < window)
+
+
 class Transformer(nnx.Module):
     """A decoder-only transformer."""
 
@@ -144,10 +169,17 @@ class Transformer(nnx.Module):
         segment_ids: Int[Array, "B T"],
         *,
         layout: Layout,
-    ) -> tuple[Float[Array, "B T D"], KeysAndValues]:
-        """As the call, and the keys and values of every layer."""
-        hidden, cache = self._run(tokens, positions, segment_ids, layout=layout, remat="none", keep_cache=True)
-        return hidden, cast(KeysAndValues, cache)
+        prefix: Past | None = None,
+    ) -> KeysAndValues:
+        """The keys and values that every layer makes of the tokens.
+
+        Args:
+          prefix: what tokens before all of these left: keys and values [L, K, P, H] of the positions 0 to P - 1.
+        """
+        _, cache = self._run(
+            tokens, positions, segment_ids, layout=layout, remat="none", keep_cache=True, prefix=prefix
+        )
+        return cast(KeysAndValues, cache)
 
     def _run(
         self,
@@ -158,16 +190,25 @@ class Transformer(nnx.Module):
         layout: Layout,
         remat: Remat,
         keep_cache: bool,
+        prefix: Past | None = None,
     ) -> tuple[jax.Array, KeysAndValues | None]:
         config = self.config
         mask = segment_mask(segment_ids)
-        distance = positions[:, :, None] - positions[:, None, :]
+        key_positions = positions
+        if prefix is not None:
+            length, rows = prefix.key.shape[2], len(tokens)
+            prefix_positions = jnp.broadcast_to(jnp.arange(length, dtype=positions.dtype), (rows, length))
+            key_positions = jnp.concatenate([prefix_positions, positions], axis=1)
+            mask = jnp.concatenate([jnp.ones((*tokens.shape, length), bool), mask], axis=2)
+        distance = positions[:, :, None] - key_positions[:, None, :]
         graph, weights = nnx.split(self.layers)
 
-        def layer(x: jax.Array, scanned: tuple[nnx.State, jax.Array]) -> tuple[jax.Array, tuple | None]:
-            layer_weights, window = scanned
+        def layer(x: jax.Array, scanned: tuple[nnx.State, jax.Array, Past | None]) -> tuple[jax.Array, tuple | None]:
+            layer_weights, window, layer_prefix = scanned
 
             def over_own_keys(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+                if layer_prefix is not None:
+                    key, value = _after_prefix(layer_prefix.key, key), _after_prefix(layer_prefix.value, value)
                 return attend(query, key, value, mask & (distance < window), config)
 
             x, key, value = nnx.merge(graph, layer_weights).apply(x, positions, over_own_keys, layout)
@@ -177,47 +218,57 @@ class Transformer(nnx.Module):
             policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
             layer = jax.checkpoint(layer, policy=policy, prevent_cse=False)
         x = self._embed(tokens, layout)
-        x, cache = jax.lax.scan(layer, x, (weights, self._windows()))
+        x, cache = jax.lax.scan(layer, x, (weights, self._windows(), prefix))
         return rms_norm(x, self.final_norm[...], config), cache
 
     def decode(
         self,
         tokens: Int[Array, " B"],
         positions: Int[Array, " B"],
-        cached_key: Float[Array, "L B K S H"],
-        cached_value: Float[Array, "L B K S H"],
-        cached_positions: Int[Array, "B S"],
-        cached: Bool[Array, "B S"],
+        pasts: Sequence[Sequence[tuple[Past, Int[Array, "B S"]]]],
         *,
         layout: Layout,
-    ) -> tuple[Float[Array, "B D"], Float[Array, "L B K H"], Float[Array, "L B K H"]]:
+        unroll: int = 1,
+    ) -> tuple[Float[Array, "B D"], list[tuple[Float[Array, "L B K H"], Float[Array, "L B K H"]]]]:
         """One more token for each sequence.
 
         Args:
           tokens, positions: the newest token of each sequence and its position.
-          cached_key, cached_value: what earlier tokens left; only read.
-          cached_positions, cached: the position of each cache entry, and whether it holds a token of the sequence.
+          pasts: for each layer of the config's period, what earlier tokens left in it and in those that follow by whole
+            periods, in one or several parts, only read; each with the positions of its first S entries, negative where
+            one is empty. What lies beyond S is not read.
+          unroll: how many periods one turn of the loop over layers does; for compilers that count a loop's body once.
 
         Returns:
-          The final hidden state, and the keys and values for the caller to write into the cache.
+          The final hidden state, and for each layer of the period the keys and values for the caller to write.
         """
-        config = self.config
-        distance = positions[:, None] - cached_positions
+        config, period = self.config, self.config.period
         graph, weights = nnx.split(self.layers)
 
-        def layer(x: jax.Array, scanned: tuple[nnx.State, jax.Array, jax.Array, jax.Array]) -> tuple:
-            layer_weights, window, layer_key, layer_value = scanned
-            mask = cached & (distance < window)
+        windows = self._windows()
 
-            def over_cache(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-                return attend_cached(query, key, value, layer_key, layer_value, mask, config)
+        def layers(x: jax.Array, index: jax.Array) -> tuple[jax.Array, list]:
+            made = []
+            for place in range(period):
+                at_layer = index * period + place
+                seen = [
+                    (_first_entries(past, index, at.shape[1]), _sees(positions, at, windows[at_layer]))
+                    for past, at in pasts[place]
+                ]
 
-            x, key, value = nnx.merge(graph, layer_weights).apply(x, positions[:, None], over_cache, layout)
-            return x, (key[:, 0], value[:, 0])
+                def over_past(query: jax.Array, key: jax.Array, value: jax.Array, seen=seen) -> jax.Array:
+                    return attend_past(query, key, value, seen, config)
+
+                layer = nnx.merge(graph, jax.tree.map(lambda weight, at=at_layer: weight[at], weights))
+                x, key, value = layer.apply(x, positions[:, None], over_past, layout)
+                made.append((key[:, 0], value[:, 0]))
+            return x, made
 
         x = self._embed(tokens[:, None], layout)
-        x, (key, value) = jax.lax.scan(layer, x, (weights, self._windows(), cached_key, cached_value))
-        return rms_norm(x[:, 0], self.final_norm[...], config), key, value
+        # Weights and caches are closed over and sliced by the layer: as scan inputs of a period they would be copied.
+        indices = jnp.arange(config.num_layers // period, dtype=jnp.int32)
+        x, made = jax.lax.scan(layers, x, indices, unroll=unroll)
+        return rms_norm(x[:, 0], self.final_norm[...], config), made
 
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Next-token scores in fp32, soft-capped where the family does."""
@@ -242,3 +293,12 @@ def abstract_parameters(config: ModelConfig) -> tuple[nnx.GraphDef[Transformer],
     """The decoder's structure and the shapes of its parameters; no memory is taken, whatever the size."""
     model = nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
     return nnx.split(model)
+
+
+def place_abstract(abstract: nnx.State, layout: Layout, dtype: Any = jnp.float32) -> nnx.State:
+    """Shapes with shardings, to compile from or to restore into."""
+
+    def place(weight: jax.ShapeDtypeStruct, sharding: jax.sharding.NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(weight.shape, dtype, sharding=sharding)
+
+    return jax.tree.map(place, abstract, layout.shardings(abstract))

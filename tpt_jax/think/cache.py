@@ -1,70 +1,102 @@
-"""The key-value cache of a batch of sequences that decode in step."""
+"""The key-value cache: one row a sequence, written in place, one entry a token.
 
-import dataclasses
+Layers that see a sliding window keep no more than the window: entry i of S holds the newest position p with p % S = i.
+For layers that see everything S is the longest sequence's length and entry and position are one.
+"""
+
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
+from tpt_jax.models.attention import Past
+from tpt_jax.models.config import ModelConfig
 from tpt_jax.models.transformer import KeysAndValues
-from tpt_jax.sharding import Layout
+
+CacheType = Literal["compute", "int8"]  # the type to compute in, or int8 with a scale for each token and head
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class KVCache:
-    """What earlier tokens left, for B sequences of at most S tokens. Prompts stand left-padded, so that all sequences
-    write their next token into the same slot: one contiguous update a step, in place."""
-
-    key: Float[Array, "L B K S H"]
-    value: Float[Array, "L B K S H"]
-    positions: Int[Array, "B S"]  # of the token in each slot
-    filled: Bool[Array, "B S"]  # whether the slot holds a token of the sequence
-
-    def write(
-        self,
-        slot: Int[Array, ""],
-        key: Float[Array, "L B K H"],
-        value: Float[Array, "L B K H"],
-        positions: Int[Array, " B"],
-    ) -> "KVCache":
-        """The same cache with one more token of every sequence in a slot."""
-        return KVCache(
-            key=jax.lax.dynamic_update_slice_in_dim(self.key, key[:, :, :, None], slot, axis=3),
-            value=jax.lax.dynamic_update_slice_in_dim(self.value, value[:, :, :, None], slot, axis=3),
-            positions=jax.lax.dynamic_update_slice_in_dim(self.positions, positions[:, None], slot, axis=1),
-            filled=jax.lax.dynamic_update_slice_in_dim(
-                self.filled, jnp.ones((positions.shape[0], 1), bool), slot, axis=1
-            ),
-        )
+def layer_sizes(config: ModelConfig, length: int) -> list[int]:
+    """For each layer of the period, how many entries its cache needs for sequences of this length."""
+    return [length if window is None else min(length, window) for window in config.windows[: config.period]]
 
 
-def fan_out(
-    prefilled: KeysAndValues,
-    positions: Int[Array, "Q P"],
-    filled: Bool[Array, "Q P"],
-    *,
-    num_samples: int,
-    num_new: int,
-    layout: Layout,
-) -> KVCache:
-    """A cache in which every prompt stands num_samples times, with room for num_new tokens more.
+def by_period(keys_and_values: KeysAndValues, config: ModelConfig) -> list[KeysAndValues]:
+    """Keys and values of all layers as those of L / period layers for each layer of the period."""
+    key, value = keys_and_values
+    return [(key[place :: config.period], value[place :: config.period]) for place in range(config.period)]
 
-    Args:
-      prefilled: keys and values [L, Q, P, K, H] of Q prompts of padded length P.
-      positions, filled: of the prompts' tokens.
+
+def empty(config: ModelConfig, rows: int, size: int, dtype: jnp.dtype, cache_type: CacheType) -> Past:
+    """A cache of L / period layers that holds nothing yet: keys and values [L, B, K, S, H]."""
+    shape = (config.num_layers // config.period, rows, config.num_kv_heads, size, config.head_dim)
+    if cache_type == "int8":
+        scale = jnp.zeros(shape[:-1], jnp.float32)
+        return Past(jnp.zeros(shape, jnp.int8), jnp.zeros(shape, jnp.int8), scale, scale)
+    return Past(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+
+def entry_positions(size: int, positions: Int[Array, " B"]) -> Int[Array, "B S"]:
+    """Which position each entry holds where the next one to come is `positions`; negative: none yet."""
+    newest = positions[:, None] - 1
+    return newest - (newest - jnp.arange(size, dtype=positions.dtype)[None]) % size
+
+
+def write_tokens(
+    cache: Past, key: Float[Array, "L B K H"], value: Float[Array, "L B K H"], positions: Int[Array, " B"]
+) -> Past:
+    """The same cache with one more token in each row, in place.
+
+    One update a row: positions differ, and a scatter over rows is laid out anew by XLA's TPU compiler.
     """
+    new = _like(cache, key[:, :, :, None], value[:, :, :, None])  # [L, B, K, 1, H]
+    entries = positions % cache.key.shape[3]
 
-    def spread(x: Float[Array, "L Q P K H"]) -> Float[Array, "L B K S H"]:
-        x = jnp.repeat(x.transpose(0, 1, 3, 2, 4), num_samples, axis=1)
-        x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, num_new), (0, 0)))
-        return layout.constrain(x, None, "batch", "kv_heads", None, None)
+    def write(old: jax.Array, new: jax.Array) -> jax.Array:
+        def write_row(row: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            old, new = carry
+            zero = jnp.zeros_like(row)
+            start = (zero, row, zero, entries[row], zero)[: old.ndim]
+            token = jax.lax.dynamic_slice_in_dim(new, row, 1, axis=1)
+            return jax.lax.dynamic_update_slice(old, token, start), new
 
-    key, value = prefilled
-    room = ((0, 0), (0, num_new))
-    return KVCache(
-        key=spread(key),
-        value=spread(value),
-        positions=jnp.pad(jnp.repeat(positions, num_samples, axis=0), room),
-        filled=jnp.pad(jnp.repeat(filled, num_samples, axis=0), room),
-    )
+        # What is written is carried through a barrier: else XLA's TPU compiler moves it into the loop, and fails there.
+        return jax.lax.fori_loop(0, len(positions), write_row, (old, jax.lax.optimization_barrier(new)))[0]
+
+    return jax.tree.map(write, cache, new)
+
+
+def write_prompts(pool: Past, key: Float[Array, "L A T K H"], value: Float[Array, "L A T K H"], row: jax.Array) -> Past:
+    """A pool of prompts, its entries being positions, with A prompts more from a row on."""
+    new = _like(pool, key.swapaxes(2, 3), value.swapaxes(2, 3))
+    return jax.tree.map(lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, row, axis=1), pool, new)
+
+
+def copy_prompt(cache: Past, pool: Past, row: jax.Array, source: jax.Array, length: jax.Array) -> Past:
+    """The cache with a prompt of this length, from a row of the pool, in a row of its own."""
+    size, longest = cache.key.shape[3], pool.key.shape[3]
+    newest = jnp.clip(entry_positions(size, length[None])[0], 0, longest - 1)
+
+    def copy(old: jax.Array, prompts: jax.Array) -> jax.Array:
+        prompt = jax.lax.dynamic_slice_in_dim(prompts, source, 1, axis=1)
+        if size < longest:  # else entry and position are one in both
+            prompt = jnp.take(prompt, newest, axis=3)
+        return jax.lax.dynamic_update_slice_in_dim(old, prompt, row, axis=1)
+
+    return jax.tree.map(copy, cache, pool)
+
+
+def _like(cache: Past, key: jax.Array, value: jax.Array) -> Past:
+    """Keys and values in the cache's own type."""
+    if cache.key_scale is None:
+        return Past(key.astype(cache.key.dtype), value.astype(cache.value.dtype))
+    (key, key_scale), (value, value_scale) = _quantized(key), _quantized(value)
+    return Past(key, value, key_scale, value_scale)
+
+
+def _quantized(x: Float[Array, "... H"]) -> tuple[Int[Array, "... H"], Float[Array, "..."]]:
+    """int8, and the scale to multiply it with: the largest magnitude of a head's vector becomes 127."""
+    wide = x.astype(jnp.float32)
+    scale = jnp.maximum(jnp.abs(wide).max(axis=-1), 1e-8) / 127.0
+    return jnp.round(wide / scale[..., None]).astype(jnp.int8), scale
