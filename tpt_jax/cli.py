@@ -25,6 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"tpt: {error}", file=sys.stderr)
         return 2
+    except FloatingPointError as error:
+        print(f"tpt: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("tpt: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
@@ -48,6 +51,11 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--model", required=True, help="a Hugging Face folder or a run's checkpoint")
     evaluate.add_argument("--run_dir", type=Path, help="keep the judged traces in this folder")
 
+    sample = add("sample", _sample, "Sample completions of a file of prompts; goes on where it was killed.")
+    from tpt_jax.think import command as sample_command
+
+    sample_command.add_arguments(sample)
+
     prune = add("prune", _prune, "Judge a file of traces and mark those to keep.")
     from tpt_jax.prune import command as prune_command
 
@@ -63,6 +71,13 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--checkpoint", type=Path, required=True, help="a run's checkpoint")
     export.add_argument("--output", type=Path, required=True, help="the folder to write")
     export.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the written weights")
+
+    bench = verbs.add_parser("bench", help="Measure a phase on this machine.").add_subparsers(required=True)
+    bench_sample = bench.add_parser("sample", help="Tokens a second, and what they could be.")
+    bench_sample.set_defaults(verb=_bench_sample, takes_overrides=False)
+    from tpt_jax.think import bench as sample_bench
+
+    sample_bench.add_arguments(bench_sample)
 
     report = add("report", _report, "Write the HTML report of one or more runs.")
     from tpt_jax.report import command as report_command
@@ -122,6 +137,20 @@ def _export(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     from tpt_jax.verbs import export_checkpoint
 
     return export_checkpoint(args.checkpoint, args.output, args.dtype)
+
+
+def _sample(args: argparse.Namespace, overrides: dict[str, str]) -> int:
+    _prepare_jax()
+    from tpt_jax.think import command
+
+    return command.main(args)
+
+
+def _bench_sample(args: argparse.Namespace, overrides: dict[str, str]) -> int:
+    _prepare_jax()
+    from tpt_jax.think import bench
+
+    return bench.main(args)
 
 
 def _prune(args: argparse.Namespace, overrides: dict[str, str]) -> int:

@@ -58,6 +58,11 @@ class Prompt:
         """What the sampler continues."""
         return self._encode(self._render(question, None))
 
+    def plain_ids(self, text: str) -> tuple[int, ...]:
+        """A text to continue as it stands, after BOS where the tokenizer has one."""
+        bos: Any = self._tokenizer.bos_token_id
+        return (*(() if bos is None else (bos,)), *self._encode(text))
+
     def completion_ids(self, completion: str) -> tuple[int, ...]:
         """Token ids of a completion known only as text."""
         return self._encode(completion)

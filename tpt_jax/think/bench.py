@@ -1,0 +1,231 @@
+"""`tpt bench sample`: how fast a model samples here, against what its bytes allow."""
+
+import argparse
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Any
+
+from tpt_jax.errors import UserError
+
+if TYPE_CHECKING:
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    from flax import nnx
+
+    from tpt_jax.models.config import ModelConfig
+    from tpt_jax.sharding import Layout
+    from tpt_jax.think.engine import Request, Statistics
+    from tpt_jax.think.state import SlotShape
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, help="a model's folder, or a published size with random weights")
+    parser.add_argument("--num_questions", type=int, default=64)
+    parser.add_argument("--num_samples", type=int, default=8)
+    parser.add_argument("--prompt_tokens", type=int, default=64, help="the longest prompt; the shortest has a third")
+    parser.add_argument("--max_new_tokens", type=int, default=256, help="the longest trace; lengths are long-tailed")
+    parser.add_argument("--mean_new_tokens", type=int, default=60, help="about")
+    parser.add_argument("--num_slots", type=int, default=64)
+    parser.add_argument("--tensor", type=int, default=1, help="devices over which each weight is split")
+    parser.add_argument("--compute_dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--cache_type", choices=("compute", "int8"), default="compute")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Samples a made-up phase twice, the second time on the clock, and prints the figures."""
+    import jax
+    import jax.numpy as jnp
+
+    from tpt_jax.checkpoint import ModelFolder
+    from tpt_jax.config import MeshConfig
+    from tpt_jax.mesh import make_mesh
+    from tpt_jax.models.config import PUBLISHED
+    from tpt_jax.models.huggingface import initialize_parameters
+    from tpt_jax.program import compile_sampler
+    from tpt_jax.sharding import TRAIN_RULES, Layout
+
+    layout = Layout(make_mesh(MeshConfig(tensor=args.tensor)), TRAIN_RULES)
+    if args.model in PUBLISHED:
+        config = PUBLISHED[args.model]
+        parameters = initialize_parameters(config, layout, seed=0)
+    else:
+        folder = ModelFolder.open(args.model)
+        config, parameters = folder.config, folder.load(layout)
+    shards = layout.batch_ways
+    if args.num_slots % shards or args.num_questions % shards:
+        raise UserError(f"--num_slots and --num_questions must be multiples of the {shards} data shards")
+    wanted = made_up_requests(config.vocab_size, args)
+    shape = bench_shape(args, shards)
+    program = compile_sampler(
+        config, layout.mesh, compute_dtype=args.compute_dtype, shapes={"bench": shape}, stop_ids=(config.vocab_size,)
+    )
+    decoding = program.relayout(parameters)
+    one_token = [dataclasses.replace(request, limits=(1,) * args.num_samples) for request in wanted]
+    _run(program, decoding, one_token, shards)  # the first run touches fresh memory
+    prefill = _run(program, decoding, one_token, shards)
+    whole = _run(program, decoding, wanted, shards)
+    step = compile_step(config, program.layout, jnp.dtype(args.compute_dtype), shape, shape.cache_length)
+    counted, ideal = step_bytes(step)
+    _print_figures(whole, prefill, shape, len(jax.devices()), counted, ideal)
+    return 0
+
+
+def bench_shape(args: argparse.Namespace, shards: int) -> "SlotShape":
+    from tpt_jax.think.state import SlotShape
+
+    questions = args.num_questions // shards
+    return SlotShape(
+        num_slots=args.num_slots // shards,
+        num_questions=questions,
+        num_traces=questions * args.num_samples,
+        num_prefix_tokens=0,
+        max_prompt_tokens=args.prompt_tokens,
+        max_new_tokens=args.max_new_tokens,
+        cache_type=args.cache_type,
+    )
+
+
+def made_up_requests(vocab_size: int, args: argparse.Namespace) -> "list[Request]":
+    """Random prompts; a limit for each trace, lognormal, so that some are many times longer than most."""
+    import numpy as np
+
+    from tpt_jax.think.engine import Request
+
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(max(1, args.prompt_tokens // 3), args.prompt_tokens + 1, args.num_questions)
+    limits = long_tailed(rng, args.num_questions * args.num_samples, args.mean_new_tokens, args.max_new_tokens)
+    samples = tuple(range(args.num_samples))
+    of_questions = limits.reshape(args.num_questions, args.num_samples).tolist()
+    return [
+        Request(str(index), tuple(rng.integers(0, vocab_size, length).tolist()), samples, tuple(of_question))
+        for index, (length, of_question) in enumerate(zip(lengths, of_questions, strict=True))
+    ]
+
+
+def long_tailed(rng: "np.random.Generator", count: int, mean: int, largest: int) -> "np.ndarray":
+    """Lengths of about this mean, the longest several times the mean, as reasoning traces have."""
+    import numpy as np
+
+    spread = 0.75
+    drawn = rng.lognormal(math.log(mean) - spread**2 / 2, spread, count)
+    return np.clip(drawn, 1, largest).astype(int)
+
+
+def _run(program: Any, parameters: "nnx.State", wanted: "list[Request]", shards: int) -> "Statistics":
+    from tpt_jax.think.engine import Engine
+
+    engine = Engine(program.slots["bench"], _NoText(), (), shards)  # pyright: ignore[reportArgumentType]
+    for _ in engine.sample(parameters, wanted, seed=0, round_index=0, temperature=1.0):
+        pass
+    return engine.statistics
+
+
+class _NoText:
+    """In a tokenizer's place: made-up tokens are no text."""
+
+    def text(self, token_ids: object) -> str:
+        return ""
+
+
+def compile_step(
+    config: "ModelConfig",
+    layout: "Layout",
+    dtype: "jnp.dtype",
+    shape: "SlotShape",
+    live: int,
+) -> "tuple[jax.stages.Compiled, Any]":
+    """One decoding step alone, as the chunk has it, with a cache of which `live` entries are read; and its inputs.
+
+    Only to be looked at: it need not fit the devices that are here.
+    """
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+    from jax.experimental.layout import Format
+    from jax.experimental.layout import Layout as MemoryLayout
+    from jax.sharding import NamedSharding
+    from jax.sharding import PartitionSpec as P
+
+    from tpt_jax.models.transformer import abstract_parameters
+    from tpt_jax.think import cache as kv_cache
+    from tpt_jax.think.sampling import sample_tokens
+
+    graph, abstract = abstract_parameters(config)
+    rows = shape.num_slots * layout.batch_ways
+    axes = layout.rules["batch"]
+
+    def step(parameters: Any, caches: Any, tokens: Any, positions: Any, keys: Any) -> Any:
+        model = nnx.merge(graph, parameters)
+        pasts = [[(cache, kv_cache.entry_positions(cache.key.shape[3], positions)[:, :live])] for cache in caches]
+        hidden, new = model.decode(tokens, positions, pasts, layout=layout.within_shard())
+        keys = jax.random.wrap_key_data(keys)
+        chosen, logprobs = sample_tokens(model.logits(hidden), keys, positions, jnp.float32(1), shape.filters)
+        written = [kv_cache.write_tokens(cache, *made, positions) for cache, made in zip(caches, new, strict=True)]
+        return written, chosen, logprobs
+
+    stacked, by_row = P(None, axes), P(axes)
+    run = jax.shard_map(
+        step,
+        mesh=layout.mesh,
+        in_specs=(P(), stacked, by_row, by_row, by_row),
+        out_specs=(stacked, by_row, by_row),
+        axis_names=set(axes),
+        check_vma=False,
+    )
+    caches = jax.eval_shape(
+        lambda: [
+            kv_cache.empty(config, rows, size, dtype, shape.cache_type)
+            for size in kv_cache.layer_sizes(config, shape.cache_length)
+        ]
+    )
+    integers = jax.ShapeDtypeStruct((rows,), jnp.int32)
+    inputs = (
+        jax.tree.map(lambda weight: jax.ShapeDtypeStruct(weight.shape, dtype), abstract),
+        caches,
+        integers,
+        integers,
+        jax.ShapeDtypeStruct((rows, 2), jnp.uint32),
+    )
+    row_sharding = NamedSharding(layout.mesh, by_row)
+    shardings = (
+        layout.shardings(abstract),
+        jax.tree.map(lambda x: layout.sharding((None, "batch", "kv_heads", None, None)[: x.ndim], x.shape), caches),
+        *(row_sharding for _ in range(3)),
+    )
+    formats = jax.tree.map(lambda each: Format(MemoryLayout.AUTO, each), shardings[0])
+    compiled = jax.jit(run, donate_argnums=1, in_shardings=(formats, *shardings[1:])).lower(*inputs).compile()
+    return compiled, (inputs[:2], shardings[:2])
+
+
+def step_bytes(step: "tuple[jax.stages.Compiled, Any]") -> tuple[int, int]:
+    """Bytes that a step moves in a device's memory: as compiled, and at least (its weights and its cache, once)."""
+    import jax
+
+    from tpt_jax.hlo import Module
+
+    compiled, (inputs, shardings) = step
+    parts = zip(jax.tree.leaves(inputs), jax.tree.leaves(shardings), strict=True)
+    ideal = sum(math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize for x, sharding in parts)
+    return Module(str(compiled.as_text())).bytes(), ideal
+
+
+def _print_figures(
+    whole: "Statistics", prefill: "Statistics", shape: "SlotShape", num_devices: int, counted: int, ideal: int
+) -> None:
+    seconds_a_step = (whole.seconds - prefill.seconds) / max(1, whole.num_steps - prefill.num_steps)
+    prefill_seconds = max(0.0, prefill.seconds - prefill.num_steps * seconds_a_step)
+    rate = whole.num_tokens / whole.seconds
+    host, start = whole.idle_share, prefill_seconds / whole.seconds
+    rows = {
+        "tokens": f"{whole.num_tokens:,} in {whole.seconds:.1f} s",
+        "tokens/s": f"{rate:,.0f}",
+        "tokens/s/device": f"{rate / num_devices:,.0f}",
+        "slots busy": f"{whole.occupancy(shape.num_slots):.1%} of {shape.num_slots} a shard, while traces waited",
+        "a step": f"{1000 * seconds_a_step:.2f} ms",
+        "bytes a step": f"{counted / 1e9:.3f} GB a device with a full cache, {counted / ideal:.2f} x the least "
+        f"({ideal / 1e9:.3f} GB: weights and cache once)",
+        "time": f"prefill {start:.1%}, decode {1 - start - host:.1%}, device waiting for the host {host:.1%}",
+    }
+    for name, text in rows.items():
+        print(f"{name:16} {text}")
