@@ -32,7 +32,6 @@ KILL_POINTS = (
     "rounds/000/traces/evaluate-00000.jsonl",
     "rounds/001/traces/think-00000.jsonl",
     "rounds/001/training.jsonl",
-    "checkpoints/001",
     "checkpoints/.002.tmp",
     "rounds/002/traces/evaluate-00000.jsonl",
 )
