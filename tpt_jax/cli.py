@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tpt_jax.arguments import OneLineParser
 from tpt_jax.errors import UserError
 
 Verb = Callable[[argparse.Namespace, dict[str, str]], int]
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="tpt", description="Think, Prune, Train: self-improving language models.")
+    parser = OneLineParser(prog="tpt", description="Think, Prune, Train: self-improving language models.")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
 
     def add(name: str, verb: Verb, text: str) -> argparse.ArgumentParser:

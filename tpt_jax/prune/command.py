@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tpt_jax.arguments import positive, positive_number
 from tpt_jax.errors import UserError
 from tpt_jax.records import JudgedTrace, Question, Trace, read_jsonl, write_jsonl
 
@@ -24,11 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep", choices=("correct", "strict", "any"), default="correct", help="the verdict that counts"
     )
-    parser.add_argument("--max_per_question", type=int, help="keep at most so many of each, drawn with the seed")
-    parser.add_argument("--max_traces", type=int, help="keep at most so many in all, drawn with the seed")
+    parser.add_argument("--max_per_question", type=positive, help="keep at most so many of each, drawn with the seed")
+    parser.add_argument("--max_traces", type=positive, help="keep at most so many in all, drawn with the seed")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--num_workers", type=int, help="checker processes; one a processor core if not given")
-    parser.add_argument("--seconds_per_trace", type=float, default=5.0, help="a slower check is killed")
+    parser.add_argument("--num_workers", type=positive, help="checker processes; one a processor core if not given")
+    parser.add_argument("--seconds_per_trace", type=positive_number, default=5.0, help="a slower check is killed")
 
 
 def main(args: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
+from tpt_jax.arguments import positive
 from tpt_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,13 +22,17 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="a model's folder, or a published size with random weights")
-    parser.add_argument("--num_questions", type=int, default=64)
-    parser.add_argument("--num_samples", type=int, default=8)
-    parser.add_argument("--prompt_tokens", type=int, default=64, help="the longest prompt; the shortest has a third")
-    parser.add_argument("--max_new_tokens", type=int, default=256, help="the longest trace; lengths are long-tailed")
-    parser.add_argument("--mean_new_tokens", type=int, default=60, help="about")
-    parser.add_argument("--num_slots", type=int, default=64)
-    parser.add_argument("--tensor", type=int, default=1, help="devices over which each weight is split")
+    parser.add_argument("--num_questions", type=positive, default=64)
+    parser.add_argument("--num_samples", type=positive, default=8)
+    parser.add_argument(
+        "--prompt_tokens", type=positive, default=64, help="the longest prompt; the shortest has a third"
+    )
+    parser.add_argument(
+        "--max_new_tokens", type=positive, default=256, help="the longest trace; lengths are long-tailed"
+    )
+    parser.add_argument("--mean_new_tokens", type=positive, default=60, help="about")
+    parser.add_argument("--num_slots", type=positive, default=64)
+    parser.add_argument("--tensor", type=positive, default=1, help="devices over which each weight is split")
     parser.add_argument("--compute_dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--cache_type", choices=("compute", "int8"), default="compute")
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from tpt_jax.arguments import fraction, natural, non_negative, positive
 from tpt_jax.errors import UserError
 from tpt_jax.records import Trace, read_jsonl, write_jsonl
 
@@ -21,38 +22,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="a Hugging Face folder or a run's checkpoint")
     parser.add_argument("--prompts", type=Path, required=True, help='JSON lines: {"id", "prompt"}')
     parser.add_argument("--output", type=Path, required=True, help="the completions, JSON lines")
-    parser.add_argument("--num_samples", type=_positive, default=1, help="completions of each prompt")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token")
-    parser.add_argument("--top_k", type=_positive, help="draw from the k likeliest tokens only")
-    parser.add_argument("--top_p", type=_fraction, default=1.0, help="from the likeliest that together reach p")
+    parser.add_argument("--num_samples", type=positive, default=1, help="completions of each prompt")
+    parser.add_argument("--temperature", type=non_negative, default=0.8, help="0 takes the likeliest token")
+    parser.add_argument("--top_k", type=positive, help="draw from the k likeliest tokens only")
+    parser.add_argument("--top_p", type=fraction, default=1.0, help="from the likeliest that together reach p")
     parser.add_argument(
-        "--min_p", type=_fraction, default=0.0, help="from those at least p times as likely as the first"
+        "--min_p", type=fraction, default=0.0, help="from those at least p times as likely as the first"
     )
-    parser.add_argument("--max_new_tokens", type=_positive, default=512)
+    parser.add_argument("--max_new_tokens", type=positive, default=512)
     parser.add_argument(
-        "--max_prompt_tokens", type=_positive, default=1024, help="longer prompts are left out and named"
+        "--max_prompt_tokens", type=positive, default=1024, help="longer prompts are left out and named"
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=natural, default=0)
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
     parser.add_argument("--plain", action="store_true", help="continue the prompt as it stands, without chat template")
-    parser.add_argument("--num_slots", type=_positive, default=64, help="completions sampled side by side")
-    parser.add_argument("--tensor", type=_positive, default=1, help="devices over which each weight is split")
+    parser.add_argument("--num_slots", type=positive, default=64, help="completions sampled side by side")
+    parser.add_argument("--tensor", type=positive, default=1, help="devices over which each weight is split")
     parser.add_argument("--compute_dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--cache_type", choices=("compute", "int8"), default="compute", help="of keys and values")
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} must be at least 1")
-    return value
-
-
-def _fraction(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{value} must be from 0 to 1")
-    return value
 
 
 def main(args: argparse.Namespace) -> int:
