@@ -21,7 +21,7 @@ task: {{num_train: 48, num_test: 16}}
 num_rounds: 2
 think: {{num_questions: 24, num_samples: 2, num_slots: 16}}
 prune: {{num_workers: 1}}
-train: {{num_epochs: 2, rows: 4}}
+train: {{num_epochs: 4, rows: 2, save_every: 2}}
 evaluate: {{num_samples: 2, num_slots: 16}}
 """
 ROOT = Path(__file__).parent.parent
@@ -32,6 +32,7 @@ KILL_POINTS = (
     "rounds/000/traces/evaluate-00000.jsonl",
     "rounds/001/traces/think-00000.jsonl",
     "rounds/001/training.jsonl",
+    "rounds/001/training/2",
     "checkpoints/.002.tmp",
     "rounds/002/traces/evaluate-00000.jsonl",
 )

@@ -83,7 +83,7 @@ def test_decoding_step_by_step_equals_the_full_forward(twins: Twins, layout: Lay
     def prefill(parameters: nnx.State, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array) -> list[Past]:
         made = nnx.merge(graph, parameters).prefill(tokens, positions, segment_ids, layout=layout)
         caches = []
-        for new, size in zip(kv_cache.by_period(made, config), kv_cache.layer_sizes(config, LENGTH), strict=True):
+        for new, size in zip(made, kv_cache.layer_sizes(config, LENGTH), strict=True):
             pool = kv_cache.empty(config, BATCH, longest, jnp.dtype("float32"), "compute")
             pool = kv_cache.write_prompts(pool, *new, jnp.int32(0))
             cache = kv_cache.empty(config, BATCH, size, jnp.dtype("float32"), "compute")
@@ -160,11 +160,10 @@ def test_arithmetic_keeps_the_parameters_type_and_logits_are_fp32(
     def run(parameters: nnx.State, ids: jax.Array) -> tuple:
         model = nnx.merge(graph, parameters)
         hidden = model(ids, ids, ids, layout=layout)
-        key, value = model.prefill(ids, ids, ids, layout=layout)
-        parts = kv_cache.by_period((key, value), model.config)
+        parts = model.prefill(ids, ids, ids, layout=layout)
         pasts = [[(Past(key.swapaxes(2, 3), value.swapaxes(2, 3)), ids)] for key, value in parts]
         decoded = model.decode(ids[:, 0], ids[:, 0], pasts, layout=layout)
-        return model.logits(hidden), (hidden, key, value, *jax.tree.leaves(decoded))
+        return model.logits(hidden), (hidden, *jax.tree.leaves((parts, decoded)))
 
     logits, others = jax.eval_shape(run, parameters, ids)
     assert logits.shape == (BATCH, LENGTH, tiny_config.vocab_size)

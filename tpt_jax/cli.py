@@ -128,7 +128,7 @@ def _sft(args: argparse.Namespace, overrides: dict[str, str]) -> int:
 
     config = load_config(args.config, overrides)
     _prepare_jax()
-    from tpt_jax.verbs import train_on_file
+    from tpt_jax.sft import train_on_file
 
     return train_on_file(config, args.model, args.traces, args.output)
 

@@ -105,21 +105,41 @@ class OptimizerConfig:
     """How weights move.
 
     Attributes:
-      name: adamw (Loshchilov and Hutter, arXiv 1711.05101), or muon (Jordan 2024; matrices are orthogonalised, the
-        other weights move by adamw).
+      name: adamw (Loshchilov and Hutter, arXiv 1711.05101); adafactor (Shazeer and Stern, arXiv 1804.04235; without
+        momentum, second moments of rows and columns only: next to no memory); muon (Jordan 2024; matrices are
+        orthogonalised, the other weights move by adamw).
       learning_rate: at the end of the warm-up.
       warmup_fraction: of all steps; the rate rises linearly from 0, then falls to 0 as a cosine.
       weight_decay: decoupled; not on norms.
+      first_moment, second_moment: the types that adamw's moments (muon's first one) are kept in; weights are fp32.
       max_grad_norm: gradients whose global norm is larger are scaled down to it.
     """
 
-    name: Literal["adamw", "muon"] = "adamw"
+    name: Literal["adamw", "adafactor", "muon"] = "adamw"
     learning_rate: PositiveFloat = 1e-6
     warmup_fraction: Fraction = 0.1
     weight_decay: NonNegativeFloat = 0.0
     beta1: Fraction = 0.9
     beta2: Fraction = 0.95
+    first_moment: Literal["float32", "bfloat16"] = "float32"
+    second_moment: Literal["float32", "bfloat16"] = "float32"
     max_grad_norm: PositiveFloat = 1.0
+
+
+@dataclass(frozen=True, config=STRICT)
+class LossConfig:
+    """What a completion token of probability p costs; focal and clipped as in the public TPT code (soheilzi/TPT).
+
+    Attributes:
+      name: cross_entropy (-log p); focal (-(1 - p)^gamma log p: Lin et al., arXiv 1708.02002); clipped (-log p, and
+        nothing for tokens of which the model is sure already).
+      focal_gamma: gamma.
+      clip_above: the p beyond which clipped has no loss.
+    """
+
+    name: Literal["cross_entropy", "focal", "clipped"] = "cross_entropy"
+    focal_gamma: NonNegativeFloat = 2.0
+    clip_above: Fraction = 0.9
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -131,7 +151,9 @@ class TrainConfig:
       traces_of: this round's traces, or those of all rounds so far.
       num_epochs: passes over the traces; max_steps ends them sooner.
       rows, sequence_length, micro_batches: a step trains on micro_batches x rows sequences of packed traces.
-      remat: what the backward pass computes anew: nothing, all but matrix products, everything.
+      attention: xla, splash (TPU), tokamax (GPU), or auto for the one that suits the devices.
+      remat: what the backward pass computes anew to save memory: nothing, all but matrix products, everything.
+      save_every: steps after which the state of a training under way is saved, to go on from if it is killed.
     """
 
     start_from: Literal["previous", "base"] = "previous"
@@ -141,7 +163,10 @@ class TrainConfig:
     rows: PositiveInt = 16
     sequence_length: PositiveInt = 1024
     micro_batches: PositiveInt = 1
+    attention: Literal["auto", "xla", "splash", "tokamax"] = "auto"
     remat: Literal["none", "dots", "full"] = "none"
+    save_every: PositiveInt = 100
+    loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
 
 

@@ -6,6 +6,7 @@ all, and is skipped where the result is there already: the same command goes on 
 
 import contextlib
 import dataclasses
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -122,30 +123,31 @@ class Loop:
                 parameters = self._fine_tune(index, facts)
             self._held = (index, parameters)
             save_checkpoint(checkpoint, parameters, self._setup.model)
+            shutil.rmtree(self._dir.training_saves(index), ignore_errors=True)
 
     def _fine_tune(self, index: int, facts: dict[str, Any]) -> nnx.State:
         config = self._config.train
         questions = {question.id: question.question for question in self._setup.task.train}
         examples = [
-            self._setup.prompt.example(questions[judged.trace.id], judged.trace.token_ids)
+            self._setup.prompt.example(questions[judged.trace.id], judged.trace.token_ids, judged.trace.name)
             for source in (range(1, index + 1) if config.traces_of == "all" else (index,))
             for judged in self._dir.training(source)
         ]
 
         def log(record: StepRecord) -> None:
-            values = {name: getattr(record, name) for name in ("loss", "learning_rate", "grad_norm", "tokens")}
-            self._log.log(index, "train", record.step, values)
+            self._log.log(index, "train", record.step, record.curves)
 
         trained = fine_tune(
             self._trainer,
-            self._take_parameters(index - 1 if config.start_from == "previous" else 0),
+            lambda: self._take_parameters(index - 1 if config.start_from == "previous" else 0),
             examples,
             config,
             seed=self._config.seed + index,
             label=f"round {index} train",
+            saves=self._dir.training_saves(index),
             on_step=log,
         )
-        facts |= {name: getattr(trained, name) for name in ("num_examples", "num_too_long", "tokens")}
+        facts |= {name: getattr(trained, name) for name in ("num_examples", "num_too_long", "tokens", "packing")}
         return trained.parameters
 
     def _evaluate(self, index: int) -> None:

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +22,16 @@ SECONDS_BETWEEN_LINES = 10.0
 class MetricsLog:
     """Writes one JSON line a step or phase, and the same numbers to TensorBoard and, where asked for, W&B."""
 
-    def __init__(self, path: Path, *, name: str, wandb_project: str | None, is_done: Callable[[int, Any], bool]):
+    def __init__(self, path: Path, *, name: str, wandb_project: str | None, is_kept: Callable[[dict], bool]):
         """Opens the log of a run.
 
         Args:
-          is_done: whether a round's phase is; what a killed process logged of one that is not is removed.
+          is_kept: whether a line stays; those that a killed process logged of what will be done again do not.
         """
         from tensorboardX import SummaryWriter
 
         if path.is_file():
-            kept = [line for line in read_jsonl(path) if is_done(line["round"], line["phase"])]
-            write_jsonl(path, kept)
+            write_jsonl(path, filter(is_kept, read_jsonl(path)))
         self._file = path.open("a", encoding="utf-8", buffering=1)
         self._tensorboard = SummaryWriter(str(path.parent / "tensorboard"))
         self._wandb = None
@@ -119,6 +118,11 @@ def _line_progress(label: str, total: int, unit: str, done: int) -> Callable[[in
         STDERR.print(f"{label}: {done + count} of {total} {unit}, {rate:.1f}/s, {left:.0f} s left", highlight=False)
 
     return advance
+
+
+def listed(names: Sequence[str], limit: int = 5) -> str:
+    """The first few of some names, for a line of progress."""
+    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
 
 
 def say(text: str) -> None:

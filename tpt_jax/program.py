@@ -15,18 +15,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from tpt_jax.config import TrainConfig
 from tpt_jax.errors import UserError
 from tpt_jax.models.config import ModelConfig
+from tpt_jax.models.self_attention import choose_kernel
 from tpt_jax.models.transformer import abstract_parameters, place_abstract
 from tpt_jax.sharding import DECODE_RULES, TRAIN_RULES, Layout
 from tpt_jax.think.compile import SlotProgram, compile_slots
 from tpt_jax.think.state import SlotShape
 from tpt_jax.train import data
+from tpt_jax.train.loss import token_loss
 from tpt_jax.train.optimizer import make_optimizer
-from tpt_jax.train.step import StepMetrics, TrainState, train_step
+from tpt_jax.train.step import StepMetrics, StepOptions, TrainState, train_step
 
 BACKEND_COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
@@ -65,24 +67,32 @@ class TrainerProgram:
     """The phases that train.
 
     Attributes:
+      abstract_state: shapes and shardings of the state, to restore into.
       start_optimizer: parameters to a fresh optimizer state.
-      step: (TrainState, Batch, learning rate) to (TrainState, StepMetrics); the state is donated.
+      compiled_step: (TrainState, Batch, learning rate) to (TrainState, StepMetrics); the state is donated.
     """
 
     layout: Layout
     batch_shape: data.BatchShape
+    abstract_state: TrainState
     start_optimizer: jax.stages.Compiled
     compiled_step: jax.stages.Compiled
 
     def start(self, parameters: nnx.State) -> TrainState:
         """The state before the first step. It takes the parameters over: the first step donates them."""
-        return TrainState(parameters, self.start_optimizer(parameters))
+        healthy = self._place(np.asarray(True), self.layout.replicated)
+        return TrainState(parameters, self.start_optimizer(parameters), healthy)
 
     def step(self, state: TrainState, batch: data.Batch, learning_rate: float) -> tuple[TrainState, StepMetrics]:
         """Dispatches one step; the metrics stay on the device until they are asked for."""
-        placed = jax.device_put(batch, self.layout.sharding((None, "batch", None), batch.tokens.shape))
-        rate = jax.device_put(np.float32(learning_rate), self.layout.replicated)
-        return self.compiled_step(state, placed, rate)
+        sharding = self.layout.sharding((None, "batch", None), batch.tokens.shape)
+        placed = jax.tree.map(lambda array: self._place(array, sharding), batch)
+        return self.compiled_step(state, placed, self._place(np.float32(learning_rate), self.layout.replicated))
+
+    @staticmethod
+    def _place(array: Any, sharding: NamedSharding) -> jax.Array:
+        """What every host has whole, on the devices: each host sends its own devices' part."""
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def compile_sampler(
@@ -158,31 +168,40 @@ def compile_trainer(config: ModelConfig, mesh: Mesh, *, compute_dtype: str, trai
     state_shardings = _optimizer_shardings(state_shapes, layout)
     start = jax.jit(optimizer.init, out_shardings=state_shardings).lower(parameters).compile()
 
-    run = functools.partial(
-        train_step,
+    kernel = choose_kernel(mesh, train.sequence_length) if train.attention == "auto" else train.attention
+    options = StepOptions(
         graph=graph,
         optimizer=optimizer,
         layout=layout,
         compute_dtype=jnp.dtype(compute_dtype),
+        kernel=kernel,
         remat=train.remat,
+        token_loss=token_loss(train.loss),
     )
-    state = TrainState(parameters, _with_shardings(state_shapes, state_shardings))
-    out_shardings = (TrainState(layout.shardings(abstract), state_shardings), layout.replicated)
-    shape = data.BatchShape(train.micro_batches, train.rows, train.sequence_length)
+    flag: Any = jax.ShapeDtypeStruct((), jnp.bool_, sharding=layout.replicated)
     rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=layout.replicated)
-    step = jax.jit(run, donate_argnums=0, out_shardings=out_shardings)
+    state = TrainState(parameters, _with_shardings(state_shapes, state_shardings), flag)
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    shape = data.BatchShape(train.micro_batches, train.rows, train.sequence_length)
+    step = jax.jit(
+        functools.partial(train_step, options=options),
+        donate_argnums=0,
+        out_shardings=(shardings, layout.replicated),
+    )
     compiled = step.lower(state, _abstract_batch(shape, layout), rate).compile()
-    return TrainerProgram(layout, shape, start, compiled)
+    return TrainerProgram(layout, shape, state, start, compiled)
 
 
 def _optimizer_shardings(shapes: Any, layout: Layout) -> Any:
-    """Moments are sharded as the weights whose shape and logical axes they carry; counters are copied."""
+    """Moments are sharded as the weights whose shape and logical axes they carry; what is small is copied."""
 
     def of(node: Any) -> Any:
         if isinstance(node, nnx.Variable):
             moment = node.get_value()
             if isinstance(moment, optax.MaskedNode):  # a weight that this part of the optimizer does not move
                 return node
+            if len(node.get_metadata()["logical_axes"]) != moment.ndim:  # adafactor's, of rows or columns only
+                return node.replace(layout.replicated)
             return node.replace(layout.sharding(node.get_metadata()["logical_axes"], moment.shape))
         return layout.replicated
 

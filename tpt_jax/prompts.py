@@ -31,10 +31,12 @@ class Example:
     Attributes:
       tokens: all of them, BOS first, end of turn last.
       num_prompt: how many of them are prompt, on which there is no loss.
+      id: of the trace, for messages.
     """
 
     tokens: tuple[int, ...]
     num_prompt: int
+    id: str = ""
 
 
 class Prompt:
@@ -67,10 +69,10 @@ class Prompt:
         """Token ids of a completion known only as text."""
         return self._encode(completion)
 
-    def example(self, question: str, completion_ids: Sequence[int]) -> Example:
+    def example(self, question: str, completion_ids: Sequence[int], id: str = "") -> Example:
         """A training sequence; given the ids that were sampled, it is trained on those very ids."""
         prompt = self.prompt_ids(question)
-        return Example(tokens=(*prompt, *completion_ids, self.end_of_turn), num_prompt=len(prompt))
+        return Example((*prompt, *completion_ids, self.end_of_turn), len(prompt), id)
 
     def text(self, token_ids: Sequence[int]) -> str:
         return str(

@@ -33,6 +33,11 @@ class Trace:
     finish_reason: FinishReason = "stop"  # "length": cut at max_new_tokens, no end of turn
 
     @property
+    def name(self) -> str:
+        """For messages."""
+        return f"{self.id}/{self.sample}"
+
+    @property
     def num_sampled(self) -> int:
         """Tokens that were sampled, the end of turn included."""
         return len(self.token_ids) + (self.finish_reason == "stop")

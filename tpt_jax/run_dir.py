@@ -7,6 +7,7 @@ checkpoints/NNN/                  the model after round NNN; 000 is the model as
 rounds/NNN/questions.jsonl        what was asked in the round
 rounds/NNN/traces/think-PPPPP.jsonl, evaluate-PPPPP.jsonl    judged traces, in parts, each whole or absent
 rounds/NNN/training.jsonl         the traces that were trained on
+rounds/NNN/training/              the state of the training under way
 rounds/NNN/stages.json            the stages that are done, with their seconds and counts
 rounds/NNN/metrics.json           the round's figures; written last
 """
@@ -62,6 +63,9 @@ class RunDir:
     def checkpoint(self, round_index: int) -> Path:
         return self.path / "checkpoints" / f"{round_index:03}"
 
+    def training_saves(self, round_index: int) -> Path:
+        return self.round_path(round_index) / "training"
+
     @property
     def metrics_log(self) -> Path:
         return self.path / "metrics.jsonl"
@@ -86,6 +90,12 @@ class RunDir:
     def finish_stage(self, round_index: int, stage: Stage, facts: dict[str, Any]) -> None:
         stages = {**self.stages(round_index), stage: facts}
         write_atomically(self.round_path(round_index) / "stages.json", json.dumps(stages, indent=2) + "\n")
+
+    def is_kept(self, line: dict[str, Any]) -> bool:
+        """Whether what a line of metrics.jsonl tells of will not be done again."""
+        if line["phase"] == "train" and line["step"] < saved_steps(self.training_saves(line["round"])):
+            return True
+        return self.is_done(line["round"], line["phase"])
 
     # Traces.
 
@@ -126,6 +136,11 @@ class RunDir:
 
     def write_metrics(self, round_index: int, metrics: dict[str, Any]) -> None:
         write_atomically(self.round_path(round_index) / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+
+
+def saved_steps(saves: Path) -> int:
+    """How many steps the newest save of a training under way has seen; 0 where there is none."""
+    return max((int(step.name) for step in saves.glob("*") if step.name.isdigit()), default=0)
 
 
 def _first_difference(written: Path, text: str) -> str:

@@ -5,6 +5,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 
 from flax import nnx
 from jax.sharding import Mesh
@@ -12,7 +13,7 @@ from jax.sharding import Mesh
 from tpt_jax.checkpoint import ModelFolder
 from tpt_jax.config import RunConfig, TrainConfig
 from tpt_jax.mesh import make_mesh
-from tpt_jax.metrics import progress, say
+from tpt_jax.metrics import listed, progress, say
 from tpt_jax.program import CompilationCounter, SamplerProgram, TrainerProgram, compile_sampler
 from tpt_jax.prompts import Example, Prompt, load_prompt
 from tpt_jax.prune.pool import CheckerPool
@@ -22,6 +23,7 @@ from tpt_jax.sharding import DECODE_RULES, TRAIN_RULES, Layout
 from tpt_jax.tasks import Task, load_task
 from tpt_jax.think.engine import Engine, SamplingPlan, plan_sampling
 from tpt_jax.think.sampling import Filters
+from tpt_jax.train.checkpoints import TrainingCheckpoints
 from tpt_jax.train.data import split_by_length
 from tpt_jax.train.fit import Fit, StepRecord
 
@@ -137,8 +139,7 @@ def sample_and_judge(
     if too_long:
         say(
             f"{label}: {len(too_long)} questions are not asked, for their prompts are longer than "
-            f"{sampling}.max_prompt_tokens ({config.max_prompt_tokens}): {', '.join(too_long[:5])}"
-            f"{', ...' if len(too_long) > 5 else ''}"
+            f"{sampling}.max_prompt_tokens ({config.max_prompt_tokens}): {listed(too_long)}"
         )
     done = {(judged.trace.id, judged.trace.sample) for judged in run_dir.traces(round_index, sampling)}
     requests = plan.requests([question.id for question in asked], done)
@@ -181,38 +182,58 @@ def _judged(
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """What one fine-tuning did."""
+    """What one fine-tuning did.
+
+    Attributes:
+      num_too_long: examples that do not fit train.sequence_length; never cut.
+      tokens: completion tokens that were trained on, repeats included.
+      packing: the share of the batches' tokens that are not padding; None if nothing was trained.
+    """
 
     parameters: nnx.State
     num_examples: int
-    num_too_long: int  # examples that do not fit train.sequence_length; never cut
-    tokens: int  # completion tokens that were trained on, repeats included
+    num_too_long: int
+    tokens: int
+    packing: float | None
 
 
 def fine_tune(
     trainer: TrainerProgram,
-    parameters: nnx.State,
+    parameters: Callable[[], nnx.State],
     examples: Sequence[Example],
     config: TrainConfig,
     *,
     seed: int,
     label: str,
+    saves: Path,
     on_step: Callable[[StepRecord], None] = lambda record: None,
 ) -> Trained:
-    """Trains on all examples. Takes the parameters over; without examples they come back as they are.
+    """Trains on all examples, or on those that are left where an earlier process was killed.
+
+    Args:
+      parameters: gives the ones to begin with, which are taken over; without examples they come back as they are.
+      saves: the folder for the state of the training under way; the caller removes it when it has the result.
 
     Raises:
-      FloatingPointError: the loss is not finite.
+      FloatingPointError: the loss or the gradient is not finite.
     """
-    fitting, num_too_long = split_by_length(examples, config.sequence_length)
+    fitting, too_long = split_by_length(examples, config.sequence_length)
+    if too_long:
+        say(
+            f"{label}: {len(too_long)} traces are left out, longer than train.sequence_length "
+            f"({config.sequence_length}): {listed([example.id for example in too_long])}"
+        )
     if not fitting:
-        say(f"{label}: no traces to train on ({num_too_long} too long); the model stays as it was")
-        return Trained(parameters, 0, num_too_long, 0)
-    fit = Fit(trainer, parameters, fitting, config, seed)
-    num_tokens = 0
-    with progress(label, fit.num_steps, "steps") as advance:
-        for record in fit:
-            num_tokens += record.tokens
-            on_step(record)
-            advance(1)
-    return Trained(fit.parameters, len(fitting), num_too_long, num_tokens)
+        say(f"{label}: no traces to train on; the model stays as it was")
+        return Trained(parameters(), 0, len(too_long), 0, None)
+    with contextlib.closing(TrainingCheckpoints(saves, config.save_every)) as checkpoints:
+        fit = Fit(trainer, parameters, fitting, config, seed, checkpoints)
+        started, before = time.monotonic(), fit.counts.packed_tokens
+        with progress(label, fit.num_steps, "steps", fit.first_step) as advance:
+            for record in fit:
+                on_step(record)
+                advance(1)
+        rate = (fit.counts.packed_tokens - before) / (time.monotonic() - started)
+    packing = fit.counts.packed_tokens / (fit.num_steps * trainer.batch_shape.num_tokens)
+    say(f"{label}: {rate:,.0f} tokens/s, {packing:.1%} of the batches is not padding")
+    return Trained(fit.parameters, len(fitting), len(too_long), fit.counts.tokens, packing)

@@ -12,7 +12,6 @@ from jaxtyping import Array, Bool, Float, Int
 
 from tpt_jax.models.config import ModelConfig
 
-NO_WINDOW = 2**30  # a window that no sequence reaches: layers of both kinds share one traced comparison
 MASKED = -2.0e38  # finite, so that a row with nothing to attend to gives no NaN
 
 
@@ -48,11 +47,16 @@ def softcap(x: Float[Array, "..."], cap: float | None) -> Float[Array, "..."]:
     return x if cap is None else cap * jnp.tanh(x / cap)
 
 
-def segment_mask(segment_ids: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
-    """Causal attention inside each packed segment: [b, t, s] says whether token t sees token s."""
-    length = segment_ids.shape[1]
-    causal = jnp.arange(length)[:, None] >= jnp.arange(length)[None, :]
-    return (segment_ids[:, :, None] == segment_ids[:, None, :]) & causal[None]
+def segment_mask(segment_ids: Int[Array, "B T"], window: int | None = None) -> Bool[Array, "B T T"]:
+    """Causal attention inside each packed segment: [b, t, s] says whether token t sees token s.
+
+    Args:
+      window: how many tokens are seen at most, the token itself included; None for all.
+    """
+    index = jnp.arange(segment_ids.shape[1], dtype=jnp.int32)
+    distance = index[:, None] - index[None, :]
+    near = (distance >= 0) if window is None else (distance >= 0) & (distance < window)
+    return (segment_ids[:, :, None] == segment_ids[:, None, :]) & near[None]
 
 
 def attend(

@@ -59,8 +59,10 @@ class ModelConfig:
 
     @property
     def period(self) -> int:
-        """After how many layers their kinds repeat: 2 where local and global layers alternate."""
-        return 1 if self.sliding_window is None or self.num_layers % 2 else 2
+        """After how many layers their kinds repeat, from the first to the last: one turn of a scan runs so many."""
+        windows = self.windows
+        candidates = (size for size in range(1, self.num_layers + 1) if self.num_layers % size == 0)
+        return next(size for size in candidates if windows == windows[:size] * (self.num_layers // size))
 
     @property
     def windows(self) -> tuple[int | None, ...]:

@@ -118,7 +118,7 @@ _COMMON: Mapping[ParameterPath, Tensor] = {
     ("layers", "attention_norm"): _layer("input_layernorm", "D", "D"),
     ("final_norm",): Tensor("model.norm.weight", "D", "D"),
 }
-_UNTIED: Mapping[ParameterPath, Tensor] = {("unembedding",): Tensor("lm_head.weight", "V D", "D V")}
+_UNTIED: Mapping[ParameterPath, Tensor] = {("unembedding",): Tensor("lm_head.weight", "V D", "V D")}
 # The two families give the name post_attention_layernorm to different norms.
 _LLAMA_NORMS: Mapping[ParameterPath, Tensor] = {("layers", "mlp_norm"): _layer("post_attention_layernorm", "D", "D")}
 _GEMMA2_NORMS: Mapping[ParameterPath, Tensor] = {

@@ -3,31 +3,37 @@
 Shape letters as in attention.py. Arithmetic runs in the parameters' own type: cast them before the call.
 """
 
+import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
-from tpt_jax.models.attention import (
-    NO_WINDOW,
-    Past,
-    attend,
-    attend_past,
-    rope_frequencies,
-    rotate,
-    segment_mask,
-    softcap,
-)
+from tpt_jax.models.attention import Past, attend, attend_past, rope_frequencies, rotate, segment_mask, softcap
 from tpt_jax.models.config import ModelConfig
+from tpt_jax.models.embedding import look_up
+from tpt_jax.models.self_attention import SPLASH_RESIDUALS, Kernel, self_attention
 from tpt_jax.sharding import Layout, LogicalAxes
 
 Remat = Literal["none", "dots", "full"]
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 KeysAndValues = tuple[Float[Array, "L B T K H"], Float[Array, "L B T K H"]]
+
+LAYER_WEIGHTS = "layer_weights"  # in a rematerialisation policy
+# What the backward pass need not compute anew. A layer's weights it takes out of the stack again in any case.
+KEPT: Mapping[Remat, Any] = {
+    "none": jax.checkpoint_policies.save_anything_except_these_names(LAYER_WEIGHTS),
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(SPLASH_RESIDUALS),
+    ),
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
 
 
 def _weight(rngs: nnx.Rngs, shape: tuple[int, ...], axes: LogicalAxes, fan_in: int) -> nnx.Param:
@@ -122,10 +128,11 @@ def _first_entries(past: Past, layer: Int[Array, ""], size: int) -> Past:
     return jax.tree.map(read, past)
 
 
-def _sees(positions: Int[Array, " B"], entries: Int[Array, "B S"], window: Int[Array, ""]) -> Bool[Array, "B S"]:
+def _sees(positions: Int[Array, " B"], entries: Int[Array, "B S"], window: int | None) -> Bool[Array, "B S"]:
     """Whether a token at each position sees each entry: one of an earlier position, inside the window."""
     distance = positions[:, None] - entries
-    return (entries >= 0) & (distance > 0) & (distance < window)
+    seen = (entries >= 0) & (distance > 0)
+    return seen if window is None else seen & (distance < window)
 
 
 class Transformer(nnx.Module):
@@ -139,7 +146,7 @@ class Transformer(nnx.Module):
         self.layers = Layers(config, rngs)
         self.final_norm = _norm_scale(config)
         if not config.tie_embeddings:
-            self.unembedding = _weight(rngs, (D, V), ("embed", "vocab"), D)
+            self.unembedding = _weight(rngs, (V, D), ("vocab", "embed"), D)
 
     def __call__(
         self,
@@ -148,7 +155,9 @@ class Transformer(nnx.Module):
         segment_ids: Int[Array, "B T"],
         *,
         layout: Layout,
+        kernel: Kernel = "xla",
         remat: Remat = "none",
+        compute_dtype: jnp.dtype | None = None,
     ) -> Float[Array, "B T D"]:
         """Final hidden states of packed or padded sequences.
 
@@ -157,10 +166,22 @@ class Transformer(nnx.Module):
           positions: of each token in its own segment, from 0.
           segment_ids: tokens see earlier tokens of their own segment only; by custom 0 marks padding.
           layout: the sharding of activations.
+          kernel: how attention is computed.
           remat: what the backward pass computes anew: nothing, all but matrix products, or everything.
+          compute_dtype: weights are cast to it; None for their own type.
         """
-        hidden, _ = self._run(tokens, positions, segment_ids, layout=layout, remat=remat, keep_cache=False)
-        return hidden
+
+        def attend_own(window: int | None, past: None) -> Attend:
+            def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+                options: Any = {"window": window, "config": self.config, "layout": layout, "kernel": kernel}
+                return self_attention(query, key, value, segment_ids, **options)
+
+            return attend
+
+        dtype = jnp.dtype(compute_dtype or self.embedding[...].dtype)
+        x = self._embed(tokens, layout, dtype)
+        x, _ = self._scan(x, positions, attend_own, layout=layout, remat=remat)
+        return rms_norm(x, self.final_norm[...], self.config)
 
     def prefill(
         self,
@@ -169,57 +190,65 @@ class Transformer(nnx.Module):
         segment_ids: Int[Array, "B T"],
         *,
         layout: Layout,
-        prefix: Past | None = None,
-    ) -> KeysAndValues:
-        """The keys and values that every layer makes of the tokens.
+        prefix: Sequence[Past] | None = None,
+    ) -> list[KeysAndValues]:
+        """The keys and values that every layer makes of the tokens, for each layer of the config's period.
 
         Args:
-          prefix: what tokens before all of these left: keys and values [L, K, P, H] of the positions 0 to P - 1.
+          prefix: what tokens before all of these left, for each layer of the period: keys and values [L, K, P, H] of
+            the positions 0 to P - 1.
         """
-        _, cache = self._run(
-            tokens, positions, segment_ids, layout=layout, remat="none", keep_cache=True, prefix=prefix
-        )
-        return cast(KeysAndValues, cache)
+        length = prefix[0].key.shape[2] if prefix else 0
+        prefix_positions = jnp.broadcast_to(jnp.arange(length, dtype=positions.dtype), (len(tokens), length))
+        key_positions = jnp.concatenate([prefix_positions, positions], axis=1)
+        distance = positions[:, :, None] - key_positions[:, None, :]
+        seen = jnp.concatenate([jnp.ones((*tokens.shape, length), bool), segment_mask(segment_ids)], axis=2)
 
-    def _run(
+        def attend_all(window: int | None, past: Past | None) -> Attend:
+            def over_prefix_and_own(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+                if past is not None:
+                    key, value = _after_prefix(past.key, key), _after_prefix(past.value, value)
+                return attend(query, key, value, seen if window is None else seen & (distance < window), self.config)
+
+            return over_prefix_and_own
+
+        x = self._embed(tokens, layout, self.embedding[...].dtype)
+        _, made = self._scan(x, positions, attend_all, layout=layout, pasts=prefix, keep=True)
+        return made
+
+    def _scan(
         self,
-        tokens: jax.Array,
-        positions: jax.Array,
-        segment_ids: jax.Array,
+        x: Float[Array, "B T D"],
+        positions: Int[Array, "B T"],
+        attention: Callable[[int | None, Any], Attend],
         *,
         layout: Layout,
-        remat: Remat,
-        keep_cache: bool,
-        prefix: Past | None = None,
-    ) -> tuple[jax.Array, KeysAndValues | None]:
-        config = self.config
-        mask = segment_mask(segment_ids)
-        key_positions = positions
-        if prefix is not None:
-            length, rows = prefix.key.shape[2], len(tokens)
-            prefix_positions = jnp.broadcast_to(jnp.arange(length, dtype=positions.dtype), (rows, length))
-            key_positions = jnp.concatenate([prefix_positions, positions], axis=1)
-            mask = jnp.concatenate([jnp.ones((*tokens.shape, length), bool), mask], axis=2)
-        distance = positions[:, :, None] - key_positions[:, None, :]
+        remat: Remat = "none",
+        pasts: Sequence[Past] | None = None,
+        keep: bool = False,
+    ) -> tuple[Float[Array, "B T D"], list[KeysAndValues]]:
+        """All layers, one period a turn; and the keys and values that they make, where these are to be kept."""
+        config, period = self.config, self.config.period
         graph, weights = nnx.split(self.layers)
+        # Cast at once: XLA would move the casts out of the loop anyway, and so gradients are stacked in x's type.
+        weights = jax.tree.map(lambda weight: weight.astype(x.dtype).reshape(-1, period, *weight.shape[1:]), weights)
 
-        def layer(x: jax.Array, scanned: tuple[nnx.State, jax.Array, Past | None]) -> tuple[jax.Array, tuple | None]:
-            layer_weights, window, layer_prefix = scanned
+        def layer(x: jax.Array, weights: nnx.State, past: Past | None, place: int) -> tuple[jax.Array, tuple]:
+            own = jax.tree.map(lambda weight: checkpoint_name(weight[place], LAYER_WEIGHTS), weights)
+            attend = attention(config.windows[place], past)
+            x, *made = nnx.merge(graph, own).apply(x, positions, attend, layout)
+            return x, tuple(made) if keep else ()
 
-            def over_own_keys(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-                if layer_prefix is not None:
-                    key, value = _after_prefix(layer_prefix.key, key), _after_prefix(layer_prefix.value, value)
-                return attend(query, key, value, mask & (distance < window), config)
+        def layers(x: jax.Array, scanned: tuple[nnx.State, list[Past | None]]) -> tuple[jax.Array, list]:
+            weights, pasts = scanned
+            made = []
+            for place, past in enumerate(pasts):
+                run = jax.checkpoint(functools.partial(layer, place=place), policy=KEPT[remat], prevent_cse=False)
+                x, kept = run(x, weights, past)
+                made.append(kept)
+            return x, made
 
-            x, key, value = nnx.merge(graph, layer_weights).apply(x, positions, over_own_keys, layout)
-            return x, ((key, value) if keep_cache else None)
-
-        if remat != "none":
-            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
-            layer = jax.checkpoint(layer, policy=policy, prevent_cse=False)
-        x = self._embed(tokens, layout)
-        x, cache = jax.lax.scan(layer, x, (weights, self._windows(), prefix))
-        return rms_norm(x, self.final_norm[...], config), cache
+        return jax.lax.scan(layers, x, (weights, list(pasts or [None] * period)))
 
     def decode(
         self,
@@ -245,14 +274,12 @@ class Transformer(nnx.Module):
         config, period = self.config, self.config.period
         graph, weights = nnx.split(self.layers)
 
-        windows = self._windows()
-
         def layers(x: jax.Array, index: jax.Array) -> tuple[jax.Array, list]:
             made = []
             for place in range(period):
                 at_layer = index * period + place
                 seen = [
-                    (_first_entries(past, index, at.shape[1]), _sees(positions, at, windows[at_layer]))
+                    (_first_entries(past, index, at.shape[1]), _sees(positions, at, config.windows[place]))
                     for past, at in pasts[place]
                 ]
 
@@ -264,29 +291,27 @@ class Transformer(nnx.Module):
                 made.append((key[:, 0], value[:, 0]))
             return x, made
 
-        x = self._embed(tokens[:, None], layout)
+        x = self._embed(tokens[:, None], layout, self.embedding[...].dtype)
         # Weights and caches are closed over and sliced by the layer: as scan inputs of a period they would be copied.
         indices = jnp.arange(config.num_layers // period, dtype=jnp.int32)
         x, made = jax.lax.scan(layers, x, indices, unroll=unroll)
         return rms_norm(x[:, 0], self.final_norm[...], config), made
 
+    @property
+    def output_table(self) -> Float[Array, "V D"]:
+        """The output projection: the embedding itself where the two are tied."""
+        return (self.embedding if self.config.tie_embeddings else self.unembedding)[...]
+
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Next-token scores in fp32, soft-capped where the family does."""
-        if self.config.tie_embeddings:
-            scores = jnp.einsum("...D,VD->...V", hidden, self.embedding[...], preferred_element_type=jnp.float32)
-        else:
-            scores = jnp.einsum("...D,DV->...V", hidden, self.unembedding[...], preferred_element_type=jnp.float32)
+        scores = jnp.einsum("...D,VD->...V", hidden, self.output_table, preferred_element_type=jnp.float32)
         return softcap(scores, self.config.final_softcap)
 
-    def _embed(self, tokens: jax.Array, layout: Layout) -> Float[Array, "B T D"]:
-        table = layout.constrain(self.embedding[...], "vocab", None)  # rows whole: tokens are split as fsdp is
-        x = table.at[tokens].get(mode="clip")
+    def _embed(self, tokens: jax.Array, layout: Layout, dtype: jnp.dtype) -> Float[Array, "B T D"]:
+        x = look_up(self.embedding[...], tokens, layout, dtype)
         if self.config.family == "gemma2":
             x = x * jnp.asarray(math.sqrt(self.config.embed_dim), x.dtype)  # rounded to x's type, as Gemma was trained
         return layout.constrain(x, "batch", None, None)
-
-    def _windows(self) -> Int[Array, " L"]:
-        return jnp.asarray([window or NO_WINDOW for window in self.config.windows], jnp.int32)
 
 
 def abstract_parameters(config: ModelConfig) -> tuple[nnx.GraphDef[Transformer], nnx.State]:

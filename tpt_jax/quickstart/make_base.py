@@ -119,10 +119,10 @@ def train(folder: Path, texts: list[Text], num_epochs: int, seed: int) -> None:
     examples = [prompt.example(text.prompt, prompt.completion_ids(text.completion)) for text in texts]
     config = from_huggingface(CONFIG)
     training = dataclasses.replace(TRAINING, num_epochs=num_epochs)
-    examples, num_long = split_by_length(examples, training.sequence_length)
+    examples, too_long = split_by_length(examples, training.sequence_length)
     program = compile_trainer(config, make_mesh(MeshConfig()), compute_dtype="float32", train=training)
-    fit = Fit(program, initialize_parameters(config, program.layout, seed), examples, training, seed)
-    console.print(f"{len(examples)} texts ({num_long} too long), {fit.num_steps} steps")
+    fit = Fit(program, lambda: initialize_parameters(config, program.layout, seed), examples, training, seed)
+    console.print(f"{len(examples)} texts ({len(too_long)} too long), {fit.num_steps} steps")
     for record in fit:
         if record.step % 50 == 0:
             console.print(f"step {record.step} of {record.num_steps}: loss {record.loss:.3f}")

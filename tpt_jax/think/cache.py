@@ -12,7 +12,6 @@ from jaxtyping import Array, Float, Int
 
 from tpt_jax.models.attention import Past
 from tpt_jax.models.config import ModelConfig
-from tpt_jax.models.transformer import KeysAndValues
 
 CacheType = Literal["compute", "int8"]  # the type to compute in, or int8 with a scale for each token and head
 
@@ -20,12 +19,6 @@ CacheType = Literal["compute", "int8"]  # the type to compute in, or int8 with a
 def layer_sizes(config: ModelConfig, length: int) -> list[int]:
     """For each layer of the period, how many entries its cache needs for sequences of this length."""
     return [length if window is None else min(length, window) for window in config.windows[: config.period]]
-
-
-def by_period(keys_and_values: KeysAndValues, config: ModelConfig) -> list[KeysAndValues]:
-    """Keys and values of all layers as those of L / period layers for each layer of the period."""
-    key, value = keys_and_values
-    return [(key[place :: config.period], value[place :: config.period]) for place in range(config.period)]
 
 
 def empty(config: ModelConfig, rows: int, size: int, dtype: jnp.dtype, cache_type: CacheType) -> Past:

@@ -115,8 +115,7 @@ def _prefill_prefix(model: Transformer, prefix: Int[Array, " S"], layout: Layout
     if not len(prefix):
         return []
     made = model.prefill(prefix[None], positions, jnp.ones_like(positions), layout=layout)
-    parts = kv_cache.by_period(made, model.config)
-    return [Past(key[:, 0].swapaxes(1, 2), value[:, 0].swapaxes(1, 2)) for key, value in parts]
+    return [Past(key[:, 0].swapaxes(1, 2), value[:, 0].swapaxes(1, 2)) for key, value in made]
 
 
 def _prefill(model: Transformer, work: Work, slots: Slots, shape: SlotShape, layout: Layout) -> Slots:
@@ -136,20 +135,15 @@ def _prefill(model: Transformer, work: Work, slots: Slots, shape: SlotShape, lay
         questions = jnp.minimum(count + offsets, shape.num_questions - 1)
         filled = columns[None] < work.prompt_lengths[questions][:, None]
         positions = jnp.broadcast_to(shape.num_prefix_tokens + columns, filled.shape)
-        prefix = _restacked(slots.prefix) if slots.prefix else None
-        made = model.prefill(work.prompts[questions], positions, filled.astype(jnp.int32), layout=layout, prefix=prefix)
-        parts = zip(pool, kv_cache.by_period(made, model.config), strict=True)
+        segment_ids = filled.astype(jnp.int32)
+        made = model.prefill(work.prompts[questions], positions, segment_ids, layout=layout, prefix=slots.prefix)
+        parts = zip(pool, made, strict=True)
         pool = [kv_cache.write_prompts(part, *new, count % shape.pool_rows) for part, new in parts]
         return pool, count + rows
 
     pool, count = jax.lax.while_loop(has_room, prefill, (slots.pool, slots.num_prefilled[0]))
     count = jnp.where(count > work.num_questions[0], work.num_questions[0], count)
     return dataclasses.replace(slots, pool=pool, num_prefilled=count[None])
-
-
-def _restacked(by_layer: list[Past]) -> Past:
-    """One [L / period, ...] for each layer of the period as [L, ...]."""
-    return jax.tree.map(lambda *parts: jnp.stack(parts, axis=1).reshape(-1, *parts[0].shape[1:]), *by_layer)
 
 
 def _refill(work: Work, slots: Slots, ready: Int[Array, ""], shape: SlotShape) -> Slots:

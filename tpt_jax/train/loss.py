@@ -1,15 +1,20 @@
-"""Cross-entropy on the completion's tokens."""
+"""What a token costs: cross-entropy, and two ways to care less for tokens that the model is sure of already."""
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
+
+from tpt_jax.config import LossConfig
+
+TokenLoss = Callable[[Float[Array, "..."]], Float[Array, "..."]]
 
 
-def cross_entropy(
-    logits: Float[Array, "... V"], targets: Int[Array, "..."], weights: Float[Array, "..."]
-) -> Float[Array, ""]:
-    """Weighted sum of negative log-likelihoods in nats: a sum, so that batches of unequal counts add up exactly."""
-    # A masked sum rather than a gather: it splits over a sharded vocabulary, and its gradient needs no scatter.
-    vocabulary = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1)
-    chosen = jnp.where(vocabulary == targets[..., None], logits, 0.0).sum(axis=-1)
-    return ((jax.nn.logsumexp(logits, axis=-1) - chosen) * weights).sum()
+def token_loss(config: LossConfig) -> TokenLoss:
+    """From a token's negative log-likelihood, -log p in nats, to its loss."""
+    if config.name == "focal":
+        return lambda nll: (1 - jnp.exp(-nll)) ** config.focal_gamma * nll
+    if config.name == "clipped":
+        return lambda nll: jax.lax.stop_gradient(jnp.exp(-nll) <= config.clip_above).astype(nll.dtype) * nll
+    return lambda nll: nll

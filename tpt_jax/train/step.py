@@ -7,12 +7,16 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jax.experimental.layout import Layout as MemoryLayout
+from jax.experimental.layout import with_layout_constraint
+from jaxtyping import Array, Bool, Float, Int
 
+from tpt_jax.models.self_attention import Kernel
 from tpt_jax.models.transformer import Remat, Transformer
 from tpt_jax.sharding import Layout
 from tpt_jax.train.data import Batch
-from tpt_jax.train.loss import cross_entropy
+from tpt_jax.train.linear_cross_entropy import LANES, linear_cross_entropy
+from tpt_jax.train.loss import TokenLoss
 
 
 @jax.tree_util.register_dataclass
@@ -22,6 +26,7 @@ class TrainState:
 
     parameters: nnx.State  # fp32 master weights
     optimizer: Any  # optax state, sharded as the weights
+    is_finite: Bool[Array, ""]  # once false nothing moves any more: steps that follow were dispatched unknowing
 
 
 @jax.tree_util.register_dataclass
@@ -29,42 +34,100 @@ class TrainState:
 class StepMetrics:
     """Scalars of one step, left on the device."""
 
-    loss: Float[Array, ""]  # nats a completion token
+    loss: Float[Array, ""]  # a completion token's; nats
     grad_norm: Float[Array, ""]  # before clipping
     num_tokens: Int[Array, ""]  # completion tokens
 
 
+@dataclasses.dataclass(frozen=True)
+class StepOptions:
+    """What a step is compiled for.
+
+    Attributes:
+      kernel: how attention is computed.
+      remat: what the backward pass computes anew. "none" holds for the loss too: it saves flops, else memory.
+    """
+
+    graph: nnx.GraphDef[Transformer]
+    optimizer: optax.GradientTransformation
+    layout: Layout
+    compute_dtype: jnp.dtype
+    kernel: Kernel
+    remat: Remat
+    token_loss: TokenLoss
+
+
 def train_step(
-    state: TrainState,
-    batch: Batch,
-    learning_rate: Float[Array, ""],
-    *,
-    graph: nnx.GraphDef[Transformer],
-    optimizer: optax.GradientTransformation,
-    layout: Layout,
-    compute_dtype: jnp.dtype,
-    remat: Remat,
+    state: TrainState, batch: Batch, learning_rate: Float[Array, ""], *, options: StepOptions
 ) -> tuple[TrainState, StepMetrics]:
-    """Moves the weights by one batch. Jit it with the keyword arguments bound and `state` donated."""
-
-    def loss_sum(parameters: nnx.State, micro: Batch) -> jax.Array:
-        # Cast inside: the gradient comes back through the cast, in fp32.
-        model = nnx.merge(graph, jax.tree.map(lambda weight: weight.astype(compute_dtype), parameters))
-        hidden = model(micro.tokens, micro.positions, micro.segment_ids, layout=layout, remat=remat)
-        # [B * T, V] logits: XLA's CPU backend takes three times as long over a three-dimensional product.
-        logits = model.logits(hidden.reshape(-1, hidden.shape[-1]))
-        return cross_entropy(logits, micro.targets.reshape(-1), micro.loss_weights.reshape(-1))
-
-    def accumulate(sums: tuple[nnx.State, jax.Array, jax.Array], micro: Batch) -> tuple[tuple, None]:
-        loss, gradients = jax.value_and_grad(loss_sum)(state.parameters, micro)
-        return jax.tree.map(jnp.add, sums, (gradients, loss, micro.loss_weights.sum())), None
-
-    zeros = (jax.tree.map(jnp.zeros_like, state.parameters), jnp.float32(0), jnp.float32(0))
-    (gradients, loss, count), _ = jax.lax.scan(accumulate, zeros, batch)
+    """Moves the weights by one batch, unless its loss or gradient is not finite. Jit it with `state` donated."""
+    gradients, loss, count = _gradient_sums(state.parameters, batch, options)
+    gradients = _laid_out_as_weights(gradients, options.layout)
     count = jnp.maximum(count, 1.0)  # a batch of padding alone moves nothing
     gradients = jax.tree.map(lambda total: total / count, gradients)
-    updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.parameters)
-    updates = jax.tree.map(lambda update: update * learning_rate, updates)
-    parameters = jax.tree.map(jnp.add, state.parameters, updates)
     metrics = StepMetrics(loss / count, optax.tree.norm(gradients), count.astype(jnp.int32))
-    return TrainState(parameters, optimizer_state), metrics
+
+    updates, optimizer_state = options.optimizer.update(gradients, state.optimizer, state.parameters)
+    parameters = jax.tree.map(lambda weight, update: weight + update * learning_rate, state.parameters, updates)
+    is_finite = state.is_finite & jnp.isfinite(metrics.loss) & jnp.isfinite(metrics.grad_norm)
+
+    def keep(new: Any, old: Any) -> Any:
+        return jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), new, old)
+
+    moved = TrainState(keep(parameters, state.parameters), keep(optimizer_state, state.optimizer), is_finite)
+    return moved, metrics
+
+
+def _gradient_sums(
+    parameters: nnx.State, batch: Batch, options: StepOptions
+) -> tuple[nnx.State, Float[Array, ""], Float[Array, ""]]:
+    """Sums of gradients, losses and loss weights over all micro-batches."""
+
+    def loss_sum(parameters: nnx.State, micro: Batch) -> jax.Array:
+        model = nnx.merge(options.graph, parameters)
+        hidden = model(
+            micro.tokens,
+            micro.positions,
+            micro.segment_ids,
+            layout=options.layout,
+            kernel=options.kernel,
+            remat=options.remat,
+            compute_dtype=options.compute_dtype,
+        )
+        return linear_cross_entropy(
+            hidden,
+            model.output_table,
+            micro.targets,
+            micro.loss_weights,
+            layout=options.layout,
+            cap=model.config.final_softcap,
+            token_loss=options.token_loss,
+            saves="flops" if options.remat == "none" else "memory",
+        )
+
+    def sums(micro: Batch) -> tuple[nnx.State, jax.Array, jax.Array]:
+        loss, gradients = jax.value_and_grad(loss_sum)(parameters, micro)
+        return gradients, loss, micro.loss_weights.sum()
+
+    if len(batch.tokens) == 1:  # no second copy of the gradients to add to
+        return sums(jax.tree.map(lambda array: array[0], batch))
+    zeros = (jax.tree.map(jnp.zeros_like, parameters), jnp.float32(0), jnp.float32(0))
+    return jax.lax.scan(lambda total, micro: (jax.tree.map(jnp.add, total, sums(micro)), None), zeros, batch)[0]
+
+
+def _laid_out_as_weights(gradients: nnx.State, layout: Layout) -> nnx.State:
+    """Gradients of vocabulary tables with the vocabulary innermost in memory, where a TPU keeps the tables so.
+
+    It does where the columns of a device are no whole number of vector lanes. The look-up's gradient is made row by
+    row, and without this word XLA takes weights and both moments into that layout and back.
+    """
+
+    def lay_out(gradient: nnx.Variable) -> nnx.Variable:
+        axes, value = gradient.get_metadata()["logical_axes"], gradient.get_value()
+        if axes != ("vocab", "embed") or layout.sharding(axes, value.shape).shard_shape(value.shape)[1] % LANES == 0:
+            return gradient
+        return gradient.replace(with_layout_constraint(value, MemoryLayout(major_to_minor=(1, 0))))
+
+    if layout.mesh.devices.flat[0].platform != "tpu":
+        return gradients
+    return jax.tree.map(lay_out, gradients, is_leaf=lambda node: isinstance(node, nnx.Variable))

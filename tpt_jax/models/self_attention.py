@@ -1,0 +1,154 @@
+"""Attention of whole sequences, packed or padded, with grouped queries, soft cap and sliding window.
+
+One function, three ways to compute it:
+
+    xla      any device: all scores at once. The reference.
+    splash   TPU: the flash attention in jax.experimental.pallas.ops.tpu.splash_attention; blocks that the causal mask
+             or the window empties are skipped.
+    tokamax  GPU: the flash attention of github.com/openxla/tokamax in Triton; with a soft cap, which that one cannot
+             take the gradient of, tokamax's XLA attention in chunks.
+"""
+
+import math
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu import splash_attention as splash
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int
+
+from tpt_jax.models.attention import attend, segment_mask
+from tpt_jax.models.config import ModelConfig
+from tpt_jax.sharding import Layout
+
+Kernel = Literal["xla", "splash", "tokamax"]
+
+SPLASH_RESIDUALS = "splash_residuals"  # what its backward pass needs, by this name in a rematerialisation policy
+SPLASH_BLOCK = 128  # sequence lengths must be multiples of it
+SPLASH_LARGEST_BLOCK = 512
+
+
+def choose_kernel(mesh: Mesh, sequence_length: int) -> Kernel:
+    """The fastest one that the mesh's devices have."""
+    platform = mesh.devices.flat[0].platform
+    if platform == "tpu" and sequence_length % SPLASH_BLOCK == 0:
+        return "splash"
+    return "tokamax" if platform == "gpu" else "xla"
+
+
+def self_attention(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B T K H"],
+    value: Float[Array, "B T K H"],
+    segment_ids: Int[Array, "B T"],
+    *,
+    window: int | None,
+    config: ModelConfig,
+    layout: Layout,
+    kernel: Kernel,
+) -> Float[Array, "B T N H"]:
+    """Every token attends to the earlier ones of its own segment, itself included.
+
+    Args:
+      segment_ids: each segment's tokens stand in one piece.
+      window: how many tokens are seen at most, the token itself included; None for all.
+      kernel: on other devices than its own, splash is interpreted: slow, and only good for tests.
+    """
+    if kernel == "splash":
+        return _splash(query, key, value, segment_ids, window, config, layout)
+    if kernel == "tokamax":
+        return _tokamax(query, key, value, segment_ids, window, config, layout)
+    return attend(query, key, value, segment_mask(segment_ids, window), config)
+
+
+def _splash(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    segment_ids: jax.Array,
+    window: int | None,
+    config: ModelConfig,
+    layout: Layout,
+) -> jax.Array:
+    length = query.shape[1]
+    block = math.gcd(length, SPLASH_LARGEST_BLOCK)
+    if block < SPLASH_BLOCK:
+        raise ValueError(f"splash attention needs a sequence length ({length}) that is a multiple of {SPLASH_BLOCK}")
+    sizes = splash.BlockSizes(
+        block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, block_q_dq=block, block_kv_dq=block
+    )
+
+    def on_one_device(query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array) -> jax.Array:
+        square = (length, length)
+        mask = splash.CausalMask(square) if window is None else splash.LocalMask(square, (window - 1, 0), 0)
+        run = splash.make_splash_mha(
+            splash.MultiHeadMask([mask] * query.shape[2]),
+            head_shards=1,
+            q_seq_shards=1,
+            block_sizes=sizes,
+            attn_logits_soft_cap=config.attention_softcap,
+            residual_checkpoint_name=SPLASH_RESIDUALS,
+            interpret=layout.mesh.devices.flat[0].platform != "tpu",
+        )
+        query = (query.astype(jnp.float32) * config.attention_scale).astype(query.dtype)
+        heads_first = [x.swapaxes(1, 2) for x in (query, key, value)]
+        mixed: Any = jax.vmap(run)(*heads_first, splash.SegmentIds(segment_ids, segment_ids))
+        return mixed.swapaxes(1, 2)
+
+    return _by_device(on_one_device, query, key, value, segment_ids, layout)
+
+
+def _tokamax(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    segment_ids: jax.Array,
+    window: int | None,
+    config: ModelConfig,
+    layout: Layout,
+) -> jax.Array:
+    import tokamax
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # or tokamax takes our command line for its own flags
+
+    def on_one_device(query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array) -> jax.Array:
+        return tokamax.dot_product_attention(
+            query,
+            key,
+            value,
+            mask=(segment_ids[:, :, None] == segment_ids[:, None, :])[:, None],
+            is_causal=True,
+            scale=config.attention_scale,
+            local_window_size=None if window is None else (window - 1, 0),
+            logits_soft_cap=config.attention_softcap,
+            implementation="triton" if config.attention_softcap is None else "xla_chunked",
+        )
+
+    return _by_device(on_one_device, query, key, value, segment_ids, layout)
+
+
+def _by_device(
+    attention: Any,
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B T K H"],
+    value: Float[Array, "B T K H"],
+    segment_ids: Int[Array, "B T"],
+    layout: Layout,
+) -> Float[Array, "B T N H"]:
+    """A kernel knows nothing of a mesh: each device calls it for its own sequences and heads."""
+    ways, num_heads, num_kv_heads = layout.ways(layout.rules["heads"]), query.shape[2], key.shape[2]
+    if num_kv_heads % ways:  # as many copies of each as let every device hold those of its own queries, and no others
+        copies = ways // num_kv_heads if ways % num_kv_heads == 0 else num_heads // num_kv_heads
+        key, value = jnp.repeat(key, copies, axis=2), jnp.repeat(value, copies, axis=2)
+    by_head = P(layout.rules["batch"], None, layout.rules["heads"], None)
+    return jax.shard_map(
+        attention,
+        mesh=layout.mesh,
+        in_specs=(by_head, by_head, by_head, P(layout.rules["batch"], None)),
+        out_specs=by_head,
+        check_vma=False,
+    )(query, key, value, segment_ids)

@@ -1,0 +1,119 @@
+"""`tpt sft`: fine-tunes a model on a file of traces, without the loop. Killed, the same command goes on."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from tpt_jax.checkpoint import ModelFolder, save_checkpoint
+from tpt_jax.config import RunConfig, dump_config
+from tpt_jax.errors import UserError
+from tpt_jax.mesh import make_mesh
+from tpt_jax.metrics import MetricsLog, import_wandb, say
+from tpt_jax.program import compile_trainer
+from tpt_jax.prompts import Example, Prompt, load_prompt
+from tpt_jax.records import read_jsonl, write_atomically
+from tpt_jax.run_dir import saved_steps
+from tpt_jax.stages import fine_tune
+from tpt_jax.tasks import Task, load_task
+from tpt_jax.train.fit import StepRecord
+
+
+def train_on_file(config: RunConfig, model_path: str, traces: Path, output: Path) -> int:
+    """Writes a checkpoint with the training's curves beside it; until it is done all lies in OUTPUT.partial.
+
+    Raises:
+      UserError: there is an output already, one that was begun otherwise, or a file that holds no traces.
+      FloatingPointError: the loss or the gradient is not finite.
+    """
+    if output.exists():
+        raise UserError(f"{output}: exists already; give a new folder")
+    if config.wandb_project is not None:
+        import_wandb(config.wandb_project)
+    model = ModelFolder.open(model_path)
+    task = load_task(config.task)
+    examples = read_examples(traces, task, load_prompt(model.path, task.instruction))
+    partial = output.with_name(f"{output.name}.partial")
+    _begin(partial, {"config": dump_config(config), "model": model_path, "traces": _digest(traces)})
+    trainer = compile_trainer(
+        model.config, make_mesh(config.mesh), compute_dtype=config.model.compute_dtype, train=config.train
+    )
+    saves, curves = partial / "training", partial / "metrics.jsonl"
+    steps_done = saved_steps(saves)
+    log = MetricsLog(
+        curves,
+        name=config.name,
+        wandb_project=config.wandb_project,
+        is_kept=lambda line: line["step"] < steps_done,
+    )
+
+    def on_step(record: StepRecord) -> None:
+        log.log(0, "train", record.step, record.curves)
+
+    trained = fine_tune(
+        trainer,
+        lambda: model.load(trainer.layout),
+        examples,
+        config.train,
+        seed=config.seed,
+        label="train",
+        saves=saves,
+        on_step=on_step,
+    )
+    log.close()
+    save_checkpoint(output, trained.parameters, model)
+    for name in ("metrics.jsonl", "tensorboard"):
+        shutil.move(partial / name, output / name)
+    shutil.rmtree(partial)
+    say(f"{output}: trained on {trained.num_examples} traces; {trained.num_too_long} were too long")
+    return 0
+
+
+def read_examples(path: Path, task: Task, prompt: Prompt) -> list[Example]:
+    """The traces of a file, but for those marked as not kept; sampled token ids are taken where the file has them.
+
+    Raises:
+      UserError: a line without a completion, or without a question of its own or of the task.
+    """
+    texts = {question.id: question.question for question in (*task.train, *task.test)}
+    examples = []
+    for number, line in enumerate(read_jsonl(path), start=1):
+        if not line.get("kept", True):
+            continue
+        completion = line.get("completion", line.get("trace"))
+        question = line.get("question", texts.get(str(line.get("id"))))
+        if completion is None or question is None:
+            lacks = (
+                'a "completion"'
+                if completion is None
+                else f'a "question", and no question has the id {line.get("id")!r}'
+            )
+            raise UserError(
+                f'{path}: trace {number} lacks {lacks}; write {{"id", "completion"}} lines with ids of the task'
+            )
+        name = f"{line.get('id', number)}/{line.get('sample', 0)}"
+        ids = line.get("token_ids") or prompt.completion_ids(completion)
+        examples.append(prompt.example(question, ids, name))
+    return examples
+
+
+def _begin(partial: Path, settings: dict[str, Any]) -> None:
+    """Makes the folder of a training under way, or finds that it is the one of this very training.
+
+    Raises:
+      UserError: it was begun with something else.
+    """
+    path = partial / "settings.json"
+    if path.is_file():
+        begun = json.loads(path.read_text(encoding="utf-8"))
+        different = [name for name in settings if begun.get(name) != settings[name]]
+        if different:
+            raise UserError(
+                f"{partial}: was begun with another {different[0]}; give the one that it was begun with, or remove it"
+            )
+    write_atomically(path, json.dumps(settings, indent=2) + "\n")
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
