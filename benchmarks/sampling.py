@@ -76,12 +76,12 @@ def main() -> None:
 
 def write_workload(folder: Path) -> None:
     """The model in Hugging Face format, and the prompts and caps."""
+    from tpt_jax.bench import long_tailed
     from tpt_jax.config import MeshConfig
     from tpt_jax.mesh import make_mesh
     from tpt_jax.models.config import from_huggingface
     from tpt_jax.models.huggingface import initialize_parameters, save_parameters
     from tpt_jax.sharding import TRAIN_RULES, Layout
-    from tpt_jax.think.bench import long_tailed
 
     config = from_huggingface(MODEL)
     layout = Layout(make_mesh(MeshConfig()), TRAIN_RULES)

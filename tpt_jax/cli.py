@@ -79,6 +79,11 @@ def _parser() -> argparse.ArgumentParser:
     from tpt_jax.think import bench as sample_bench
 
     sample_bench.add_arguments(bench_sample)
+    bench_train = bench.add_parser("train", help="Tokens a second, and the share of the devices' speed that is used.")
+    bench_train.set_defaults(verb=_bench_train, takes_overrides=False)
+    from tpt_jax.train import bench as train_bench
+
+    train_bench.add_arguments(bench_train)
 
     report = add("report", _report, "Write the HTML report of one or more runs.")
     from tpt_jax.report import command as report_command
@@ -150,6 +155,13 @@ def _sample(args: argparse.Namespace, overrides: dict[str, str]) -> int:
 def _bench_sample(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     _prepare_jax()
     from tpt_jax.think import bench
+
+    return bench.main(args)
+
+
+def _bench_train(args: argparse.Namespace, overrides: dict[str, str]) -> int:
+    _prepare_jax()
+    from tpt_jax.train import bench
 
     return bench.main(args)
 

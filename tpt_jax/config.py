@@ -133,12 +133,12 @@ class LossConfig:
     Attributes:
       name: cross_entropy (-log p); focal (-(1 - p)^gamma log p: Lin et al., arXiv 1708.02002); clipped (-log p, and
         nothing for tokens of which the model is sure already).
-      focal_gamma: gamma.
+      focal_gamma: gamma; at least 1, or the slope of a sure token is infinite.
       clip_above: the p beyond which clipped has no loss.
     """
 
     name: Literal["cross_entropy", "focal", "clipped"] = "cross_entropy"
-    focal_gamma: NonNegativeFloat = 2.0
+    focal_gamma: Annotated[float, pydantic.Field(ge=1)] = 2.0
     clip_above: Fraction = 0.9
 
 

@@ -6,12 +6,12 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from tpt_jax.arguments import positive
+from tpt_jax.bench import load_model, long_tailed
 from tpt_jax.errors import UserError
 
 if TYPE_CHECKING:
     import jax
     import jax.numpy as jnp
-    import numpy as np
     from flax import nnx
 
     from tpt_jax.models.config import ModelConfig
@@ -42,21 +42,13 @@ def main(args: argparse.Namespace) -> int:
     import jax
     import jax.numpy as jnp
 
-    from tpt_jax.checkpoint import ModelFolder
     from tpt_jax.config import MeshConfig
     from tpt_jax.mesh import make_mesh
-    from tpt_jax.models.config import PUBLISHED
-    from tpt_jax.models.huggingface import initialize_parameters
     from tpt_jax.program import compile_sampler
     from tpt_jax.sharding import TRAIN_RULES, Layout
 
     layout = Layout(make_mesh(MeshConfig(tensor=args.tensor)), TRAIN_RULES)
-    if args.model in PUBLISHED:
-        config = PUBLISHED[args.model]
-        parameters = initialize_parameters(config, layout, seed=0)
-    else:
-        folder = ModelFolder.open(args.model)
-        config, parameters = folder.config, folder.load(layout)
+    config, parameters = load_model(args.model, layout)
     shards = layout.batch_ways
     if args.num_slots % shards or args.num_questions % shards:
         raise UserError(f"--num_slots and --num_questions must be multiples of the {shards} data shards")
@@ -106,15 +98,6 @@ def made_up_requests(vocab_size: int, args: argparse.Namespace) -> "list[Request
         Request(str(index), tuple(rng.integers(0, vocab_size, length).tolist()), samples, tuple(of_question))
         for index, (length, of_question) in enumerate(zip(lengths, of_questions, strict=True))
     ]
-
-
-def long_tailed(rng: "np.random.Generator", count: int, mean: int, largest: int) -> "np.ndarray":
-    """Lengths of about this mean, the longest several times the mean, as reasoning traces have."""
-    import numpy as np
-
-    spread = 0.75
-    drawn = rng.lognormal(math.log(mean) - spread**2 / 2, spread, count)
-    return np.clip(drawn, 1, largest).astype(int)
 
 
 def _run(program: Any, parameters: "nnx.State", wanted: "list[Request]", shards: int) -> "Statistics":

@@ -1,0 +1,255 @@
+"""Fine-tuning on a CPU beside transformers' Trainer and Tunix's PeftTrainer: real tokens a second, in one run.
+
+    python benchmarks/training.py [--tunix_python PYTHON_OF_AN_ENVIRONMENT_WITH_google-tunix]
+
+The same random LLaMA of 20M parameters (fp32), the same 512 traces with lengths like GSM8K's (mean about 225 tokens,
+longest 512), 50 AdamW steps of the same number of tokens. Ours packs the traces into 4 rows of 512; the Trainer gets
+for each step the very traces that we pack into it, padded to the longest of them, so that the curves can be compared
+step by step; Tunix, which compiles for one shape, gets 9 traces a step, about as many as we have, padded to 512. Only
+tokens of traces count. Each system runs in a process of its own, one after the other; the first steps, compilation
+included, are shown apart.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sampling import MODEL
+
+SYSTEMS = ("ours", "transformers", "tunix")
+NUM_TRACES, LONGEST, ROWS, TRACES_A_STEP = 512, 512, 4, 9
+NUM_STEPS, WARM_UP = 50, 3
+LEARNING_RATE, BETAS = 1e-3, (0.9, 0.95)
+
+Trace = tuple[list[int], int]  # tokens, and how many of them are prompt
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tunix_python", default=None, help="Tunix is left out if not given")
+    parser.add_argument("--system", choices=SYSTEMS, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.system:
+        train: Callable[[Path], dict[str, Any]] = globals()[f"train_{args.system}"]
+        print(json.dumps(train(args.folder)))
+        return
+    with tempfile.TemporaryDirectory() as name:
+        write_workload(Path(name))
+        pythons = {"ours": sys.executable, "transformers": sys.executable, "tunix": args.tunix_python}
+        runs: dict[str, dict[str, Any]] = {}
+        for system in (system for system in SYSTEMS if pythons[system]):
+            command = [pythons[system], __file__, "--system", system, "--folder", name]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            runs[system] = json.loads(done.stdout.splitlines()[-1])
+    rates = {system: sum(run["tokens"][WARM_UP:]) / run["seconds"] for system, run in runs.items()}
+    print(f"{'system':14}{'tokens/s':>10}{'seconds':>9}{'ours is':>10}{'first steps':>13}{'last loss':>11}")
+    for system, run in runs.items():
+        ratio = rates["ours"] / rates[system]
+        numbers = f"{rates[system]:10.0f}{run['seconds']:9.1f}{ratio:9.2f}x{run['warm_up']:11.1f} s"
+        print(f"{system:14}{numbers}{run['losses'][-1]:11.4f}")
+    ours, theirs = (np.asarray(runs[system]["losses"]) for system in ("ours", "transformers"))
+    print(f"largest relative difference of losses from transformers': {np.abs(ours / theirs - 1).max():.1e}")
+
+
+def write_workload(folder: Path) -> None:
+    """The model in Hugging Face format, the traces, and which of them each step trains on."""
+    from tpt_jax.bench import long_tailed
+    from tpt_jax.config import MeshConfig
+    from tpt_jax.mesh import make_mesh
+    from tpt_jax.models.config import from_huggingface
+    from tpt_jax.models.huggingface import initialize_parameters, save_parameters
+    from tpt_jax.sharding import TRAIN_RULES, Layout
+    from tpt_jax.train.data import BatchShape, packed_batches
+
+    config = from_huggingface(MODEL)
+    layout = Layout(make_mesh(MeshConfig()), TRAIN_RULES)
+    save_parameters(folder, config, initialize_parameters(config, layout, seed=0), dtype="float32")
+    (folder / "config.json").write_text(json.dumps(MODEL))
+    rng = np.random.default_rng(0)
+    prompts = np.clip(long_tailed(rng, NUM_TRACES, 95, 250), 30, None)
+    completions = np.minimum(long_tailed(rng, NUM_TRACES, 155, 400), LONGEST - prompts)
+    traces: list[Trace] = [
+        (rng.integers(1, config.vocab_size, prompt + completion).tolist(), int(prompt))
+        for prompt, completion in zip(prompts, completions, strict=True)
+    ]
+    batches = packed_batches(examples(traces), BatchShape(1, ROWS, LONGEST), seed=0, num_epochs=1)
+    steps = [[int(name) for name in batch.example_ids] for batch in batches[:NUM_STEPS]]
+    (folder / "workload.json").write_text(json.dumps([traces, steps]))
+    lengths = prompts + completions
+    print(
+        f"{config.num_parameters / 1e6:.1f}M parameters; traces: mean {lengths.mean():.1f} tokens, "
+        f"longest {lengths.max()}; {np.mean([len(step) for step in steps]):.1f} a step"
+    )
+
+
+def examples(traces: list[Trace]) -> list[Any]:
+    from tpt_jax.prompts import Example
+
+    return [Example(tuple(tokens), num_prompt, str(index)) for index, (tokens, num_prompt) in enumerate(traces)]
+
+
+def read_workload(folder: Path) -> tuple[list[Trace], list[list[int]]]:
+    traces, steps = json.loads((folder / "workload.json").read_text())
+    return [(tokens, num_prompt) for tokens, num_prompt in traces], steps
+
+
+class Clock:
+    """When each step ended, with its loss and its number of tokens."""
+
+    def __init__(self) -> None:
+        self._times = [time.perf_counter()]
+        self._losses: list[float] = []
+        self._tokens: list[int] = []
+
+    def step(self, loss: float, tokens: int) -> None:
+        self._times.append(time.perf_counter())
+        self._losses.append(loss)
+        self._tokens.append(tokens)
+
+    def figures(self) -> dict[str, Any]:
+        start, warm, end = self._times[0], self._times[WARM_UP], self._times[-1]
+        return {"losses": self._losses, "tokens": self._tokens, "seconds": end - warm, "warm_up": warm - start}
+
+
+def train_ours(folder: Path) -> dict[str, Any]:
+    from tpt_jax.checkpoint import ModelFolder
+    from tpt_jax.config import MeshConfig, OptimizerConfig, TrainConfig
+    from tpt_jax.mesh import make_mesh
+    from tpt_jax.program import compile_trainer
+    from tpt_jax.train.fit import Fit
+
+    traces, _ = read_workload(folder)
+    optimizer = OptimizerConfig(learning_rate=LEARNING_RATE, beta1=BETAS[0], beta2=BETAS[1])
+    config = TrainConfig(rows=ROWS, sequence_length=LONGEST, max_steps=NUM_STEPS, optimizer=optimizer)
+    model, clock = ModelFolder.open(folder), Clock()
+    program = compile_trainer(model.config, make_mesh(MeshConfig()), compute_dtype="float32", train=config)
+    fit = Fit(program, lambda: model.load(program.layout), examples(traces), config, seed=0)
+    for record in fit:
+        clock.step(record.loss, record.packed_tokens)
+    return clock.figures()
+
+
+def train_transformers(folder: Path) -> dict[str, Any]:
+    import torch
+    from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+
+    torch.set_num_threads(2)
+    traces, steps = read_workload(folder)
+    clock = Clock()
+
+    def collate(items: list[list[int]]) -> dict[str, torch.Tensor]:
+        chosen = [traces[index] for index in items[0]]
+        width = max(len(tokens) for tokens, _ in chosen)
+        ids = [tokens + [0] * (width - len(tokens)) for tokens, _ in chosen]
+        mask = [[1] * len(tokens) + [0] * (width - len(tokens)) for tokens, _ in chosen]
+        labels = [[-100] * start + tokens[start:] + [-100] * (width - len(tokens)) for tokens, start in chosen]
+        return {name: torch.tensor(x) for name, x in (("input_ids", ids), ("attention_mask", mask), ("labels", labels))}
+
+    class Timed(Trainer):
+        def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+            return torch.utils.data.SequentialSampler(steps)
+
+        def training_step(self, *args: Any, **kwargs: Any) -> Any:
+            loss = super().training_step(*args, **kwargs)
+            clock.step(float(loss), int(args[1]["attention_mask"].sum()) - len(args[1]["attention_mask"]))
+            return loss
+
+    arguments = TrainingArguments(
+        output_dir=str(folder / "trainer"),
+        per_device_train_batch_size=1,  # a step's traces are one item
+        max_steps=NUM_STEPS,
+        learning_rate=LEARNING_RATE,
+        adam_beta1=BETAS[0],
+        adam_beta2=BETAS[1],
+        lr_scheduler_type="cosine",
+        warmup_steps=5,
+        max_grad_norm=1.0,
+        use_cpu=True,
+        remove_unused_columns=False,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        logging_strategy="no",
+    )
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    dataset: Any = steps
+    sys.stdout, stdout = sys.stderr, sys.stdout
+    Timed(model=model, args=arguments, train_dataset=dataset, data_collator=collate).train()
+    sys.stdout = stdout
+    return clock.figures()
+
+
+def train_tunix(folder: Path) -> dict[str, Any]:
+    import jax
+    import jax.numpy as jnp
+    import optax
+    from tunix.models.llama3 import model as llama3  # pyright: ignore[reportMissingImports]
+    from tunix.models.llama3.params import create_model_from_safe_tensors  # pyright: ignore[reportMissingImports]
+    from tunix.sft import peft_trainer, utils  # pyright: ignore[reportMissingImports]
+
+    traces, _ = read_workload(folder)
+    clock = Clock()
+    config = llama3.ModelConfig(
+        num_layers=MODEL["num_hidden_layers"],
+        vocab_size=MODEL["vocab_size"],
+        embed_dim=MODEL["hidden_size"],
+        hidden_dim=MODEL["intermediate_size"],
+        num_heads=MODEL["num_attention_heads"],
+        head_dim=MODEL["head_dim"],
+        num_kv_heads=MODEL["num_key_value_heads"],
+        rope_theta=int(MODEL["rope_theta"]),
+        norm_eps=MODEL["rms_norm_eps"],
+        weight_tying=True,
+    )
+    model = create_model_from_safe_tensors(str(folder), config, dtype=jnp.float32)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, LEARNING_RATE, 5, NUM_STEPS)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, *BETAS, weight_decay=0.0))
+    options = peft_trainer.TrainingConfig(eval_every_n_steps=10**6, max_steps=NUM_STEPS)
+    trainer = peft_trainer.PeftTrainer(model, optimizer, options)
+
+    def inputs(batch: Any) -> dict[str, jax.Array]:
+        real = batch.input_tokens != 0
+        return {
+            "input_tokens": batch.input_tokens,
+            "input_mask": batch.input_mask,
+            "positions": utils.build_positions_from_mask(real),
+            "attention_mask": utils.make_causal_attn_mask(real),
+        }
+
+    def batches() -> Any:
+        for step in range(NUM_STEPS):
+            tokens = np.zeros((TRACES_A_STEP, LONGEST), np.int32)
+            mask = np.zeros(tokens.shape, bool)
+            for row, (trace, start) in enumerate(traces[step * TRACES_A_STEP :][:TRACES_A_STEP]):
+                tokens[row, : len(trace)] = trace
+                mask[row, start : len(trace)] = True
+            yield peft_trainer.TrainingInput(input_tokens=tokens, input_mask=mask)
+
+    class Hooks:
+        """Waits for each step's loss, as the other two do."""
+
+        def __getattr__(self, name: str) -> Callable[..., None]:
+            return lambda *args, **kwargs: None
+
+        def on_train_step_end(self, trainer: Any, step: int, loss: Any) -> None:
+            first = (step - 1) * TRACES_A_STEP
+            chosen = traces[first : first + TRACES_A_STEP]
+            clock.step(float(loss), sum(len(tokens) - 1 for tokens, _ in chosen))
+
+    trainer.with_gen_model_input_fn(inputs).with_training_hooks(Hooks())
+    sys.stdout, stdout = sys.stderr, sys.stdout
+    trainer.train(batches(), None)
+    sys.stdout = stdout
+    return clock.figures()
+
+
+if __name__ == "__main__":
+    main()
