@@ -6,9 +6,9 @@
 
 Needs libtpu (the extra "tpu") and no TPU. Memory is that of the whole program, as XLA's memory analysis tells it. XLA
 counts the flops of a loop's body once: they are taken from two programs of one and two periods of layers, all loops
-unrolled, and extended to the model's depth; with plain attention, for XLA sees into no kernel; and for one chip with its
-share of the rows (a v5p, which has the memory), for XLA makes loops of products that wait for other chips. The yardstick
-is 6 x parameters x tokens, and the products of every token with every other in attention.
+unrolled, and extended to the model's depth; with plain attention, for XLA sees into no kernel; and for one chip (a v5p,
+which has the memory) with its share of the rows, for XLA makes loops of products that wait for other chips. The
+yardstick is 6 x parameters x tokens, and the products of every token with every other in attention.
 """
 
 import argparse

@@ -25,15 +25,16 @@ ROOMS = (
         "think.slots",
         "think.compile",
         "train.data",
+        "train.linear_cross_entropy",
         "train.loss",
         "train.optimizer",
         "train.step",
     ),
     ("program",),
-    ("think", "train", "checkpoint", "run_dir", "metrics", "report"),
+    ("think", "train", "checkpoint", "run_dir", "metrics", "report", "bench"),
     ("stages",),
     ("loop", "quickstart"),
-    ("verbs",),
+    ("verbs", "sft"),
     ("cli",),
 )
 WITHOUT_JAX = (

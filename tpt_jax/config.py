@@ -153,6 +153,8 @@ class TrainConfig:
       rows, sequence_length, micro_batches: a step trains on micro_batches x rows sequences of packed traces.
       attention: xla, splash (TPU), tokamax (GPU), or auto for the one that suits the devices.
       remat: what the backward pass computes anew to save memory: nothing, all but matrix products, everything.
+      offload: while the model samples, keep the fp32 weights in the hosts' memory; the optimizer's state is only there
+        while a round trains in any case.
       save_every: steps after which the state of a training under way is saved, to go on from if it is killed.
     """
 
@@ -165,6 +167,7 @@ class TrainConfig:
     micro_batches: PositiveInt = 1
     attention: Literal["auto", "xla", "splash", "tokamax"] = "auto"
     remat: Literal["none", "dots", "full"] = "none"
+    offload: bool = False
     save_every: PositiveInt = 100
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()

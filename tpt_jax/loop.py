@@ -20,6 +20,7 @@ from tpt_jax.program import TrainerProgram
 from tpt_jax.prune.select import select
 from tpt_jax.records import Question
 from tpt_jax.run_dir import RunDir, Stage
+from tpt_jax.sharding import in_memory
 from tpt_jax.stages import Setup, fine_tune, sample_and_judge
 from tpt_jax.train.fit import StepRecord
 
@@ -72,7 +73,7 @@ class Loop:
         with self._stage(index, "think") as facts:
             asked = self._questions_to_think(index)
             sampled = sample_and_judge(
-                self._setup, self._dir, index, "think", asked, lambda: self._parameters(index - 1)
+                self._setup, self._dir, index, "think", asked, lambda: self._lend_parameters(index - 1)
             )
             facts |= dataclasses.asdict(sampled)
 
@@ -156,7 +157,7 @@ class Loop:
         with self._stage(index, "evaluate") as facts:
             asked = self._questions_to_test()
             sampled = sample_and_judge(
-                self._setup, self._dir, index, "evaluate", asked, lambda: self._parameters(index)
+                self._setup, self._dir, index, "evaluate", asked, lambda: self._lend_parameters(index)
             )
             facts |= dataclasses.asdict(sampled)
 
@@ -171,7 +172,13 @@ class Loop:
             self._held = None  # frees the other round's before these are read
             folder = ModelFolder(self._dir.checkpoint(index), self._setup.model.config)
             self._held = (index, self._setup.load(folder))
-        return self._held[1]
+        return in_memory(self._held[1], "device")
+
+    def _lend_parameters(self, index: int) -> nnx.State:
+        """As above, for a caller that copies them; where it is asked for, they are kept in host memory from then on."""
+        parameters = self._parameters(index)
+        self._held = (index, in_memory(parameters, "pinned_host") if self._config.train.offload else parameters)
+        return parameters
 
     def _take_parameters(self, index: int) -> nnx.State:
         """As above, for a caller that donates them."""

@@ -48,17 +48,33 @@ class CompilationCounter:
 
 
 @dataclasses.dataclass(frozen=True)
+class Relayout:
+    """Training parameters to decoding parameters: fp32 to the compute type, and over the interconnect from the training
+    layout to stationary weights. The training parameters stay valid.
+
+    Attributes:
+      num_bytes: of the decoding parameters on one device.
+      num_received: those of them that come from other devices.
+    """
+
+    compiled: jax.stages.Compiled
+    num_bytes: int
+    num_received: int
+
+    def __call__(self, parameters: nnx.State) -> nnx.State:
+        return self.compiled(parameters)
+
+
+@dataclasses.dataclass(frozen=True)
 class SamplerProgram:
     """The phases that sample.
 
     Attributes:
-      relayout: training parameters to decoding parameters: fp32 to the compute type, and over the interconnect from the
-        training layout to stationary weights. The training parameters stay valid.
       slots: the programs for each section of the config that samples.
     """
 
     layout: Layout
-    relayout: jax.stages.Compiled
+    relayout: Relayout
     slots: Mapping[str, SlotProgram]
 
 
@@ -124,11 +140,23 @@ def compile_sampler(
                 raise
             raise UserError(_what_fits(section, shape, config, target, dtype, str(error))) from error
         parameters = slots[section].parameters  # those that the first one likes best serve the others too
-    relayout = jax.jit(
-        lambda parameters: jax.tree.map(lambda weight: weight.astype(dtype), parameters),
-        out_shardings=jax.tree.map(lambda weight: weight.format, parameters),
-    ).lower(place_abstract(abstract, source))
-    return SamplerProgram(target, relayout.compile(), slots)
+    return SamplerProgram(target, _compile_relayout(place_abstract(abstract, source), parameters), slots)
+
+
+def _compile_relayout(source: nnx.State, target: Any) -> Relayout:
+    """From these shapes, types and shardings to those, memory layouts included."""
+    cast = jax.jit(
+        lambda parameters: jax.tree.map(lambda weight, to: weight.astype(to.dtype), parameters, target),
+        out_shardings=jax.tree.map(lambda weight: weight.format, target),
+    )
+    held, needed = (
+        [math.prod(weight.sharding.shard_shape(weight.shape)) for weight in jax.tree.leaves(tree)]
+        for tree in (source, target)
+    )
+    sizes = [weight.dtype.itemsize for weight in jax.tree.leaves(target)]
+    num_bytes = sum(math.prod(pair) for pair in zip(needed, sizes, strict=True))
+    own = sum(min(have, need) * size for have, need, size in zip(held, needed, sizes, strict=True))
+    return Relayout(cast.lower(source).compile(), num_bytes, num_bytes - own)
 
 
 def _what_fits(

@@ -6,7 +6,7 @@ and the table that says over which mesh axes a dimension of that name is split.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from flax import nnx
@@ -106,3 +106,8 @@ class Layout:
 
     def describe(self) -> str:
         return " x ".join(f"{axis}={size}" for axis, size in self.mesh.shape.items())
+
+
+def in_memory(state: nnx.State, kind: Literal["device", "pinned_host"]) -> nnx.State:
+    """The state in the devices' or in their hosts' memory, sharded as it is; where it is there already, the same."""
+    return jax.device_put(state, jax.tree.map(lambda x: x.sharding.with_memory_kind(kind), state))

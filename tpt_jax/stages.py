@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
+import jax
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -14,7 +15,7 @@ from tpt_jax.checkpoint import ModelFolder
 from tpt_jax.config import RunConfig, TrainConfig
 from tpt_jax.mesh import make_mesh
 from tpt_jax.metrics import listed, progress, say
-from tpt_jax.program import CompilationCounter, SamplerProgram, TrainerProgram, compile_sampler
+from tpt_jax.program import CompilationCounter, Relayout, SamplerProgram, TrainerProgram, compile_sampler
 from tpt_jax.prompts import Example, Prompt, load_prompt
 from tpt_jax.prune.pool import CheckerPool
 from tpt_jax.records import JudgedTrace, Question, Trace, Verdict
@@ -148,7 +149,7 @@ def sample_and_judge(
     occupancy = idle = None
     if num_left:
         batches = engine.sample(
-            setup.sampler.relayout(parameters()),
+            laid_out_for_sampling(setup.sampler.relayout, parameters(), label),
             requests,
             seed=setup.config.seed,
             round_index=round_index,
@@ -164,6 +165,18 @@ def sample_and_judge(
         say(f"{label}: {rate:,.0f} tokens/s, {occupancy:.1%} of slots busy while traces waited, device idle {idle:.1%}")
     tokens = sum(judged.trace.num_sampled for judged in run_dir.traces(round_index, sampling))
     return Sampled(tokens, len(too_long), occupancy, idle)
+
+
+def laid_out_for_sampling(relayout: Relayout, parameters: nnx.State, label: str) -> nnx.State:
+    """The copy of the parameters that samples; says what it took."""
+    started = time.monotonic()
+    copy = jax.block_until_ready(relayout(parameters))
+    seconds = time.monotonic() - started
+    say(
+        f"{label}: weights laid out for sampling in {seconds:.2f} s, {relayout.num_bytes / 1e9:.3f} GB a device, "
+        f"{relayout.num_received / 1e9:.3f} GB of them from other devices"
+    )
+    return copy
 
 
 def _judged(
