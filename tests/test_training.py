@@ -303,7 +303,8 @@ def test_adamw_is_optax_adamw_with_moments_of_these_types(moments: tuple[Any, An
 
     parameters: Any = weights()
     state, expected_state = ours.init(parameters), theirs.init(parameters)
-    updates = expected = parameters
+    updates: Any = parameters
+    expected: Any = parameters
     for _ in range(3):
         gradients: Any = weights()
         updates, state = ours.update(gradients, state, parameters)
