@@ -17,6 +17,7 @@ from tpt_jax.records import read_jsonl, write_atomically
 from tpt_jax.run_dir import saved_steps
 from tpt_jax.stages import fine_tune
 from tpt_jax.tasks import Task, load_task
+from tpt_jax.train.data import split_by_length
 from tpt_jax.train.fit import StepRecord
 
 
@@ -34,6 +35,12 @@ def train_on_file(config: RunConfig, model_path: str, traces: Path, output: Path
     model = ModelFolder.open(model_path)
     task = load_task(config.task)
     examples = read_examples(traces, task, load_prompt(model.path, task.instruction))
+    longest = config.train.sequence_length
+    if not split_by_length(examples, longest)[0]:
+        raise UserError(
+            f"{traces}: holds no trace to train on; {len(examples)} are longer than train.sequence_length ({longest}): "
+            "give a file with traces, or a larger train.sequence_length"
+        )
     partial = output.with_name(f"{output.name}.partial")
     _begin(partial, {"config": dump_config(config), "model": model_path, "traces": _digest(traces)})
     trainer = compile_trainer(
