@@ -30,6 +30,12 @@ def test_the_control_differs_from_the_quickstart_in_what_it_keeps_alone() -> Non
     ]
 
 
+def test_an_evaluation_keeps_its_own_temperature() -> None:
+    tree = {"name": "n", "model": {"path": "p"}, "task": {"name": "gsm8k"}, "evaluate": {"num_samples": 2}}
+    assert parse_config(tree).evaluate.temperature == 0.7
+    assert parse_config(tree).think.temperature == 0.8
+
+
 PAIR = ("quickstart", "quickstart_no_prune")
 
 
@@ -51,6 +57,9 @@ def test_overrides_reach_every_depth() -> None:
         (["--think.top_k", "0"], r"think\.top_k \(0\): input should be greater than 0"),
         (["--think.top_p", "0"], r"think\.top_p \(0\): input should be greater than 0"),
         (["--think.min_p", "1.5"], r"think\.min_p \(1\.5\): input should be less than or equal to 1"),
+        (["--think.temperature", ".inf"], r"think\.temperature \(inf\): input should be a finite number"),
+        (["--think.num_samples", "["], r"--think\.num_samples \[: not YAML"),
+        (["--seed", "4294967296"], r"seed \(4294967296\): input should be less than 4294967296"),
         (["--prune.keep", "best"], r"prune\.keep \('best'\): input should be 'correct', 'strict' or 'any'"),
         (["--task.name", "gsm9k"], r"task\.name \('gsm9k'\): unknown; choose from 'gsm8k', 'gsm_symbolic'"),
         (["--task.name", "null"], r"task\.name"),

@@ -34,6 +34,15 @@ def with_template(folder: Path, template: str | None, **changes: Any) -> Path:
     return folder
 
 
+def test_the_prompt_does_not_depend_on_the_day(folder: Path) -> None:
+    """LLaMA 3.2's template, as far as it asks for the date."""
+    dated = "{% if date_string is not defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+    template = CHAT_TEMPLATE.replace("{{ bos_token }}", dated + "{{ bos_token }}Today: {{ date_string }} ", 1)
+    assert template != CHAT_TEMPLATE
+    prompt = load_prompt(with_template(folder, template), "")
+    assert "26 Jul 2024" in prompt.text(prompt.prompt_ids("?"))
+
+
 @pytest.mark.parametrize("template", [CHAT_TEMPLATE, GEMMA_LIKE, None])
 def test_sampler_reads_the_prefix_of_what_training_reads(folder: Path, template: str | None) -> None:
     prompt = load_prompt(with_template(folder, template), "Think.")

@@ -53,6 +53,9 @@ needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="measured data is 
         ("1e999999999", "18", False, False),
         ("{" * 100_000 + "\0\ud800 18", "18", True, False),
         ("1/0", "18", False, False),
+        ("#### 18 = 3", "18", False, False),  # strict is right and in the format, never the format alone
+        ("#### 18\nThe answer is 5", "18", False, False),
+        ("#### 1/2", "1", False, False),
     ],
 )
 def test_verdicts(completion: str, answer: str, correct: bool, strict: bool) -> None:
@@ -74,10 +77,10 @@ def test_no_text_crashes_the_checker_and_strict_implies_correct(completion: str,
 
 
 def test_a_ten_megabyte_trace_is_quick() -> None:
-    for text in ("1,222" * 2_000_000, "- $ " * 2_500_000, "#### " * 2_000_000, "\\frac{" * 1_500_000):
-        started = time.monotonic()
+    for text in ("1,222" * 2_000_000, "- $ " * 2_500_000, "#### " * 2_000_000, "\n" * 5_000_000, "\\frac{" * 1_500_000):
+        started = time.process_time()
         check_numeric("18", text)
-        assert time.monotonic() - started < 1.0
+        assert time.process_time() - started < 1.0
 
 
 def test_number_forms() -> None:

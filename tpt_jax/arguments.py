@@ -1,6 +1,7 @@
 """The command line's parser, and the numbers that its options take: a mistake is one line and exit status 2."""
 
 import argparse
+import math
 from typing import NoReturn
 
 
@@ -21,9 +22,20 @@ def natural(text: str) -> int:
     return int(_at_least(0, int(text)))
 
 
+def seed(text: str) -> int:
+    """A whole number of 32 bits."""
+    value = natural(text)
+    if value >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text} must be below 2**32")
+    return value
+
+
 def non_negative(text: str) -> float:
     """A number from 0."""
-    return _at_least(0, float(text))
+    value = _at_least(0, float(text))
+    if math.isinf(value):
+        raise argparse.ArgumentTypeError(f"{text} must be finite")
+    return value
 
 
 def positive_number(text: str) -> float:
@@ -40,6 +52,13 @@ def fraction(text: str) -> float:
     if value > 1:
         raise argparse.ArgumentTypeError(f"{text} must be at most 1")
     return value
+
+
+def not_empty(text: str) -> str:
+    """A text of at least one character."""
+    if not text:
+        raise argparse.ArgumentTypeError("must not be empty")
+    return text
 
 
 def _at_least(least: int, value: float) -> float:

@@ -2,9 +2,12 @@
 
 import dataclasses
 import importlib.resources
+import json
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import orbax.checkpoint as ocp
 from flax import nnx
@@ -16,6 +19,7 @@ from tpt_jax.models.transformer import abstract_parameters, place_abstract
 from tpt_jax.sharding import Layout
 
 PARAMETERS = "parameters"  # the orbax folder inside a checkpoint
+FACTS = "training.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +68,19 @@ class ModelFolder:
         return abstract
 
 
-def save_checkpoint(path: Path, parameters: nnx.State, source: ModelFolder) -> None:
+def save_checkpoint(
+    path: Path,
+    parameters: nnx.State,
+    source: ModelFolder,
+    facts: Mapping[str, Any],
+    beside: Sequence[Path] = (),
+) -> None:
     """Writes a run's checkpoint, whole or not at all.
 
     Args:
       source: whose config and tokenizer go beside the parameters.
+      facts: about the training, for `read_facts`.
+      beside: files and folders to copy into it.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process
@@ -76,7 +88,15 @@ def save_checkpoint(path: Path, parameters: nnx.State, source: ModelFolder) -> N
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save((temporary / PARAMETERS).resolve(), nnx.to_pure_dict(parameters))
     copy_side_files(source.path, temporary, dtype="float32")
+    (temporary / FACTS).write_text(json.dumps(dict(facts), indent=2) + "\n", encoding="utf-8")
+    for each in beside:
+        (shutil.copytree if each.is_dir() else shutil.copy)(each, temporary / each.name)
     os.rename(temporary, path)
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """What is known of the training that made a checkpoint."""
+    return json.loads((path / FACTS).read_text(encoding="utf-8"))
 
 
 def export(checkpoint: ModelFolder, output: Path, layout: Layout, dtype: str) -> None:

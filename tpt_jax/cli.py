@@ -26,6 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"tpt: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a folder that may not be written, a full disk
+        print(f"tpt: {error}", file=sys.stderr)
+        return 1
     except FloatingPointError as error:
         print(f"tpt: {error}", file=sys.stderr)
         return 1

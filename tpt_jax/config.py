@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import pydantic
 import yaml
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
 from tpt_jax.errors import STRICT, UserError
@@ -79,6 +79,13 @@ class SamplingConfig:
     max_new_tokens: PositiveInt = 512
     num_slots: PositiveInt = 64
     cache_type: Literal["compute", "int8"] = "compute"
+
+
+@dataclass(frozen=True, config=STRICT)
+class EvaluateConfig(SamplingConfig):
+    """How held-out questions are answered: as SamplingConfig says, at a temperature of its own."""
+
+    temperature: NonNegativeFloat = 0.7
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -187,13 +194,13 @@ class RunConfig:
     name: str
     model: ModelSource
     task: Annotated[TaskConfig, pydantic.Field(discriminator="name")]
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, pydantic.Field(ge=0, lt=2**32)] = 0
     num_rounds: PositiveInt = 4
     mesh: MeshConfig = MeshConfig()
     think: SamplingConfig = SamplingConfig()
     prune: PruneConfig = PruneConfig()
     train: TrainConfig = TrainConfig()
-    evaluate: SamplingConfig = SamplingConfig(temperature=0.7)
+    evaluate: EvaluateConfig = EvaluateConfig()
     wandb_project: str | None = None
 
 
@@ -210,7 +217,11 @@ def load_config(path: Path, overrides: Mapping[str, str] | None = None) -> RunCo
     """
     tree = _read_tree(path, below=())
     for key, text in (overrides or {}).items():
-        _set(tree, key.split("."), yaml.safe_load(text))
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"--{key} {text}: not YAML; quote what is meant as text") from error
+        _set(tree, key.split("."), value)
     return parse_config(tree)
 
 
@@ -222,7 +233,7 @@ def _read_tree(path: Path, below: tuple[Path, ...]) -> dict[str, Any]:
         raise UserError(f"{path}: no such config file; configs/quickstart.yaml is one to start from")
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path}: must be a mapping of keys to values, as in configs/quickstart.yaml")

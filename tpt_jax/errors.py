@@ -3,7 +3,7 @@
 import pydantic
 
 # For the frozen dataclasses that settings are: values are checked on construction, unknown keys refused.
-STRICT = pydantic.ConfigDict(extra="forbid")
+STRICT = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class UserError(Exception):

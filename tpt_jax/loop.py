@@ -13,7 +13,7 @@ from typing import Any
 
 from flax import nnx
 
-from tpt_jax.checkpoint import ModelFolder, save_checkpoint
+from tpt_jax.checkpoint import ModelFolder, read_facts, save_checkpoint
 from tpt_jax.evaluate import evaluate
 from tpt_jax.metrics import MetricsLog
 from tpt_jax.program import TrainerProgram
@@ -116,14 +116,15 @@ class Loop:
         checkpoint = self._dir.checkpoint(index)
         with self._stage(index, "train") as facts:
             if checkpoint.is_dir():  # killed between the checkpoint and its entry
-                return
-            if index == 0:
-                parameters = self._setup.load(self._setup.model)
-                facts["tokens"] = 0
+                facts |= read_facts(checkpoint)
             else:
-                parameters = self._fine_tune(index, facts)
-            self._held = (index, parameters)
-            save_checkpoint(checkpoint, parameters, self._setup.model)
+                if index == 0:
+                    parameters = self._setup.load(self._setup.model)
+                    facts["tokens"] = 0
+                else:
+                    parameters = self._fine_tune(index, facts)
+                self._held = (index, parameters)
+                save_checkpoint(checkpoint, parameters, self._setup.model, facts)
             shutil.rmtree(self._dir.training_saves(index), ignore_errors=True)
 
     def _fine_tune(self, index: int, facts: dict[str, Any]) -> nnx.State:

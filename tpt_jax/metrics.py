@@ -3,6 +3,7 @@
 import contextlib
 import json
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tpt_jax.errors import UserError
-from tpt_jax.records import read_jsonl, write_jsonl
+from tpt_jax.records import write_atomically, write_jsonl
 
 STDERR = Console(stderr=True)
 SECONDS_BETWEEN_LINES = 10.0
@@ -31,14 +32,16 @@ class MetricsLog:
         from tensorboardX import SummaryWriter
 
         if path.is_file():
-            write_jsonl(path, filter(is_kept, read_jsonl(path)))
+            write_jsonl(path, filter(is_kept, _whole_lines(path)))
         self._file = path.open("a", encoding="utf-8", buffering=1)
         self._tensorboard = SummaryWriter(str(path.parent / "tensorboard"))
         self._wandb = None
         if wandb_project is not None:
-            run_id = name.replace("/", "-")
+            known = path.with_name("wandb_id")  # of this folder: another seed's run has the same name
+            if not known.is_file():
+                write_atomically(known, uuid.uuid4().hex)
             self._wandb = import_wandb(wandb_project).init(
-                project=wandb_project, name=name, dir=str(path.parent), id=run_id, resume="allow"
+                project=wandb_project, name=name, dir=str(path.parent), id=known.read_text(), resume="allow"
             )
 
     def log(self, round_index: int, phase: str, step: int, values: Mapping[str, float]) -> None:
@@ -57,6 +60,17 @@ class MetricsLog:
         self._tensorboard.close()
         if self._wandb is not None:
             self._wandb.finish()
+
+
+def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a log, without what a process that was killed, or a machine that was, left of its last ones."""
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict):
+            yield line
 
 
 def import_wandb(project: str) -> Any:
@@ -123,6 +137,11 @@ def _line_progress(label: str, total: int, unit: str, done: int) -> Callable[[in
 def listed(names: Sequence[str], limit: int = 5) -> str:
     """The first few of some names, for a line of progress."""
     return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
+
+
+def share(value: float | None, digits: int = 1) -> str:
+    """In percent; a dash for None."""
+    return "–" if value is None else f"{100 * value:.{digits}f}%"
 
 
 def say(text: str) -> None:

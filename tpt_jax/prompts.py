@@ -22,6 +22,9 @@ PLAIN_TEMPLATE = (
     "Answer:\n{% else %}{{ message['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
 )
 PROBE = "4 + 3 = 7\n#### 7"
+# LLaMA 3's templates tell the model the date, today's if none is given: a run would train on Tuesday under another
+# prompt than it sampled under on Monday. This is the one that they fall back on themselves.
+DATE = "26 Jul 2024"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +125,11 @@ class Prompt:
             messages.append({"role": "assistant", "content": completion})
         return str(
             self._tokenizer.apply_chat_template(
-                messages, chat_template=self._template, tokenize=False, add_generation_prompt=completion is None
+                messages,
+                chat_template=self._template,
+                tokenize=False,
+                add_generation_prompt=completion is None,
+                date_string=DATE,
             )
         )
 

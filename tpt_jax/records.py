@@ -1,6 +1,7 @@
 """What flows between the stages: questions, traces, verdicts, and their JSON lines."""
 
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -80,17 +81,30 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; give a JSON-lines file, one object a line")
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             try:
-                value = json.loads(line)
+                value = json.loads(line.decode("utf-8"))
             except json.JSONDecodeError as error:
                 raise UserError(f"{path}:{number}: not JSON ({error.msg}); write one object a line") from error
+            except UnicodeDecodeError as error:
+                raise UserError(f"{path}:{number}: not UTF-8 ({error.reason}); write the file in UTF-8") from error
             if not isinstance(value, dict):
                 raise UserError(f"{path}:{number}: a {type(value).__name__}, not an object; write one object a line")
             yield value
+
+
+def digest(path: Path) -> str:
+    """What a file's content is known by.
+
+    Raises:
+      UserError: there is no such file.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give a JSON-lines file, one object a line")
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def write_atomically(path: Path, text: str) -> None:

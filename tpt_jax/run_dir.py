@@ -14,18 +14,25 @@ rounds/NNN/metrics.json           the round's figures; written last
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from tpt_jax.config import RunConfig, dump_config
+from tpt_jax.config import RunConfig, dump_config, parse_config
 from tpt_jax.errors import UserError
 from tpt_jax.records import JudgedTrace, Question, read_jsonl, write_atomically, write_jsonl
 
 Stage = Literal["think", "prune", "train", "evaluate"]
 Sampling = Literal["think", "evaluate"]
+Verb = Literal["run", "eval"]  # what made a folder: they leave other things in it
+
+# What a run may be gone on with that it was not begun with: where and how fast it runs, and for how long.
+MAY_CHANGE = re.compile(
+    r"num_rounds|mesh\.\w+|\w+\.num_slots|prune\.num_workers|wandb_project|train\.(offload|save_every|remat|attention)"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,28 +41,33 @@ class RunDir:
 
     path: Path
 
+    verb: Verb = "run"
+
     @classmethod
-    def open(cls, path: Path, config: RunConfig) -> "RunDir":
+    def open(cls, path: Path, config: RunConfig, verb: Verb = "run") -> "RunDir":
         """A run's folder to go on with, or one to begin; nothing is written before `begin`.
 
         Raises:
-          UserError: the folder holds a run with another config, or something that is not a run.
+          UserError: the folder holds a run whose results would be others, or something that is not a run.
         """
-        text = dump_config(config)
         written = path / "config.yaml"
         if written.is_file():
-            if written.read_text(encoding="utf-8") != text:
+            text = written.read_text(encoding="utf-8", errors="replace")
+            if text.startswith(_header("eval")) != (verb == "eval"):
+                raise UserError(f"{path}: was made by another verb than tpt {verb}; give another --run_dir")
+            difference = _first_difference(written, config)
+            if difference is not None:
                 raise UserError(
-                    f"{path}: holds a run with another config ({_first_difference(written, text)}); "
+                    f"{path}: holds a run with another config ({difference}); "
                     "give another --run_dir, or the config that the folder was made with"
                 )
-        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+        elif path.exists() and (not path.is_dir() or any(not child.name.endswith(".tmp") for child in path.iterdir())):
             raise UserError(f"{path}: is not a run's folder and not empty; give another --run_dir")
-        return cls(path)
+        return cls(path, verb)
 
     def begin(self, config: RunConfig) -> None:
         """Writes the config, which makes the folder a run's."""
-        write_atomically(self.path / "config.yaml", dump_config(config))
+        write_atomically(self.path / "config.yaml", _header(self.verb) + dump_config(config))
 
     def round_path(self, round_index: int) -> Path:
         return self.path / "rounds" / f"{round_index:03}"
@@ -93,9 +105,11 @@ class RunDir:
 
     def is_kept(self, line: dict[str, Any]) -> bool:
         """Whether what a line of metrics.jsonl tells of will not be done again."""
-        if line["phase"] == "train" and line["step"] < saved_steps(self.training_saves(line["round"])):
+        index = line["round"]
+        if self.is_done(index, line["phase"]):
             return True
-        return self.is_done(line["round"], line["phase"])
+        trained = line["phase"] == "train" and self.checkpoint(index).is_dir()
+        return trained or (line["phase"] == "train" and line["step"] < saved_steps(self.training_saves(index)))
 
     # Traces.
 
@@ -143,13 +157,25 @@ def saved_steps(saves: Path) -> int:
     return max((int(step.name) for step in saves.glob("*") if step.name.isdigit()), default=0)
 
 
-def _first_difference(written: Path, text: str) -> str:
-    """Such as "train.rows is 24 there, 25 here"."""
-    there, here = (_flat(yaml.safe_load(config)) for config in (written.read_text(encoding="utf-8"), text))
+def _header(verb: Verb) -> str:
+    return f"# tpt {verb}\n"
+
+
+def _first_difference(written: Path, config: RunConfig) -> str | None:
+    """Such as "train.rows is 24 there, 25 here"; None where nothing that results depend on differs.
+
+    Raises:
+      UserError: what is written is no config.
+    """
+    try:
+        tree = yaml.safe_load(written.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{written}: cannot be read; give another --run_dir") from error
+    there, here = (_flat(yaml.safe_load(dump_config(each))) for each in (parse_config(tree), config))
     for key in {**there, **here}:
-        if there.get(key) != here.get(key):
+        if there.get(key) != here.get(key) and not MAY_CHANGE.fullmatch(key):
             return f"{key} is {there.get(key)} there, {here.get(key)} here"
-    return "it is written in another way"
+    return None
 
 
 def _flat(tree: Any, path: str = "") -> dict[str, Any]:

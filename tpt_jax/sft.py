@@ -1,6 +1,5 @@
 """`tpt sft`: fine-tunes a model on a file of traces, without the loop. Killed, the same command goes on."""
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -13,7 +12,7 @@ from tpt_jax.mesh import make_mesh
 from tpt_jax.metrics import MetricsLog, import_wandb, say
 from tpt_jax.program import compile_trainer
 from tpt_jax.prompts import Example, Prompt, load_prompt
-from tpt_jax.records import read_jsonl, write_atomically
+from tpt_jax.records import digest, read_jsonl, write_atomically
 from tpt_jax.run_dir import saved_steps
 from tpt_jax.stages import fine_tune
 from tpt_jax.tasks import Task, load_task
@@ -34,7 +33,7 @@ def train_on_file(config: RunConfig, model_path: str, traces: Path, output: Path
         import_wandb(config.wandb_project)
     model = ModelFolder.open(model_path)
     task = load_task(config.task)
-    examples = read_examples(traces, task, load_prompt(model.path, task.instruction))
+    examples = read_examples(traces, task, load_prompt(model.path, task.instruction), model.config.vocab_size)
     longest = config.train.sequence_length
     if not split_by_length(examples, longest)[0]:
         raise UserError(
@@ -42,7 +41,7 @@ def train_on_file(config: RunConfig, model_path: str, traces: Path, output: Path
             "give a file with traces, or a larger train.sequence_length"
         )
     partial = output.with_name(f"{output.name}.partial")
-    _begin(partial, {"config": dump_config(config), "model": model_path, "traces": _digest(traces)})
+    _begin(partial, {"config": dump_config(config), "model": model_path, "traces": digest(traces)})
     trainer = compile_trainer(
         model.config, make_mesh(config.mesh), compute_dtype=config.model.compute_dtype, train=config.train
     )
@@ -69,31 +68,36 @@ def train_on_file(config: RunConfig, model_path: str, traces: Path, output: Path
         on_step=on_step,
     )
     log.close()
-    save_checkpoint(output, trained.parameters, model)
-    for name in ("metrics.jsonl", "tensorboard"):
-        shutil.move(partial / name, output / name)
+    facts = {"num_examples": trained.num_examples, "num_too_long": trained.num_too_long, "tokens": trained.tokens}
+    save_checkpoint(output, trained.parameters, model, facts, beside=(curves, partial / "tensorboard"))
     shutil.rmtree(partial)
     say(f"{output}: trained on {trained.num_examples} traces; {trained.num_too_long} were too long")
     return 0
 
 
-def read_examples(path: Path, task: Task, prompt: Prompt) -> list[Example]:
-    """The traces of a file, but for those marked as not kept; sampled token ids are taken where the file has them.
+def read_examples(path: Path, task: Task, prompt: Prompt, vocab_size: int) -> list[Example]:
+    """The traces of a file, but for those marked as not kept and those that were cut before their end.
+
+    Sampled token ids are taken where the file has them.
 
     Raises:
       UserError: a line without a completion, or without a question of its own or of the task.
     """
     texts = {question.id: question.question for question in (*task.train, *task.test)}
     examples = []
+    num_unfinished = 0
     for number, line in enumerate(read_jsonl(path), start=1):
         if not line.get("kept", True):
             continue
+        if line.get("finish_reason", "stop") != "stop":
+            num_unfinished += 1  # an end of turn after it would teach the model to stop in the middle
+            continue
         completion = line.get("completion", line.get("trace"))
         question = line.get("question", texts.get(str(line.get("id"))))
-        if completion is None or question is None:
+        if not isinstance(completion, str) or not isinstance(question, str):
             lacks = (
-                'a "completion"'
-                if completion is None
+                'a text under "completion"'
+                if not isinstance(completion, str)
                 else f'a "question", and no question has the id {line.get("id")!r}'
             )
             raise UserError(
@@ -101,7 +105,11 @@ def read_examples(path: Path, task: Task, prompt: Prompt) -> list[Example]:
             )
         name = f"{line.get('id', number)}/{line.get('sample', 0)}"
         ids = line.get("token_ids") or prompt.completion_ids(completion)
+        if not all(isinstance(token, int) and 0 <= token < vocab_size for token in ids):
+            raise UserError(f"{path}: trace {number} has token_ids that the model's vocabulary has not; leave them out")
         examples.append(prompt.example(question, ids, name))
+    if num_unfinished:
+        say(f"{path}: {num_unfinished} traces are left out, cut before their end")
     return examples
 
 
@@ -120,7 +128,3 @@ def _begin(partial: Path, settings: dict[str, Any]) -> None:
                 f"{partial}: was begun with another {different[0]}; give the one that it was begun with, or remove it"
             )
     write_atomically(path, json.dumps(settings, indent=2) + "\n")
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from tpt_jax.checkpoint import ModelFolder
 from tpt_jax.config import RunConfig, TrainConfig
 from tpt_jax.mesh import make_mesh
-from tpt_jax.metrics import listed, progress, say
+from tpt_jax.metrics import listed, progress, say, share
 from tpt_jax.program import CompilationCounter, Relayout, SamplerProgram, TrainerProgram, compile_sampler
 from tpt_jax.prompts import Example, Prompt, load_prompt
 from tpt_jax.prune.pool import CheckerPool
@@ -162,7 +162,8 @@ def sample_and_judge(
                 advance(len(traces))
         occupancy, idle = engine.statistics.occupancy(plan.shape.num_slots), engine.statistics.idle_share
         rate = engine.statistics.num_tokens / engine.statistics.seconds
-        say(f"{label}: {rate:,.0f} tokens/s, {occupancy:.1%} of slots busy while traces waited, device idle {idle:.1%}")
+        busy = f"{share(occupancy)} of slots busy while traces waited"
+        say(f"{label}: {rate:,.0f} tokens/s, {busy}, device idle {idle:.1%}")
     tokens = sum(judged.trace.num_sampled for judged in run_dir.traces(round_index, sampling))
     return Sampled(tokens, len(too_long), occupancy, idle)
 

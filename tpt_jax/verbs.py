@@ -45,7 +45,7 @@ def run(config: RunConfig, path: Path) -> int:
             stdout.print(round_table(rounds))
             report.write_report([path], run_dir.report)
         log.close()
-    stdout.print(f"report: {run_dir.report}", highlight=False)
+    print(f"report: {run_dir.report}")
     return 0
 
 
@@ -53,7 +53,7 @@ def evaluate_model(config: RunConfig, model: str, path: Path | None) -> int:
     """`tpt eval`: one evaluation; its figures go to standard output as JSON."""
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, path=model))
     with contextlib.ExitStack() as stack:
-        run_dir = RunDir.open(path or Path(stack.enter_context(tempfile.TemporaryDirectory())), config)
+        run_dir = RunDir.open(path or Path(stack.enter_context(tempfile.TemporaryDirectory())), config, "eval")
         setup = stack.enter_context(set_up(config, ("evaluate",)))
         asked = setup.task.test[: config.evaluate.num_questions]
         run_dir.begin(config)

@@ -257,7 +257,6 @@ class Transformer(nnx.Module):
         pasts: Sequence[Sequence[tuple[Past, Int[Array, "B S"]]]],
         *,
         layout: Layout,
-        unroll: int = 1,
     ) -> tuple[Float[Array, "B D"], list[tuple[Float[Array, "L B K H"], Float[Array, "L B K H"]]]]:
         """One more token for each sequence.
 
@@ -266,7 +265,6 @@ class Transformer(nnx.Module):
           pasts: for each layer of the config's period, what earlier tokens left in it and in those that follow by whole
             periods, in one or several parts, only read; each with the positions of its first S entries, negative where
             one is empty. What lies beyond S is not read.
-          unroll: how many periods one turn of the loop over layers does; for compilers that count a loop's body once.
 
         Returns:
           The final hidden state, and for each layer of the period the keys and values for the caller to write.
@@ -294,7 +292,7 @@ class Transformer(nnx.Module):
         x = self._embed(tokens[:, None], layout, self.embedding[...].dtype)
         # Weights and caches are closed over and sliced by the layer: as scan inputs of a period they would be copied.
         indices = jnp.arange(config.num_layers // period, dtype=jnp.int32)
-        x, made = jax.lax.scan(layers, x, indices, unroll=unroll)
+        x, made = jax.lax.scan(layers, x, indices)
         return rms_norm(x[:, 0], self.final_norm[...], config), made
 
     @property

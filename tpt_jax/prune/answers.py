@@ -18,7 +18,7 @@ MARK = re.compile(
     r"####"
     r"|\\boxed\s*\{"
     r"|\banswer\s*(?:is|=|:|would be|will be)"
-    r"|^\s*\**A\s*:",
+    r"|^[ \t]*\**A[ \t]*:",
     re.IGNORECASE | re.MULTILINE,
 )
 # The format that the prompt asks for, as lm-evaluation-harness's gsm8k strict-match has it; the last one counts.

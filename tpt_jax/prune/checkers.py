@@ -19,9 +19,8 @@ def check_numeric(answer: str, completion: str) -> Verdict:
     found = extract(completion)
     if found is None:
         return Verdict(None, strict=False, correct=False, reason="no answer")
-    return Verdict(
-        canonical(found), strict=extract_strict(completion) == reference, correct=found == reference, reason=""
-    )
+    correct = found == reference
+    return Verdict(canonical(found), strict=correct and extract_strict(completion) == reference, correct=correct)
 
 
 CHECKERS: Mapping[str, Checker] = {"numeric": check_numeric}

@@ -92,11 +92,15 @@ def read_questions(path: Path) -> dict[str, Question]:
 
 
 def _question_lines(path: Path) -> Iterator[dict[str, Any]]:
-    if path.is_file() and path.read_text(encoding="utf-8").lstrip().startswith("["):
+    if path.is_file() and path.read_bytes().lstrip().startswith(b"["):
         try:
-            yield from json.loads(path.read_text(encoding="utf-8"))
+            lines = json.loads(path.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
             raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg})") from error
+        for index, line in enumerate(lines):
+            if not isinstance(line, dict):
+                raise UserError(f'{path}: question {index + 1} is no object; write {{"id", "question", "answer"}}')
+            yield line
     else:
         yield from read_jsonl(path)
 
@@ -113,7 +117,9 @@ def _traces(lines: list[dict[str, Any]], questions: dict[str, Question], path: P
         if not isinstance(completion, str):
             raise UserError(f'{path}: trace {number} lacks a text under "completion" or "trace"')
         samples = seen.setdefault(name, set())
-        sample = int(line.get("sample", len(samples)))
+        sample = line.get("sample", len(samples))
+        if not isinstance(sample, int):
+            raise UserError(f"{path}: trace {number} has the sample {sample!r}; number samples from 0")
         if sample in samples:
             raise UserError(
                 f"{path}: trace {number} is sample {sample} of question {name!r} a second time; number them apart"

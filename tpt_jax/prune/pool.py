@@ -110,9 +110,16 @@ class _Worker:
         self._process = context.Process(target=_serve, args=(checker, theirs), daemon=True)
         self._process.start()
         theirs.close()  # so that the pipe breaks when the process ends
-        if not self.pipe.poll(SECONDS_TO_START):
-            raise TimeoutError(f"a checker process did not start within {SECONDS_TO_START:.0f} s")
-        self.pipe.recv()
+        try:
+            if not self.pipe.poll(SECONDS_TO_START):
+                raise TimeoutError(f"a process of checker {checker!r} did not start within {SECONDS_TO_START:.0f} s")
+            self.pipe.recv()
+        except (EOFError, OSError) as error:
+            self.kill()
+            if isinstance(error, TimeoutError):
+                raise
+            code = self._process.exitcode
+            raise RuntimeError(f"a process of checker {checker!r} ended with code {code} at its start") from error
 
     def kill(self) -> None:
         self._process.kill()
@@ -156,11 +163,19 @@ def _check(worker: _Worker, pairs: list[Pair], seconds: float, verdicts: list[Ve
     return None
 
 
+def _limit_memory() -> None:
+    """As far as the system lets us: macOS knows no such limit, and nobody may raise one that is set."""
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = MEMORY_LIMIT if hard == resource.RLIM_INFINITY else min(MEMORY_LIMIT, hard)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+
+
 def _serve(checker: str, pipe: Connection) -> None:
     """The worker: judges what comes through the pipe until it closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which ends us
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
     check = get_checker(checker)
+    _limit_memory()
     pipe.send("ready")
     while True:
         try:

@@ -178,5 +178,5 @@ def _losses(path: Path) -> dict[int, list[float | None]]:
             continue  # a run that is going, or was killed, leaves half a line at the end
         if isinstance(line, dict) and line.get("phase") == "train" and "loss" in line:
             loss = line["loss"] if _is_finite(line["loss"]) else None
-            losses.setdefault(int(line.get("round", 0)), []).append(loss)
+            losses.setdefault(int(line.get("round") or 0), []).append(loss)
     return dict(sorted(losses.items()))

@@ -7,14 +7,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from tpt_jax.arguments import fraction, natural, non_negative, positive
+from tpt_jax.arguments import fraction, non_negative, not_empty, positive, seed
 from tpt_jax.errors import UserError
-from tpt_jax.records import Trace, read_jsonl, write_jsonl
+from tpt_jax.records import Trace, digest, read_jsonl, write_jsonl
 
 # What decides which traces come out, and so what a file that was begun can be gone on with.
 SETTINGS = (
     *("model", "num_samples", "temperature", "top_k", "top_p", "min_p", "max_new_tokens", "seed", "stop", "plain"),
-    *("compute_dtype", "cache_type"),
+    *("max_prompt_tokens", "compute_dtype", "cache_type"),
 )
 
 
@@ -33,8 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max_prompt_tokens", type=positive, default=1024, help="longer prompts are left out and named"
     )
-    parser.add_argument("--seed", type=natural, default=0)
-    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
+    parser.add_argument("--seed", type=seed, default=0)
+    parser.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", type=not_empty, help="end before this text; repeatable"
+    )
     parser.add_argument("--plain", action="store_true", help="continue the prompt as it stands, without chat template")
     parser.add_argument("--num_slots", type=positive, default=64, help="completions sampled side by side")
     parser.add_argument("--tensor", type=positive, default=1, help="devices over which each weight is split")
@@ -49,6 +51,7 @@ def main(args: argparse.Namespace) -> int:
     prompts = read_prompts(args.prompts)
     partial = args.output.with_name(f"{args.output.name}.partial")
     settings = {name: getattr(args, name) for name in SETTINGS}
+    settings["prompts"] = digest(args.prompts)
     lines = read_partial(partial, settings)
     with _reopened(partial, settings, lines) as file:
         for traces in _sampled(args, prompts, done={(line["id"], line["sample"]) for line in lines}):
@@ -119,7 +122,7 @@ def _sampled(args: argparse.Namespace, prompts: dict[str, str], done: set[tuple[
     from tpt_jax.checkpoint import ModelFolder
     from tpt_jax.config import MeshConfig
     from tpt_jax.mesh import make_mesh
-    from tpt_jax.metrics import progress, say
+    from tpt_jax.metrics import progress, say, share
     from tpt_jax.program import compile_sampler
     from tpt_jax.prompts import load_prompt
     from tpt_jax.sharding import TRAIN_RULES, Layout
@@ -165,5 +168,5 @@ def _sampled(args: argparse.Namespace, prompts: dict[str, str], done: set[tuple[
     figures = engine.statistics
     say(
         f"{figures.num_tokens:,} tokens, {figures.num_tokens / figures.seconds:,.0f}/s, "
-        f"slots {figures.occupancy(shape.num_slots):.0%} busy, device idle {figures.idle_share:.1%}"
+        f"slots {share(figures.occupancy(shape.num_slots), 0)} busy, device idle {figures.idle_share:.1%}"
     )

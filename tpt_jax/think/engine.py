@@ -117,9 +117,9 @@ class Statistics:
     num_full_tokens: int = 0  # decoded in these
     num_prefilled: int = 0  # questions
 
-    def occupancy(self, num_slots: int) -> float:
-        """The share of a data shard's slots that worked, as long as there was work for all."""
-        return self.num_full_tokens / max(1, self.num_full_steps * num_slots)
+    def occupancy(self, num_slots: int) -> float | None:
+        """The share of a data shard's slots that worked, as long as there was work for all; None: there never was."""
+        return self.num_full_tokens / (self.num_full_steps * num_slots) if self.num_full_steps else None
 
     @property
     def idle_share(self) -> float:

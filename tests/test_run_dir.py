@@ -1,0 +1,91 @@
+"""A run's folder: what may be gone on with, and what a killed process leaves."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tpt_jax.config import RunConfig, load_config
+from tpt_jax.errors import UserError
+from tpt_jax.metrics import MetricsLog
+from tpt_jax.run_dir import RunDir
+
+QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
+
+
+def config(**overrides: str) -> RunConfig:
+    return load_config(QUICKSTART, {key.replace("__", "."): value for key, value in overrides.items()})
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> Path:
+    RunDir.open(tmp_path, config()).begin(config())
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_rounds": "7"},
+        {"mesh__tensor": "2"},
+        {"think__num_slots": "8"},
+        {"train__save_every": "3"},
+        {"train__offload": "true"},
+        {"wandb_project": "mine"},
+    ],
+)
+def test_a_run_goes_on_elsewhere_faster_or_longer(begun: Path, change: dict[str, str]) -> None:
+    run_dir = RunDir.open(begun, config(**change))
+    run_dir.begin(config(**change))
+    RunDir.open(begun, config(**change))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": "3"}, "seed is 0 there, 3 here"),
+        ({"train__rows": "8"}, "train.rows is 16 there, 8 here"),
+        ({"think__temperature": "0.5"}, "think.temperature is 1.0 there, 0.5 here"),
+    ],
+)
+def test_a_run_with_other_results_is_another_run(begun: Path, change: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        RunDir.open(begun, config(**change))
+
+
+def test_a_folder_of_an_older_version_is_gone_on_with(begun: Path) -> None:
+    """It lacks the options that came since; they have their defaults."""
+    path = begun / "config.yaml"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(line for line in lines if "save_every" not in line and not line.startswith("#")))
+    RunDir.open(begun, config())
+
+
+def test_run_and_eval_keep_out_of_each_others_folders(begun: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="made by another verb than tpt eval"):
+        RunDir.open(begun, config(), "eval")
+    other = tmp_path / "other"
+    RunDir.open(other, config(), "eval").begin(config())
+    with pytest.raises(UserError, match="made by another verb than tpt run"):
+        RunDir.open(other, config())
+
+
+def test_what_a_kill_left_of_the_config_is_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / ".config.yaml.123.tmp").write_text("na")
+    RunDir.open(tmp_path, config())
+
+
+@pytest.mark.parametrize("tail", ['{"round": 1, "ph', "\0\0\0\0", '{"round": 1}\n\0'])
+def test_a_log_that_was_cut_in_the_middle_of_a_line_is_gone_on_with(tmp_path: Path, tail: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    first = {"round": 1, "phase": "train", "step": 0, "loss": 1.0}
+    path.write_text(json.dumps(first) + "\n" + tail)
+
+    def is_kept(line: dict[str, Any]) -> bool:
+        return "phase" in line
+
+    log = MetricsLog(path, name="n", wandb_project=None, is_kept=is_kept)
+    log.log(1, "train", 1, {"loss": 0.5})
+    log.close()
+    assert [json.loads(line)["loss"] for line in path.read_text().splitlines()] == [1.0, 0.5]
