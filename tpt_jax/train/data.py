@@ -88,7 +88,7 @@ def plan_rows(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """Which examples share a row: best fit decreasing. A row's examples are given by their indices.
 
     The longest example first, each into the row with the least room that still holds it: at most 11/9 of the fewest
-    rows possible, and one (Johnson et al., SIAM Journal on Computing 3, 1974).
+    rows possible, and four (Johnson et al., SIAM Journal on Computing 3, 1974).
     """
     rows: list[list[int]] = []
     rooms: list[tuple[int, int]] = []  # what is left in each row, in increasing order; and which row
