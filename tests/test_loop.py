@@ -31,7 +31,6 @@ TPT = (sys.executable, "-m", "tpt_jax.cli")
 KILL_POINTS = (
     "rounds/000/traces/evaluate-00000.jsonl",
     "rounds/001/traces/think-00000.jsonl",
-    "rounds/001/training.jsonl",
     "rounds/001/training/2",
     "checkpoints/.002.tmp",
     "rounds/002/traces/evaluate-00000.jsonl",

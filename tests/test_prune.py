@@ -78,9 +78,9 @@ def test_no_text_crashes_the_checker_and_strict_implies_correct(completion: str,
 
 def test_a_ten_megabyte_trace_is_quick() -> None:
     for text in ("1,222" * 2_000_000, "- $ " * 2_500_000, "#### " * 2_000_000, "\n" * 5_000_000, "\\frac{" * 1_500_000):
-        started = time.process_time()
+        started = time.thread_time()
         check_numeric("18", text)
-        assert time.process_time() - started < 1.0
+        assert time.thread_time() - started < 1.0
 
 
 def test_number_forms() -> None:
