@@ -30,6 +30,7 @@ from tpt_jax.train.loss import token_loss
 from tpt_jax.train.optimizer import make_optimizer
 from tpt_jax.train.step import StepMetrics, StepOptions, TrainState, train_step
 
+EXCEEDS = re.compile(r"\(([\d.]+)G\) exceeds available HBM \(([\d.]+)G\)")  # in what XLA's TPU compiler says
 BACKEND_COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
 
@@ -164,7 +165,7 @@ def _what_fits(
 ) -> str:
     """One line for a compiler that has run out of memory: how many slots fit."""
     slots, ways = shape.num_slots * layout.batch_ways, layout.batch_ways
-    sizes = re.search(r"\(([\d.]+)G\) exceeds available HBM \(([\d.]+)G\)", error)
+    sizes = EXCEEDS.search(error)
     if sizes is None:
         return f"{section}.num_slots ({slots}): the sampler does not fit the devices; try {slots // 2 // ways * ways}"
     needed, available = (float(size) * 2**30 for size in sizes.groups())
@@ -181,7 +182,7 @@ def compile_trainer(config: ModelConfig, mesh: Mesh, *, compute_dtype: str, trai
     """Compiles the optimizer's start and one train step.
 
     Raises:
-      UserError: the rows or the model do not divide over the mesh.
+      UserError: the rows or the model do not divide over the mesh, or a step does not fit the devices.
     """
     layout = Layout(mesh, TRAIN_RULES)
     if train.rows % layout.batch_ways:
@@ -216,8 +217,30 @@ def compile_trainer(config: ModelConfig, mesh: Mesh, *, compute_dtype: str, trai
         donate_argnums=0,
         out_shardings=(shardings, layout.replicated),
     )
-    compiled = step.lower(state, _abstract_batch(shape, layout), rate).compile()
+    lowered = step.lower(state, _abstract_batch(shape, layout), rate)
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(_what_trains(train, layout, str(error))) from error
     return TrainerProgram(layout, shape, state, start, compiled)
+
+
+def _what_trains(train: TrainConfig, layout: Layout, error: str) -> str:
+    """One line for a compiler that has run out of memory: what needs less."""
+    rows = train.rows // 2 // layout.batch_ways * layout.batch_ways
+    advice = []
+    if train.remat != "full":
+        advice.append("train.remat: full")
+    if rows:
+        advice.append(f"train.rows: {rows} with train.micro_batches: {-(-train.rows // rows) * train.micro_batches}")
+    if train.optimizer.name == "adamw" and train.optimizer.first_moment == "float32":
+        advice.append("train.optimizer.first_moment: bfloat16")
+    sizes = EXCEEDS.search(error)
+    of = f" ({sizes[1]} GiB of the {sizes[2]} GiB that a device has)" if sizes else ""
+    tries = ", or ".join(advice) or "more devices"
+    return f"train.rows ({train.rows}): a step does not fit the devices{of}; try {tries}"
 
 
 def _optimizer_shardings(shapes: Any, layout: Layout) -> Any:
