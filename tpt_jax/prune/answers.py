@@ -5,6 +5,7 @@ from fractions import Fraction
 
 LONGEST_TEXT = 100_000  # characters; a final answer stands at the end, so only the end of a longer trace is read
 LONGEST_ANSWER = 400  # characters after a mark, so that a trace full of marks takes no longer than another
+MOST_MARKS = 500  # the last ones of a trace that is full of them
 LONGEST_NUMBER = 60  # characters; a longer one is no answer to any question, and big integers are slow
 
 _DIGITS = r"(?:\d{1,3}(?:,\d{2,3})*,\d{3}(?!\d)|\d+)(?:\.\d+)?|\.\d+"  # 1,234.50 and also 1,30,000
@@ -57,7 +58,7 @@ def canonical(value: Fraction) -> str:
 def extract(completion: str) -> Fraction | None:
     """The final answer of a trace: after the last mark whose line holds a number, else the last number of all."""
     text = _plain(completion[-LONGEST_TEXT:])
-    for mark in reversed(list(MARK.finditer(text))):
+    for mark in reversed(list(MARK.finditer(text))[-MOST_MARKS:]):
         line = text[mark.end() : mark.end() + LONGEST_ANSWER].lstrip("\n*:= \t").partition("\n")[0]
         value = _announced(line)
         if value is not None:
