@@ -15,7 +15,7 @@ from tpt_jax.errors import UserError
 from tpt_jax.models.config import ModelConfig
 from tpt_jax.models.huggingface import copy_side_files, load_config, load_parameters, save_parameters
 from tpt_jax.models.transformer import abstract_parameters, place_abstract
-from tpt_jax.paths import Path, files_below, is_remote, to_path
+from tpt_jax.paths import Path, copy, is_remote, to_path
 from tpt_jax.seal import check_seal, seal
 from tpt_jax.sharding import Layout
 
@@ -76,10 +76,10 @@ class CheckpointWriter:
     """Writes checkpoints in the background, each whole or not at all, with config, tokenizer and seal."""
 
     def __init__(self) -> None:
-        self._beside: Callable[[Path], None] = lambda folder: None
-        options = ocp.AsyncOptions(post_finalization_callback=self._complete)
+        self._write_beside: Callable[[], None] = lambda: None  # of the checkpoint that is being written
+        # Orbax calls it on the first host when all weights are written, before the folder takes its name.
+        options = ocp.AsyncOptions(post_finalization_callback=lambda: self._write_beside())
         self._checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), async_options=options)
-        self._path: Path | None = None
 
     def save(
         self,
@@ -99,38 +99,25 @@ class CheckpointWriter:
         self.wait()
         remove_unfinished(path)
 
-        def write_beside(folder: Path) -> None:
+        def write_beside() -> None:
+            folder = being_written(path)
             copy_side_files(source.path, folder, dtype="float32")
             (folder / FACTS).write_text(json.dumps(dict(facts), indent=2) + "\n")
             for each in beside:
-                _copy(each, folder / each.name)
+                copy(each, folder / each.name)
             seal(folder)
 
-        self._path, self._beside = path, write_beside
+        self._write_beside = write_beside
         items = {PARAMETERS: ocp.args.StandardSave(nnx.to_pure_dict(parameters))}  # pyright: ignore[reportCallIssue]
         self._checkpointer.save(path.resolve(), args=ocp.args.Composite(**items))
 
     def wait(self) -> None:
         """Returns once the last checkpoint is there."""
         self._checkpointer.wait_until_finished()
-        self._path = None
 
     def close(self) -> None:
         self.wait()
         self._checkpointer.close()
-
-    def _complete(self) -> None:
-        """What orbax calls on the first host when all weights are written, before the folder takes its name."""
-        assert self._path is not None  # there is no save without one
-        self._beside(unfinished(self._path) or self._path)  # in a bucket it has its name from the start
-
-
-def _copy(source: Path, target: Path) -> None:
-    """A file or a folder, on whatever file system."""
-    for path in files_below(source) if source.is_dir() else [source]:
-        copy = target / path.relative_to(source)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        path.copy(copy)
 
 
 def is_complete(path: Path) -> bool:
@@ -141,6 +128,11 @@ def is_complete(path: Path) -> bool:
 def unfinished(path: Path) -> Path | None:
     """The folder in which orbax is writing what is to be that one, or was when it was killed."""
     return next(iter(path.parent.glob(f"{path.name}{TEMPORARY}*")), None)
+
+
+def being_written(path: Path) -> Path:
+    """Where orbax is writing what is to be that folder; in a bucket it has its name from the start."""
+    return unfinished(path) or path
 
 
 def remove_unfinished(path: Path) -> None:

@@ -262,9 +262,9 @@ class Loop:
     def _remove_checkpoints(self) -> None:
         """All but the newest, the best, and the one that rounds start from."""
         count = self._config.keep_checkpoints
-        done = {index: metrics for index, metrics in enumerate(self._metrics) if metrics is not None}
         if count is None:
             return
+        done = {index: metrics for index, metrics in enumerate(self._metrics) if metrics is not None}
         best = max(done, key=lambda index: done[index]["pass_at_1"])
         first = {0} if self._config.train.start_from == "base" else set()
         for index in done.keys() - {*sorted(done)[-count:], best} - first:

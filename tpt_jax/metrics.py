@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tpt_jax.errors import UserError
-from tpt_jax.paths import AnyPath, Path, files_below, is_remote, to_path
+from tpt_jax.paths import AnyPath, Path, copy, is_remote, to_path
 from tpt_jax.records import write_atomically, write_jsonl
 
 STDERR = Console(stderr=True)  # quiet on all hosts but the first
@@ -81,10 +81,7 @@ class MetricsLog:
         if not self._is_remote:
             return
         self._uploaded_at = time.monotonic()
-        for written in files_below(self._folder):
-            target = self._target.parent / written.relative_to(self._folder)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(written.read_bytes())
+        copy(self._folder, self._target.parent)
 
 
 def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:

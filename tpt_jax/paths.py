@@ -19,6 +19,14 @@ def is_remote(path: AnyPath) -> bool:
     return "://" in os.fspath(path)
 
 
+def copy(source: AnyPath, target: AnyPath) -> None:
+    """Copies a file, or a folder with all in it, from whatever file system to whatever other one."""
+    for path in files_below(to_path(source)) if source.is_dir() else [to_path(source)]:
+        to = to_path(target) / path.relative_to(source)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        to.write_bytes(path.read_bytes())
+
+
 def files_below(folder: Path) -> list[Path]:
     """All files in a folder and in those inside it; none where there is no such folder."""
     # Not by walk: in a bucket that gives paths without its name.

@@ -222,20 +222,16 @@ def _judged(
     """
     waiting: tuple[list[Trace], Future[list[Verdict]]] | None = None
     stopped: Stopped | None = None
-    batches = filter(None, batches)
-    while stopped is None:
-        try:
-            traces = next(batches, None)
-        except Stopped as error:
-            traces, stopped = None, error
-        submitted = None
-        if traces is not None:
+    try:
+        for traces in filter(None, batches):
             submitted = (traces, pool.submit_batch([(questions[trace.id], trace) for trace in traces]))
-        if waiting is not None:
-            yield waiting[0], waiting[1].result()
-        waiting = submitted
-        if submitted is None:
-            break
+            if waiting is not None:
+                yield waiting[0], waiting[1].result()
+            waiting = submitted
+    except Stopped as error:
+        stopped = error
+    if waiting is not None:
+        yield waiting[0], waiting[1].result()
     if stopped is not None:
         raise stopped
 

@@ -27,7 +27,7 @@ from tpt_jax import hosts
 from tpt_jax.errors import UserError
 from tpt_jax.models.config import ModelConfig, from_huggingface, text_part
 from tpt_jax.models.transformer import Transformer, abstract_parameters
-from tpt_jax.paths import AnyPath, is_remote, to_path
+from tpt_jax.paths import AnyPath, copy, is_remote
 from tpt_jax.records import write_atomically
 from tpt_jax.sharding import Layout
 
@@ -239,7 +239,7 @@ def copy_side_files(source: AnyPath, target: AnyPath, *, dtype: ExportType) -> N
     write_atomically(target / "config.json", json.dumps(config, indent=2) + "\n")
     for name in SIDE_FILES:
         if (source / name).is_file() and source.resolve() != target.resolve():
-            to_path(target / name).write_bytes((source / name).read_bytes())
+            copy(source / name, target / name)
 
 
 def initialize_parameters(config: ModelConfig, layout: Layout, seed: int) -> nnx.State:

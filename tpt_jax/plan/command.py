@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tpt_jax.arguments import positive
 from tpt_jax.config import RunConfig
 from tpt_jax.errors import UserError
+from tpt_jax.plan.chips import GIB
 from tpt_jax.records import write_atomically
 from tpt_jax.run_dir import Sampling
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from tpt_jax.plan.chips import Chip
     from tpt_jax.plan.phases import Compiler, Phase
     from tpt_jax.plan.rounds import StageBound
-
-GIB = 2**30
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

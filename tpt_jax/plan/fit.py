@@ -71,9 +71,7 @@ def fit_rows(compiler: Compiler) -> int:
 
     def needed(rows: int) -> float:
         step = compiler.trainer(dataclasses.replace(compiler.config.train, rows=rows))
-        analysis = step.memory_analysis()
-        assert analysis is not None  # a TPU's compiler always tells
-        return analysis.peak_memory_in_bytes
+        return compiler.training_memory(step).needed
 
     ways = compiler.decode_layout.batch_ways
     return largest(needed, compiler.chip.memory, start=compiler.config.train.rows, unit=ways)

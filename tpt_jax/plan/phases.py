@@ -160,6 +160,9 @@ class Compiler:
         program = compile_trainer(self.model, self.mesh, compute_dtype=self.config.model.compute_dtype, train=train)
         return program.compiled_step
 
+    def training_memory(self, step: jax.stages.Compiled) -> Memory:
+        return _memory(step, 0)
+
     @property
     def _resident(self) -> int:
         return 0 if self.config.train.offload else self.master_bytes
@@ -205,7 +208,7 @@ class Compiler:
             return Phase("train step", unit, None, None, str(error))
         lengths = [train.sequence_length] * (train.micro_batches * train.rows)
         least = model_flops(self.model, lengths) / self.mesh.size
-        return Phase("train step", unit, _memory(step, 0), dataclasses.replace(_cost(step), least=least))
+        return Phase("train step", unit, self.training_memory(step), dataclasses.replace(_cost(step), least=least))
 
 
 def _distinct(shapes: dict[Sampling, SlotShape]) -> Iterable[Sampling]:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from tpt_jax.checkpoint import TEMPORARY
+from tpt_jax.checkpoint import being_written
 from tpt_jax.metrics import say
 from tpt_jax.paths import AnyPath, to_path
 from tpt_jax.seal import BrokenCheckpointError, check_seal, seal
@@ -78,8 +78,7 @@ class TrainingCheckpoints:
 
     def _seal(self) -> None:
         """What orbax calls on the first host when all is written, before the folder takes its name."""
-        folder = self._path / str(self._saving)
-        seal(next(iter(self._path.glob(f"{folder.name}{TEMPORARY}*")), folder))
+        seal(being_written(self._path / str(self._saving)))
 
     def close(self) -> None:
         """Waits for what is still being written."""
