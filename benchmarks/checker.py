@@ -14,10 +14,10 @@ import time
 from pathlib import Path
 
 from tpt_jax.evaluate import mean_interval
-from tpt_jax.prune.checkers import check_numeric
+from tpt_jax.prune.answers import check_numeric
 from tpt_jax.prune.command import read_questions
 from tpt_jax.prune.pool import CheckerPool
-from tpt_jax.records import Trace, Verdict, read_jsonl
+from tpt_jax.records import Question, Trace, Verdict, read_jsonl
 
 PUBLIC_SCRIPTS = re.compile(r"####\s*(-?[\d.,]+)")
 
@@ -42,12 +42,12 @@ def compare(questions_path: Path, traces_path: Path) -> None:
         for line in read_jsonl(traces_path)
     ]
     started = time.perf_counter()
-    verdicts = [check_numeric(questions[trace.id].answer, trace.completion) for trace in traces]
+    verdicts = [check_numeric(questions[trace.id], trace.completion) for trace in traces]
     alone = len(traces) / (time.perf_counter() - started)
     pairs = [(questions[trace.id], trace) for trace in traces]
     with CheckerPool("numeric", None, seconds_per_trace=5.0) as pool:
         started = time.perf_counter()
-        assert pool.judge(pairs) == verdicts
+        assert list(pool.judge(pairs)) == verdicts
         pooled = len(traces) / (time.perf_counter() - started)
     public = [_public_verdict(questions[trace.id].answer, trace.completion) for trace in traces]
     print(f"{len(traces)} traces of {len(questions)} questions")
@@ -77,7 +77,8 @@ def count_disagreements(path: Path) -> None:
     lines = list(read_jsonl(path))
 
     def verdict(line: dict[str, str]) -> Verdict:
-        return check_numeric(line["ground_truth"].rpartition("A:")[2], line["solution"])
+        answer = line["ground_truth"].rpartition("A:")[2]
+        return check_numeric(Question("", line["question"], answer), line["solution"])
 
     different = [line for line in lines if verdict(line).correct != line["is_correct"]]
     print(f"{len(different)} of {len(lines)} verdicts differ from the labels")

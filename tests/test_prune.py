@@ -15,14 +15,18 @@ from hypothesis import strategies as st
 
 from tpt_jax.errors import UserError
 from tpt_jax.prune import command
-from tpt_jax.prune.answers import canonical, extract, parse_number
-from tpt_jax.prune.checkers import check_numeric, get_checker
+from tpt_jax.prune.answers import canonical, check_numeric, extract, parse_number
+from tpt_jax.prune.checkers import get_checker
 from tpt_jax.prune.pool import CheckerPool
 from tpt_jax.prune.select import select
 from tpt_jax.records import JudgedTrace, Question, Trace, Verdict, read_jsonl
 
 SHARED = Path(__file__).parents[2] / "shared"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="measured data is not beside the checkout")
+
+
+def check(answer: str, completion: str) -> Verdict:
+    return check_numeric(Question("q", "?", answer), completion)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +63,7 @@ needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="measured data is 
     ],
 )
 def test_verdicts(completion: str, answer: str, correct: bool, strict: bool) -> None:
-    verdict = check_numeric(answer, completion)
+    verdict = check(answer, completion)
     assert (verdict.correct, verdict.strict) == (correct, strict)
 
 
@@ -71,7 +75,7 @@ def test_a_written_number_is_read_back(value: Fraction, form: str) -> None:
 
 @given(st.text(max_size=200), st.integers(-(10**6), 10**6))
 def test_no_text_crashes_the_checker_and_strict_implies_correct(completion: str, answer: int) -> None:
-    verdict = check_numeric(str(answer), completion)
+    verdict = check(str(answer), completion)
     assert not verdict.correct or verdict.extracted is not None
     assert not verdict.correct or str(abs(answer)) in re.sub(r"\D", "", completion) or "/" in completion
 
@@ -79,7 +83,7 @@ def test_no_text_crashes_the_checker_and_strict_implies_correct(completion: str,
 def test_a_ten_megabyte_trace_is_quick() -> None:
     for text in ("1,222" * 2_000_000, "- $ " * 2_500_000, "#### " * 2_000_000, "\n" * 5_000_000, "\\frac{" * 1_500_000):
         started = time.thread_time()
-        check_numeric("18", text)
+        check("18", text)
         assert time.thread_time() - started < 1.0
 
 
@@ -90,7 +94,7 @@ def test_number_forms() -> None:
 
 
 def test_an_unreadable_reference_is_never_correct() -> None:
-    verdict = check_numeric("", "#### 18")
+    verdict = check("", "#### 18")
     assert not verdict.correct
     assert verdict.reason == "unreadable reference answer"
 
@@ -98,7 +102,7 @@ def test_an_unreadable_reference_is_never_correct() -> None:
 @needs_shared
 def test_agrees_with_openai_on_2638_solutions() -> None:
     lines = list(read_jsonl(SHARED / "gsm8k" / "model_solutions_6b.jsonl"))
-    verdicts = [check_numeric(line["ground_truth"].rpartition("A:")[2], line["solution"]) for line in lines]
+    verdicts = [check(line["ground_truth"].rpartition("A:")[2], line["solution"]) for line in lines]
     assert [verdict.correct for verdict in verdicts] == [line["is_correct"] for line in lines]
     assert len(lines) == 2638
 
@@ -106,7 +110,7 @@ def test_agrees_with_openai_on_2638_solutions() -> None:
 # Checker processes.
 
 
-def hanging_checker(answer: str, completion: str) -> Verdict:
+def hanging_checker(question: Question, completion: str) -> Verdict:
     if completion == "hang":
         while True:
             pass
@@ -114,7 +118,7 @@ def hanging_checker(answer: str, completion: str) -> Verdict:
         os._exit(1)
     if completion == "raise":
         raise ValueError(completion)
-    return check_numeric(answer, completion)
+    return check_numeric(question, completion)
 
 
 def pairs(*completions: str) -> list[tuple[Question, Trace]]:
@@ -124,7 +128,7 @@ def pairs(*completions: str) -> list[tuple[Question, Trace]]:
 def test_a_hanging_or_dying_checker_costs_one_trace_only() -> None:
     started = time.monotonic()
     with CheckerPool(f"{__name__}:hanging_checker", 2, seconds_per_trace=0.5) as pool:
-        verdicts = pool.judge(pairs("7", "hang", "7", "die", "8", "raise", "7"))
+        verdicts = list(pool.judge(pairs("7", "hang", "7", "die", "8", "raise", "7")))
     assert [verdict.correct for verdict in verdicts] == [True, False, True, False, False, False, True]
     reasons = [verdict.reason for verdict in verdicts]
     assert reasons == ["", "time limit", "", "checker died", "", "checker raised ValueError", ""]
@@ -136,7 +140,7 @@ def test_verdicts_come_in_the_order_given() -> None:
     with CheckerPool("numeric", 2, seconds_per_trace=5.0) as pool:
         futures = [pool.submit_batch(pairs(*numbers[start : start + 300])) for start in range(0, 1000, 300)]
         verdicts = [verdict for future in futures for verdict in future.result()]
-        assert pool.judge([]) == []
+        assert list(pool.judge([])) == []
     assert [verdict.extracted for verdict in verdicts] == numbers
 
 

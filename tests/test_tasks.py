@@ -8,14 +8,18 @@ from pathlib import Path
 import pytest
 
 from tpt_jax.errors import UserError
-from tpt_jax.prune.checkers import check_numeric
+from tpt_jax.prune.answers import check_numeric
 from tpt_jax.quickstart.corpus import drills, worked_solutions
-from tpt_jax.records import Question
+from tpt_jax.records import Question, Verdict
 from tpt_jax.tasks import Gsm8kConfig, GsmSymbolicConfig, Task, load_task
 from tpt_jax.tasks.gsm_symbolic import Problem, draw_problems
 
 SHARED = Path(__file__).parent.parent.parent / "shared"
 SMALL = GsmSymbolicConfig("gsm_symbolic", templates=(10, 16, 43), num_train=90, num_test=30)
+
+
+def check(answer: str, completion: str) -> Verdict:
+    return check_numeric(Question("q", "?", answer), completion)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +47,7 @@ def test_splits_are_disjoint_in_template_and_numbers(problems: dict[str, list[Pr
 def test_problems_are_small_and_their_solutions_end_in_the_answer(problems: dict[str, list[Problem]]) -> None:
     for problem in (problem for of_split in problems.values() for problem in of_split):
         assert all(int(number) <= SMALL.max_number for number in re.findall(r"\d+", problem.question))
-        assert check_numeric(problem.answer, problem.solution).strict
+        assert check(problem.answer, problem.solution).strict
 
 
 def test_the_same_seed_draws_the_same_questions() -> None:
@@ -53,7 +57,7 @@ def test_the_same_seed_draws_the_same_questions() -> None:
 def test_a_share_of_what_the_base_model_reads_is_wrong_and_the_drills_are_right() -> None:
     solutions = list(worked_solutions(SMALL, 200, wrong_share=0.4, seed=0))
     right = {problem.question: problem.answer for problem in _take(draw_problems(SMALL, "base", 0), 200)}
-    wrong = sum(not check_numeric(right[text.prompt], text.completion).correct for text in solutions)
+    wrong = sum(not check(right[text.prompt], text.completion).correct for text in solutions)
     assert 55 <= wrong <= 105  # 80 expected; 4 standard deviations either way
     for text in drills(500, 40, seed=1):
         left = text.prompt.removesuffix("=").replace("/", "//")
@@ -73,14 +77,15 @@ def test_gsm_symbolic_mistakes_are_named() -> None:
 
 def write_gsm8k(folder: Path, lines: list[dict[str, str]]) -> Gsm8kConfig:
     for split in ("train", "test"):
-        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        of_split = [{**line, "question": f"{line['question']} ({split})"} for line in lines if "question" in line]
+        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, of_split)))
     return Gsm8kConfig("gsm8k", folder=folder)
 
 
 def test_gsm8k_reads_openais_files(tmp_path: Path) -> None:
     task = load_task(write_gsm8k(tmp_path, [{"question": "3 + 4?", "answer": "3 + 4 = <<3+4=7>>7\n#### 7"}]))
-    assert task.train == (Question("gsm8k/train/0", "3 + 4?", "7"),)
-    assert task.test == (Question("gsm8k/test/0", "3 + 4?", "7"),)
+    assert task.train == (Question("gsm8k/train/0", "3 + 4? (train)", "7"),)
+    assert task.test == (Question("gsm8k/test/0", "3 + 4? (test)", "7"),)
 
 
 def test_gsm8k_mistakes_are_named(tmp_path: Path) -> None:
@@ -103,4 +108,4 @@ def test_the_real_gsm8k() -> None:
     task = load_task(Gsm8kConfig("gsm8k", folder=SHARED / "gsm8k"))
     assert (len(task.train), len(task.test)) == (7473, 1319)
     for question in random.Random(0).sample(task.test, 100):
-        assert check_numeric(question.answer, f"#### {question.answer}").strict
+        assert check(question.answer, f"#### {question.answer}").strict

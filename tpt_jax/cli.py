@@ -249,7 +249,7 @@ def _prepare_jax(*, keep_programs: bool = True) -> None:
 def _join_hosts(args: argparse.Namespace) -> None:
     """One process of a pod, or a process that is alone; only the first host tells how far it is."""
     from tpt_jax import hosts, preemption
-    from tpt_jax.metrics import STDERR, say
+    from tpt_jax.terminal import STDERR, say
 
     given = (args.coordinator, args.num_processes, args.process_id)
     if any(value is not None for value in given) and None in given:

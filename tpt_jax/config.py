@@ -11,11 +11,11 @@ from typing import Annotated, Any, Literal, get_args
 
 import pydantic
 import yaml
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
 from tpt_jax.errors import STRICT, UserError
-from tpt_jax.tasks import TaskConfig
+from tpt_jax.tasks import TASKS, AnyTaskConfig
 
 Fraction = Annotated[float, pydantic.Field(ge=0, le=1)]
 PositiveFraction = Annotated[float, pydantic.Field(gt=0, le=1)]
@@ -52,6 +52,19 @@ class MeshConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
+class PromptConfig:
+    """How questions are asked, while sampling, training and testing alike.
+
+    Attributes:
+      instruction: stands after the question; null for the task's own, "" for none.
+      num_shots: of the task's worked examples that stand before the question.
+    """
+
+    instruction: str | None = None
+    num_shots: NonNegativeInt = 0
+
+
+@dataclass(frozen=True, config=STRICT)
 class SamplingConfig:
     """How traces are sampled.
 
@@ -63,8 +76,8 @@ class SamplingConfig:
       top_p: only the fewest likeliest tokens whose probabilities reach p; 1 for no limit.
       min_p: only tokens at least p times as likely as the likeliest; 0 for no limit. The three come after the
         temperature and in this order, as in transformers.
-      max_prompt_tokens: longer prompts are skipped and counted.
-      max_new_tokens: a trace without an end of turn is cut here.
+      max_prompt_tokens: longer prompts are skipped and counted; what the task needs if not given.
+      max_new_tokens: a trace without an end of turn is cut here; what the task needs if not given.
       num_slots: traces decoded side by side; a finished one makes room for the next.
       cache_type: of keys and values: model.compute_dtype, or int8, which takes half of bfloat16's memory.
     """
@@ -194,7 +207,8 @@ class RunConfig:
 
     name: str
     model: ModelSource
-    task: Annotated[TaskConfig, pydantic.Field(discriminator="name")]
+    task: Annotated[AnyTaskConfig, pydantic.Field(discriminator="name")]
+    prompt: PromptConfig = PromptConfig()
     seed: Annotated[int, pydantic.Field(ge=0, lt=2**32)] = 0
     num_rounds: PositiveInt = 4
     keep_checkpoints: PositiveInt | None = None
@@ -260,9 +274,19 @@ def parse_config(tree: Mapping[str, Any]) -> RunConfig:
       UserError: the first key that is unknown or whose value does not fit.
     """
     try:
-        return _ADAPTER.validate_python(tree)
+        return _ADAPTER.validate_python(_merged(_lengths_of_task(tree), dict(tree)))
     except pydantic.ValidationError as error:
         raise UserError(_one_line(error)) from error
+
+
+def _lengths_of_task(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The lengths of prompts and completions that the task needs, where it is one that we know."""
+    task = tree.get("task")
+    name = task.get("name") if isinstance(task, Mapping) else None
+    if not isinstance(name, str) or name not in TASKS:
+        return {}
+    lengths = dataclasses.asdict(TASKS[name].generation)
+    return {"think": lengths, "evaluate": lengths}
 
 
 def dump_config(config: RunConfig) -> str:
@@ -327,7 +351,7 @@ def _known_keys(path: Sequence[str], location: Sequence[Any]) -> list[str]:
         fields = {field.name: field.type for field in dataclasses.fields(cls)}
         cls = fields[key]
         if key == "task":
-            by_name = {_literal_name(member): member for member in get_args(TaskConfig)}
+            by_name = {_literal_name(member): member for member in get_args(AnyTaskConfig)}
             cls = by_name[location[1]]
     return [field.name for field in dataclasses.fields(cls)]
 

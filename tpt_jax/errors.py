@@ -13,6 +13,10 @@ class UserError(Exception):
     """
 
 
+class UnusableError(Exception):
+    """One line of a file is not what it should be; whoever reads the file knows which, and says so."""
+
+
 class HostsError(Exception):
     """Another host is late or gone; the message names it. The command line exits with status 1."""
 

@@ -16,7 +16,7 @@ from tpt_jax import hosts
 from tpt_jax.checkpoint import CheckpointWriter, ModelFolder, is_complete, read_facts
 from tpt_jax.errors import Stopped
 from tpt_jax.evaluate import evaluate
-from tpt_jax.metrics import MetricsLog, say
+from tpt_jax.metrics import MetricsLog
 from tpt_jax.program import TrainerProgram
 from tpt_jax.prune.select import select
 from tpt_jax.records import JudgedTrace, Question
@@ -24,6 +24,7 @@ from tpt_jax.run_dir import RunDir, Stage
 from tpt_jax.seal import BrokenCheckpointError
 from tpt_jax.sharding import in_memory
 from tpt_jax.stages import Setup, fine_tune, sample_and_judge
+from tpt_jax.terminal import say
 from tpt_jax.train.fit import StepRecord
 
 

@@ -5,19 +5,18 @@ import json
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import rich.box
 import rich.progress
-from rich.console import Console
 from rich.table import Table
 
 from tpt_jax.errors import UserError
 from tpt_jax.paths import AnyPath, Path, copy, is_remote, to_path
 from tpt_jax.records import write_atomically, write_jsonl
+from tpt_jax.terminal import STDERR
 
-STDERR = Console(stderr=True)  # quiet on all hosts but the first
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_BETWEEN_UPLOADS = 30.0
 
@@ -154,21 +153,6 @@ def _line_progress(label: str, total: int, unit: str, done: int) -> Callable[[in
         STDERR.print(f"{label}: {done + count} of {total} {unit}, {rate:.1f}/s, {left:.0f} s left", highlight=False)
 
     return advance
-
-
-def listed(names: Sequence[str], limit: int = 5) -> str:
-    """The first few of some names, for a line of progress."""
-    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
-
-
-def share(value: float | None, digits: int = 1) -> str:
-    """In percent; a dash for None."""
-    return "–" if value is None else f"{100 * value:.{digits}f}%"
-
-
-def say(text: str) -> None:
-    """A line of progress, on standard error."""
-    STDERR.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def round_table(rounds: list[dict[str, Any]]) -> Table:

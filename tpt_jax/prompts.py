@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tpt_jax.errors import UserError
 from tpt_jax.paths import AnyPath, is_remote
 from tpt_jax.records import Question
+from tpt_jax.tasks import Shot
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 # For checkpoints without a chat template (base models).
 PLAIN_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}Question: {{ message['content'] }}\n"
-    "Answer:\n{% else %}{{ message['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
+    "Answer:\n{% else %}{{ message['content'] }}{{ eos_token if loop.last else '\n\n' }}{% endif %}{% endfor %}"
 )
 PROBE = "4 + 3 = 7\n#### 7"
 # LLaMA 3's templates tell the model the date, today's if none is given: a run would train on Tuesday under another
@@ -51,8 +52,15 @@ class Prompt:
       UserError: the template breaks the contract: BOS once, the prompt a prefix of the example, an end-of-turn token.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", instruction: str):
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", instruction: str = "", shots: Sequence[Shot] = ()):
+        """Of a tokenizer.
+
+        Args:
+          instruction: stands after each question; "" for none.
+          shots: examples that stand before the question, as turns of their own.
+        """
         self.instruction = instruction
+        self._shots = tuple(shots)
         self._tokenizer = tokenizer
         self._template = None if tokenizer.chat_template else PLAIN_TEMPLATE
         self.end_of_turn = self._find_end_of_turn()
@@ -121,10 +129,12 @@ class Prompt:
         return added | set(self._tokenizer.all_special_ids)
 
     def _render(self, question: str, completion: str | None) -> str:
-        content = f"{question}\n{self.instruction}" if self.instruction else question
-        messages = [{"role": "user", "content": content}]
-        if completion is not None:
-            messages.append({"role": "assistant", "content": completion})
+        messages: list[dict[str, str]] = []
+        for text, answer in (*((shot.question, shot.completion) for shot in self._shots), (question, completion)):
+            content = f"{text}\n{self.instruction}" if self.instruction else text
+            messages.append({"role": "user", "content": content})
+            if answer is not None:
+                messages.append({"role": "assistant", "content": answer})
         return str(
             self._tokenizer.apply_chat_template(
                 messages,
@@ -140,8 +150,8 @@ class Prompt:
         return tuple(self._tokenizer.encode(text, add_special_tokens=False))
 
 
-def load_prompt(model: AnyPath, instruction: str) -> Prompt:
-    """The prompt of a checkpoint folder.
+def load_prompt(model: AnyPath, instruction: str = "", shots: Sequence[Shot] = ()) -> Prompt:
+    """The prompt of a checkpoint folder; instruction and shots as Prompt has them.
 
     Raises:
       UserError: the folder holds no tokenizer.
@@ -155,4 +165,4 @@ def load_prompt(model: AnyPath, instruction: str) -> Prompt:
             for path in (path for path in model.iterdir() if path.is_file()):
                 (pathlib.Path(folder) / path.name).write_bytes(path.read_bytes())
         near = folder if is_remote(model) else str(model)
-        return Prompt(AutoTokenizer.from_pretrained(near, local_files_only=True), instruction)
+        return Prompt(AutoTokenizer.from_pretrained(near, local_files_only=True), instruction, shots)

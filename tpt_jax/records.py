@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, Self
 
-from tpt_jax.errors import UserError
+from tpt_jax.errors import UnusableError, UserError
 from tpt_jax.paths import is_remote, to_path
 
 FinishReason = Literal["stop", "length"]
@@ -15,11 +15,17 @@ FinishReason = Literal["stop", "length"]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Question:
-    """A question whose final answer is known."""
+    """A question whose final answer is known.
+
+    Attributes:
+      answer: the reference; "" where `data` alone tells right from wrong, as unit tests do.
+      data: what else the checker needs, plain values: see the checker.
+    """
 
     id: str
     question: str
     answer: str
+    data: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -46,12 +52,30 @@ class Trace:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the checker said of a trace."""
+    """What the checker said of a trace: right, wrong, or unknown.
 
-    extracted: str | None  # the final answer found, normalised; None where there is none
-    strict: bool  # right, and in the format that the prompt asked for
-    correct: bool  # right, format forgiven
-    reason: str = ""  # why not correct, where it is not plainly a wrong answer: "no answer", "time limit", ...
+    Attributes:
+      extracted: the final answer found, normalised; None where there is none.
+      strict: right, and in the format that the prompt asked for.
+      correct: right, format forgiven.
+      reason: why not correct, where it is not plainly a wrong answer: "no answer", "time limit", ...
+      unknown: neither right nor wrong, for the question's own reference cannot be read; such a trace is never trained
+        on, and no rate counts it.
+    """
+
+    extracted: str | None
+    strict: bool
+    correct: bool
+    reason: str = ""
+    unknown: bool = False
+
+    @classmethod
+    def wrong(cls, reason: str, extracted: str | None = None) -> Self:
+        return cls(extracted, strict=False, correct=False, reason=reason)
+
+    @classmethod
+    def not_known(cls, reason: str) -> Self:
+        return cls(None, strict=False, correct=False, reason=reason, unknown=True)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -87,14 +111,28 @@ def read_jsonl(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
             if not line.strip():
                 continue
             try:
-                value = json.loads(line.decode("utf-8"))
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}:{number}: not JSON ({error.msg}); write one object a line") from error
-            except UnicodeDecodeError as error:
-                raise UserError(f"{path}:{number}: not UTF-8 ({error.reason}); write the file in UTF-8") from error
-            if not isinstance(value, dict):
-                raise UserError(f"{path}:{number}: a {type(value).__name__}, not an object; write one object a line")
-            yield value
+                yield parse_line(line)
+            except UnusableError as error:
+                raise UserError(f"{path}:{number}: {error}") from error
+
+
+def parse_line(line: bytes) -> dict[str, Any]:
+    """The object in a line.
+
+    Raises:
+      UnusableError: there is none.
+    """
+    try:
+        value = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise UnusableError(f"not UTF-8 ({error.reason}); write the file in UTF-8") from error
+    except json.JSONDecodeError as error:
+        raise UnusableError(f"not JSON ({error.msg}); write one object a line") from error
+    except (ValueError, RecursionError) as error:  # a number of too many digits, too many brackets
+        raise UnusableError(f"not JSON that can be read ({error}); write one object a line") from error
+    if not isinstance(value, dict):
+        raise UnusableError(f"a {type(value).__name__}, not an object; write one object a line")
+    return value
 
 
 def digest(path: str | os.PathLike[str]) -> str:

@@ -8,14 +8,15 @@ from tpt_jax.checkpoint import CheckpointWriter, ModelFolder, is_complete
 from tpt_jax.config import RunConfig, dump_config
 from tpt_jax.errors import UserError
 from tpt_jax.mesh import make_mesh
-from tpt_jax.metrics import MetricsLog, import_wandb, say
+from tpt_jax.metrics import MetricsLog, import_wandb
 from tpt_jax.paths import Path, to_path
 from tpt_jax.program import compile_trainer
-from tpt_jax.prompts import Example, Prompt, load_prompt
+from tpt_jax.prompts import Example, Prompt
 from tpt_jax.records import digest, read_jsonl, write_atomically
 from tpt_jax.run_dir import saved_steps
-from tpt_jax.stages import fine_tune
+from tpt_jax.stages import fine_tune, prompt_of
 from tpt_jax.tasks import Task, load_task
+from tpt_jax.terminal import say
 from tpt_jax.train.data import split_by_length
 from tpt_jax.train.fit import StepRecord
 
@@ -36,7 +37,7 @@ def train_on_file(config: RunConfig, model_path: str, traces: Path, output_path:
         import_wandb(config.wandb_project)
     model = ModelFolder.open(model_path)
     task = load_task(config.task)
-    examples = read_examples(traces, task, load_prompt(model.path, task.instruction), model.config.vocab_size)
+    examples = read_examples(traces, task, prompt_of(config, model, task), model.config.vocab_size)
     longest = config.train.sequence_length
     if not split_by_length(examples, longest)[0]:
         raise UserError(

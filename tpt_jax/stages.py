@@ -15,7 +15,7 @@ from tpt_jax.checkpoint import ModelFolder
 from tpt_jax.config import RunConfig, TrainConfig
 from tpt_jax.errors import Stopped, UserError
 from tpt_jax.mesh import make_mesh
-from tpt_jax.metrics import listed, progress, say, share
+from tpt_jax.metrics import progress
 from tpt_jax.paths import Path
 from tpt_jax.program import CompilationCounter, Relayout, SamplerProgram, TrainerProgram, compile_sampler
 from tpt_jax.prompts import Example, Prompt, load_prompt
@@ -24,6 +24,7 @@ from tpt_jax.records import JudgedTrace, Question, Trace, Verdict
 from tpt_jax.run_dir import RunDir, Sampling
 from tpt_jax.sharding import DECODE_RULES, TRAIN_RULES, Layout
 from tpt_jax.tasks import Task, load_task
+from tpt_jax.terminal import listed, say, share
 from tpt_jax.think.engine import Engine, SamplingPlan, Statistics, plan_sampling
 from tpt_jax.think.sampling import Filters
 from tpt_jax.train.checkpoints import TrainingCheckpoints
@@ -66,7 +67,7 @@ def set_up(config: RunConfig, samplings: Sequence[Sampling]) -> Iterator[Setup]:
     started = time.monotonic()
     model = ModelFolder.open(config.model.path, config.model.source)
     task = load_task(config.task)
-    prompt = load_prompt(model.path, task.instruction)
+    prompt = prompt_of(config, model, task)
     prompt.check_contract((*task.train[:CONTRACT_QUESTIONS], *task.test[:CONTRACT_QUESTIONS]))
     mesh = make_mesh(config.mesh)
     shards = Layout(mesh, DECODE_RULES).batch_ways
@@ -87,6 +88,22 @@ def set_up(config: RunConfig, samplings: Sequence[Sampling]) -> Iterator[Setup]:
     with CheckerPool(task.checker, config.prune.num_workers, config.prune.seconds_per_trace) as pool:
         say(f"sampler ready after {time.monotonic() - started:.0f} s")
         yield Setup(config, model, task, prompt, mesh, plans, sampler, pool, compilations)
+
+
+def prompt_of(config: RunConfig, model: ModelFolder, task: Task) -> Prompt:
+    """How the model is asked the task's questions.
+
+    Raises:
+      UserError: the task has fewer examples than are asked for.
+    """
+    given = config.prompt.instruction
+    if config.prompt.num_shots > len(task.shots):
+        raise UserError(
+            f"prompt.num_shots ({config.prompt.num_shots}): task {task.name} has {len(task.shots)} examples; "
+            "ask for no more"
+        )
+    shots = task.shots[: config.prompt.num_shots]
+    return load_prompt(model.path, task.instruction if given is None else given, shots)
 
 
 def _plan(sampling: Sampling, run: RunConfig, prompt: Prompt, task: Task, shards: int) -> SamplingPlan:

@@ -16,12 +16,13 @@ from tpt_jax.errors import UserError
 from tpt_jax.evaluate import evaluate
 from tpt_jax.loop import Loop
 from tpt_jax.mesh import make_mesh
-from tpt_jax.metrics import MetricsLog, import_wandb, round_table, say
+from tpt_jax.metrics import MetricsLog, import_wandb, round_table
 from tpt_jax.paths import to_path
 from tpt_jax.program import compile_trainer
 from tpt_jax.run_dir import RunDir
 from tpt_jax.sharding import TRAIN_RULES, Layout
 from tpt_jax.stages import sample_and_judge, set_up
+from tpt_jax.terminal import say
 
 
 def run(config: RunConfig, path: str) -> int:

@@ -39,17 +39,16 @@ def main(args: argparse.Namespace, config: RunConfig) -> int:
     from rich.console import Console
 
     from tpt_jax.mesh import make_mesh
-    from tpt_jax.metrics import say
     from tpt_jax.plan.chips import chip_of
     from tpt_jax.plan.phases import Compiler
     from tpt_jax.plan.rounds import Lengths, stage_bounds
     from tpt_jax.plan.topology import tpu_devices
-    from tpt_jax.tasks import num_questions
+    from tpt_jax.terminal import say
 
     started = time.monotonic()
     chip = chip_of(args.topology)
     compiler = Compiler(config, model_shape(config), make_mesh(config.mesh, tpu_devices(args.topology)), chip)
-    num_train, num_test = num_questions(config.task)
+    num_train, num_test = config.task.num_questions()
     shapes: dict[Sampling, Any] = {
         "think": compiler.shape("think", num_train),
         "evaluate": compiler.shape("evaluate", num_test),

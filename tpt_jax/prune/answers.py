@@ -3,6 +3,8 @@
 import re
 from fractions import Fraction
 
+from tpt_jax.records import Question, Verdict
+
 LONGEST_TEXT = 100_000  # characters; a final answer stands at the end, so only the end of a longer trace is read
 LONGEST_ANSWER = 400  # characters after a mark, so that a trace full of marks takes no longer than another
 MOST_MARKS = 500  # the last ones of a trace that is full of them
@@ -32,6 +34,18 @@ _LATEX = (
     (re.compile(r"\\([$%])"), r"\1"),
     (re.compile(r"\\[!,;: ]|\\(?:left|right)"), " "),
 )
+
+
+def check_numeric(question: Question, completion: str) -> Verdict:
+    """Compares final numbers exactly: 18, $18.00 and 18 dollars are one."""
+    reference = parse_number(question.answer)
+    if reference is None:
+        return Verdict.not_known("unreadable reference answer")
+    found = extract(completion)
+    if found is None:
+        return Verdict.wrong("no answer")
+    correct = found == reference
+    return Verdict(canonical(found), strict=correct and extract_strict(completion) == reference, correct=correct)
 
 
 def parse_number(text: str) -> Fraction | None:

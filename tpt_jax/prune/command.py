@@ -36,9 +36,10 @@ def main(args: argparse.Namespace) -> int:
     """Judges, writes the output whole or not at all, and prints a summary to standard output."""
     from tpt_jax.prune.pool import CheckerPool
     from tpt_jax.prune.select import select
-    from tpt_jax.tasks import checker_of
+    from tpt_jax.tasks import task_class
 
-    checker = checker_of(args.task)
+    task = task_class(args.task)
+    checker = task.checker_name
     questions = read_questions(args.questions)
     lines = list(read_jsonl(args.traces))
     traces = list(_traces(lines, questions, args.traces))
@@ -46,7 +47,7 @@ def main(args: argparse.Namespace) -> int:
         raise UserError(f'{args.traces}: holds no traces; write one {{"id", "sample", "completion"}} object a line')
     with CheckerPool(checker, args.num_workers, args.seconds_per_trace) as pool:
         started = time.monotonic()
-        verdicts = pool.judge([(questions[trace.id], trace) for trace in traces])
+        verdicts = list(pool.judge((questions[trace.id], trace) for trace in traces))
         seconds = time.monotonic() - started
     judged = list(map(JudgedTrace, traces, verdicts))
     selection = select(

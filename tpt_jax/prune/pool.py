@@ -1,13 +1,15 @@
 """Checker processes: a hard time limit for each trace, kept by killing the process; they run beside the device."""
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import queue
 import resource
 import signal
 import threading
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from multiprocessing.connection import Connection
 from types import TracebackType
@@ -16,11 +18,16 @@ from typing import Self
 from tpt_jax.prune.checkers import get_checker
 from tpt_jax.records import Question, Trace, Verdict
 
-Pair = tuple[str, str]  # reference answer, completion
+Pair = tuple[Question, str]  # a question and a completion
+Job = tuple[list[Pair], Future[list[Verdict]]]
 
-CHUNK = 64  # traces a message: a message costs more than a numeric verdict
+# A message to a worker holds so many traces and characters at most: it costs more than a numeric verdict.
+MOST_TRACES = 64
+MOST_CHARACTERS = 2**20
+JOBS_AHEAD = 16  # for each worker; whoever submits more waits
 SECONDS_TO_START = 60.0
-MEMORY_LIMIT = 2**30  # bytes of address space for a checker
+MEMORY_LIMIT = 2**30  # bytes of address space that a check may take on top of what its process has at the start
+BATCH = 1_024  # traces, of which judge has two under way
 
 
 class CheckerPool:
@@ -38,13 +45,14 @@ class CheckerPool:
           num_workers: None for one a processor core.
 
         Raises:
-          UserError: there is no such checker.
+          UserError: there is no such checker, or it cannot work on this machine.
         """
         get_checker(checker)
-        self._chunks: queue.SimpleQueue[tuple[list[Pair], Future[list[Verdict]]] | None] = queue.SimpleQueue()
+        num_workers = num_workers or os.cpu_count() or 1
+        self._jobs: queue.Queue[Job | None] = queue.Queue(maxsize=JOBS_AHEAD * num_workers)
         self._managers = [
-            threading.Thread(target=_manage, args=(checker, seconds_per_trace, self._chunks), daemon=True)
-            for _ in range(num_workers or os.cpu_count() or 1)
+            threading.Thread(target=_manage, args=(checker, seconds_per_trace, self._jobs), daemon=True)
+            for _ in range(num_workers)
         ]
         for manager in self._managers:
             manager.start()
@@ -57,23 +65,41 @@ class CheckerPool:
     ) -> None:
         """Ends the workers once what was submitted is judged."""
         for _ in self._managers:
-            self._chunks.put(None)
+            self._jobs.put(None)
         for manager in self._managers:
             manager.join()
 
     def submit_batch(self, pairs: Sequence[tuple[Question, Trace]]) -> Future[list[Verdict]]:
-        """Judges in the background; the result is in the order given."""
-        work = [(question.answer, trace.completion) for question, trace in pairs]
+        """Judges in the background; the result is in the order given. Waits while the workers are far behind."""
         parts: list[Future[list[Verdict]]] = []
-        for start in range(0, len(work), CHUNK):
-            part: Future[list[Verdict]] = Future()
-            parts.append(part)
-            self._chunks.put((work[start : start + CHUNK], part))
+        for chunk in _chunks((question, trace.completion) for question, trace in pairs):
+            parts.append(Future())
+            self._jobs.put((chunk, parts[-1]))
         return _joined(parts)
 
-    def judge(self, pairs: Sequence[tuple[Question, Trace]]) -> list[Verdict]:
-        """Judges and waits."""
-        return self.submit_batch(pairs).result()
+    def judge(self, pairs: Iterable[tuple[Question, Trace]]) -> Iterator[Verdict]:
+        """Verdicts in the order given; never more than two batches are under way."""
+        waiting: deque[Future[list[Verdict]]] = deque()
+        rest = iter(pairs)
+        while batch := list(itertools.islice(rest, BATCH)):
+            waiting.append(self.submit_batch(batch))
+            if len(waiting) > 1:
+                yield from waiting.popleft().result()
+        for future in waiting:
+            yield from future.result()
+
+
+def _chunks(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
+    chunk: list[Pair] = []
+    characters = 0
+    for pair in pairs:
+        chunk.append(pair)
+        characters += len(pair[1])
+        if len(chunk) == MOST_TRACES or characters > MOST_CHARACTERS:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
+        yield chunk
 
 
 def _joined(parts: list[Future[list[Verdict]]]) -> Future[list[Verdict]]:
@@ -127,13 +153,11 @@ class _Worker:
         self.pipe.close()
 
 
-def _manage(
-    checker: str, seconds: float, chunks: "queue.SimpleQueue[tuple[list[Pair], Future[list[Verdict]]] | None]"
-) -> None:
+def _manage(checker: str, seconds: float, jobs: "queue.Queue[Job | None]") -> None:
     """One thread: feeds chunks to one worker, and replaces it when a trace has cost it its life."""
     worker: _Worker | None = None
-    while (chunk := chunks.get()) is not None:
-        pairs, future = chunk
+    while (job := jobs.get()) is not None:
+        pairs, future = job
         verdicts: list[Verdict] = []
         try:
             while len(verdicts) < len(pairs):
@@ -151,28 +175,23 @@ def _manage(
 
 
 def _check(worker: _Worker, pairs: list[Pair], seconds: float, verdicts: list[Verdict]) -> Verdict | None:
-    """Appends a verdict for each pair; a verdict of its own for the one at which the worker has to be replaced."""
+    """Appends a verdict for each pair; returns one of its own for the pair at which the worker has to be replaced."""
     try:
         worker.pipe.send(pairs)
         for _ in pairs:
             if not worker.pipe.poll(seconds):
-                return Verdict(None, strict=False, correct=False, reason="time limit")
-            verdicts.append(worker.pipe.recv())
+                return Verdict.wrong("time limit")
+            verdict = worker.pipe.recv()
+            if verdict is None:
+                return Verdict.wrong("memory limit")
+            verdicts.append(verdict)
     except (EOFError, OSError):
-        return Verdict(None, strict=False, correct=False, reason="checker died")
+        return Verdict.wrong("checker died")
     return None
 
 
-def _limit_memory() -> None:
-    """As far as the system lets us: macOS knows no such limit, and nobody may raise one that is set."""
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = MEMORY_LIMIT if hard == resource.RLIM_INFINITY else min(MEMORY_LIMIT, hard)
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
-
-
 def _serve(checker: str, pipe: Connection) -> None:
-    """The worker: judges what comes through the pipe until it closes."""
+    """The worker: judges what comes through the pipe until it closes. None says that it ran out of memory."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which ends us
     check = get_checker(checker)
     _limit_memory()
@@ -182,9 +201,31 @@ def _serve(checker: str, pipe: Connection) -> None:
             pairs: list[Pair] = pipe.recv()
         except EOFError:
             return
-        for answer, completion in pairs:
+        for question, completion in pairs:
             try:
-                verdict = check(answer, completion)
+                verdict = check(question, completion)
+            except MemoryError:  # whatever the checker was in the middle of: a new process goes on
+                pipe.send(None)
+                return
             except Exception as error:  # a checker's own mistake costs one trace, and is named
-                verdict = Verdict(None, strict=False, correct=False, reason=f"checker raised {type(error).__name__}")
+                verdict = Verdict.wrong(f"checker raised {type(error).__name__}")
             pipe.send(verdict)
+
+
+def _limit_memory() -> None:
+    """As far as the system lets us: macOS knows no such limit, and nobody may raise one that is set."""
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = _address_space() + MEMORY_LIMIT
+    if hard != resource.RLIM_INFINITY:
+        limit = min(limit, hard)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+
+
+def _address_space() -> int:
+    """Bytes that the process has now; 0 where the system does not tell."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[0]) * resource.getpagesize()
+    except OSError:
+        return 0

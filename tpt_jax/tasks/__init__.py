@@ -1,51 +1,52 @@
 """Tasks: questions whose answers can be checked, one file each."""
 
 import difflib
+from collections.abc import Mapping
 
 from tpt_jax.errors import UserError
-from tpt_jax.tasks import gsm8k, gsm_symbolic
+from tpt_jax.tasks.decontamination import without_test_questions
 from tpt_jax.tasks.gsm8k import Gsm8kConfig
 from tpt_jax.tasks.gsm_symbolic import GsmSymbolicConfig
-from tpt_jax.tasks.task import Task
+from tpt_jax.tasks.task import Shot, Task, TaskConfig
 
-TaskConfig = Gsm8kConfig | GsmSymbolicConfig
+AnyTaskConfig = Gsm8kConfig | GsmSymbolicConfig
 
-CHECKERS = {"gsm8k": gsm8k.CHECKER, "gsm_symbolic": gsm_symbolic.CHECKER}
+TASKS: Mapping[str, type[TaskConfig]] = {
+    "gsm8k": Gsm8kConfig,
+    "gsm_symbolic": GsmSymbolicConfig,
+}
 
 
 def load_task(config: TaskConfig) -> Task:
-    """The questions of a task.
+    """The questions of a task; a training question that is a test question too is left out and counted.
 
     Raises:
       UserError: they cannot be had; says what to do.
     """
-    match config:
-        case GsmSymbolicConfig():
-            return gsm_symbolic.load(config)
-        case Gsm8kConfig():
-            return gsm8k.load(config)
+    return without_test_questions(config.load())
 
 
-def num_questions(config: TaskConfig) -> tuple[int, int]:
-    """How many there are to train on and to test on, without having them."""
-    match config:
-        case GsmSymbolicConfig():
-            return config.num_train, config.num_test
-        case Gsm8kConfig():
-            return gsm8k.NUM_TRAIN, gsm8k.NUM_TEST
-
-
-def checker_of(task: str) -> str:
-    """The name of the checker that judges a task's traces.
+def task_class(name: str) -> type[TaskConfig]:
+    """The task of that name.
 
     Raises:
-      UserError: there is no such task.
+      UserError: there is none.
     """
-    if task not in CHECKERS:
-        nearest = difflib.get_close_matches(task, CHECKERS, n=1)
-        hint = f"did you mean {nearest[0]}?" if nearest else f"choose from {', '.join(CHECKERS)}"
-        raise UserError(f"task {task!r}: unknown; {hint}")
-    return CHECKERS[task]
+    if name not in TASKS:
+        nearest = difflib.get_close_matches(name, TASKS, n=1)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"choose from {', '.join(TASKS)}"
+        raise UserError(f"task {name!r}: unknown; {hint}")
+    return TASKS[name]
 
 
-__all__ = ["Gsm8kConfig", "GsmSymbolicConfig", "Task", "TaskConfig", "checker_of", "load_task", "num_questions"]
+__all__ = [
+    "TASKS",
+    "AnyTaskConfig",
+    "Gsm8kConfig",
+    "GsmSymbolicConfig",
+    "Shot",
+    "Task",
+    "TaskConfig",
+    "load_task",
+    "task_class",
+]

@@ -1,21 +1,48 @@
 """GSM8K grade-school word problems (arXiv 2110.14168)."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic.dataclasses import dataclass
 
 from tpt_jax.errors import STRICT, UserError
 from tpt_jax.records import Question, read_jsonl
-from tpt_jax.tasks.task import Task
+from tpt_jax.tasks.task import Generation, Shot, Task, TaskConfig
 
-CHECKER = "numeric"
 NUM_TRAIN, NUM_TEST = 7_473, 1_319  # as published
 INSTRUCTION = "Solve the problem step by step. End with a line that holds only the final number, as in: #### 42"
 
+# Our own, in the manner of the data set: what a model is to imitate is the step-by-step form and the last line.
+SHOTS = (
+    Shot(
+        "A ferry makes 6 crossings a day and carries 45 passengers on each. On Sundays it makes 2 crossings fewer. How "
+        "many passengers can it carry in a week?",
+        "On each of the 6 other days it carries 6 * 45 = 270 passengers, so 6 * 270 = 1620 in all.\n"
+        "On Sunday it makes 6 - 2 = 4 crossings and carries 4 * 45 = 180 passengers.\n"
+        "In a week that is 1620 + 180 = 1800 passengers.\n#### 1800",
+    ),
+    Shot(
+        "Ines buys 3 notebooks at $2.50 each and a pen for $1.75. She pays with a $10 bill. How much change does she "
+        "get, in dollars?",
+        "The notebooks cost 3 * 2.50 = 7.50 dollars.\nWith the pen that is 7.50 + 1.75 = 9.25 dollars.\n"
+        "Her change is 10 - 9.25 = 0.75 dollars.\n#### 0.75",
+    ),
+    Shot(
+        "A tank holds 240 litres and is one third full. Water runs in at 8 litres a minute. After how many minutes is "
+        "the tank full?",
+        "The tank holds 240 / 3 = 80 litres now.\nSo 240 - 80 = 160 litres are missing.\n"
+        "At 8 litres a minute that takes 160 / 8 = 20 minutes.\n#### 20",
+    ),
+    Shot(
+        "Omar is twice as old as his sister. In 5 years their ages will add up to 40. How old is Omar now?",
+        "In 5 years the two will be 2 * 5 = 10 years older together, so now their ages add up to 40 - 10 = 30.\n"
+        "Omar has two of three equal parts of that: 30 / 3 = 10, and 2 * 10 = 20.\n#### 20",
+    ),
+)
+
 
 @dataclass(frozen=True, config=STRICT)
-class Gsm8kConfig:
+class Gsm8kConfig(TaskConfig):
     """Where the questions are.
 
     Attributes:
@@ -26,23 +53,28 @@ class Gsm8kConfig:
     name: Literal["gsm8k"]
     folder: Path | None = None
 
+    checker_name: ClassVar[str] = "numeric"
+    generation: ClassVar[Generation] = Generation(max_prompt_tokens=320, max_new_tokens=512)
 
-def load(config: Gsm8kConfig) -> Task:
-    """Reads both splits.
+    def load(self) -> Task:
+        """Reads both splits.
 
-    Raises:
-      UserError: they cannot be had, or a question has no final answer.
-    """
+        Raises:
+          UserError: they cannot be had, or a question has no final answer.
+        """
 
-    def questions(split: str) -> tuple[Question, ...]:
-        if config.folder is None:
-            lines, source = _download(split), "tensorflow-datasets gsm8k"
-        else:
-            path = config.folder.expanduser() / f"{split}.jsonl"
-            lines, source = list(read_jsonl(path)) if path.is_file() else _refuse(path), str(path)
-        return tuple(_question(split, index, line, source) for index, line in enumerate(lines))
+        def questions(split: str) -> tuple[Question, ...]:
+            if self.folder is None:
+                lines, source = _download(split), "tensorflow-datasets gsm8k"
+            else:
+                path = self.folder.expanduser() / f"{split}.jsonl"
+                lines, source = list(read_jsonl(path)) if path.is_file() else _refuse(path), str(path)
+            return tuple(_question(split, index, line, source) for index, line in enumerate(lines))
 
-    return Task(config.name, INSTRUCTION, CHECKER, train=questions("train"), test=questions("test"))
+        return Task(self.name, INSTRUCTION, self.checker_name, questions("train"), questions("test"), SHOTS)
+
+    def num_questions(self) -> tuple[int, int]:
+        return NUM_TRAIN, NUM_TEST
 
 
 def _refuse(path: Path) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ import itertools
 import random
 import re
 from collections.abc import Callable, Hashable, Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
 from pydantic import PositiveInt
@@ -20,20 +20,20 @@ from pydantic.dataclasses import dataclass
 
 from tpt_jax.errors import STRICT, UserError
 from tpt_jax.records import Question
-from tpt_jax.tasks.task import Task
+from tpt_jax.tasks.task import Task, TaskConfig
 
 Split = Literal["base", "train", "test"]
 
 # Of 100 hash values, how many belong to each split.
 SHARES: dict[Split, int] = {"base": 40, "train": 40, "test": 20}
 
-CHECKER = "numeric"
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 TRIES_PER_PROBLEM = 2_000
+SEED = 0  # of the questions: runs with other seeds answer the same ones
 
 
 @dataclass(frozen=True, config=STRICT)
-class GsmSymbolicConfig:
+class GsmSymbolicConfig(TaskConfig):
     """Which problems are drawn.
 
     Attributes:
@@ -47,6 +47,34 @@ class GsmSymbolicConfig:
     max_number: PositiveInt = 40
     num_train: PositiveInt = 4_800
     num_test: PositiveInt = 400
+
+    checker_name: ClassVar[str] = "numeric"
+
+    def load(self) -> Task:
+        """Draws the training and test questions, the same ones each time.
+
+        Raises:
+          UserError: an unknown template, or too few problems with such small numbers.
+        """
+
+        def questions(split: Split, count: int) -> tuple[Question, ...]:
+            problems = tuple(itertools.islice(draw_problems(self, split, SEED), count))
+            if len(problems) < count:
+                raise UserError(
+                    f"task.num_{split} ({count}): these templates have only {len(problems)} such problems with numbers "
+                    f"up to {self.max_number}; ask for fewer or raise task.max_number"
+                )
+            return tuple(
+                Question(id=f"gsm_symbolic/{split}/{index}", question=problem.question, answer=problem.answer)
+                for index, problem in enumerate(problems)
+            )
+
+        return Task(
+            self.name, "", self.checker_name, questions("train", self.num_train), questions("test", self.num_test)
+        )
+
+    def num_questions(self) -> tuple[int, int]:
+        return self.num_train, self.num_test
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,34 +99,6 @@ class Problem:
                 return split
             value -= share
         raise AssertionError("shares add up to 100")
-
-
-def load(config: GsmSymbolicConfig, seed: int = 0) -> Task:
-    """Draws the training and test questions; the same seed gives the same questions.
-
-    Raises:
-      UserError: an unknown template, or too few problems with such small numbers.
-    """
-
-    def questions(split: Split, count: int) -> tuple[Question, ...]:
-        problems = tuple(itertools.islice(draw_problems(config, split, seed), count))
-        if len(problems) < count:
-            raise UserError(
-                f"task.num_{split} ({count}): these templates have only {len(problems)} such problems with numbers up "
-                f"to {config.max_number}; ask for fewer or raise task.max_number"
-            )
-        return tuple(
-            Question(id=f"gsm_symbolic/{split}/{index}", question=problem.question, answer=problem.answer)
-            for index, problem in enumerate(problems)
-        )
-
-    return Task(
-        name=config.name,
-        instruction="",
-        checker=CHECKER,
-        train=questions("train", config.num_train),
-        test=questions("test", config.num_test),
-    )
 
 
 def draw_problems(config: GsmSymbolicConfig, split: Split, seed: int) -> Iterator[Problem]:

@@ -1,9 +1,28 @@
-"""What a task is: questions with known answers, an instruction for the prompt, and the name of a checker."""
+"""What a task is: questions with known answers, how they are asked, and the name of the checker that judges."""
 
+import abc
 import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
-from tpt_jax.errors import UserError
+from tpt_jax.errors import UnusableError, UserError
 from tpt_jax.records import Question
+
+
+@dataclasses.dataclass(frozen=True)
+class Shot:
+    """A worked example for few-shot prompts: a question, and the completion that a good model would write."""
+
+    question: str
+    completion: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """How long a task's prompts and completions are allowed to be, unless the config says otherwise; in tokens."""
+
+    max_prompt_tokens: int = 256
+    max_new_tokens: int = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,7 +31,9 @@ class Task:
 
     Attributes:
       instruction: stands after the question in every prompt; "" for none.
-      checker: a name in prune.checkers.
+      checker: a name for prune.checkers.get_checker.
+      shots: examples that a prompt may begin with.
+      num_contaminated: training questions left out because they stand in the test questions too.
     """
 
     name: str
@@ -20,6 +41,8 @@ class Task:
     checker: str
     train: tuple[Question, ...]
     test: tuple[Question, ...]
+    shots: tuple[Shot, ...] = ()
+    num_contaminated: int = 0
 
     def __post_init__(self) -> None:
         for split, questions in (("training", self.train), ("test", self.test)):
@@ -32,3 +55,54 @@ class Task:
                         f"task {self.name}: two {split} questions have the id {question.id!r}; make ids unique"
                     )
                 seen.add(question.id)
+
+
+class TaskConfig(abc.ABC):
+    """What a config's task section says; each task's file has its own, a frozen dataclass.
+
+    Attributes:
+      name: which task; in the config it chooses the class.
+      checker_name: of the checker that judges the task's traces unless the user names another.
+      generation: the lengths that the task needs.
+    """
+
+    name: str
+    checker_name: ClassVar[str]
+    generation: ClassVar[Generation] = Generation()
+
+    @abc.abstractmethod
+    def load(self) -> Task:
+        """The questions.
+
+        Raises:
+          UserError: they cannot be had; says what to do.
+        """
+
+    @abc.abstractmethod
+    def num_questions(self) -> tuple[int, int]:
+        """How many there are to train on and to test on, without having them."""
+
+    @staticmethod
+    def read_question(name: str, line: Mapping[str, Any]) -> Question:
+        """A question from one object of a file in the form that the task's questions are published in.
+
+        Args:
+          name: the question's id.
+
+        Raises:
+          UnusableError: it is none; says what it lacks.
+        """
+        return read_plain_question(name, line)
+
+
+def read_plain_question(name: str, line: Mapping[str, Any]) -> Question:
+    """{"question", "answer"}; a worked answer in GSM8K's form is cut to what follows its last "####".
+
+    Raises:
+      UnusableError: one of the two is missing or empty.
+    """
+    missing = [key for key in ("question", "answer") if line.get(key) in (None, "")]
+    answer = "" if missing else str(line["answer"]).rpartition("####")[2].strip()
+    if missing or not answer:
+        raise UnusableError(f'lacks "{missing[0] if missing else "answer"}"; write {{"id", "question", "answer"}}')
+    return Question(name, str(line["question"]), answer)

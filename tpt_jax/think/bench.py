@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from tpt_jax.arguments import positive
 from tpt_jax.bench import load_model, long_tailed
 from tpt_jax.errors import UserError
-from tpt_jax.metrics import share
+from tpt_jax.terminal import share
 
 if TYPE_CHECKING:
     from flax import nnx

@@ -138,15 +138,16 @@ def _sampled(args: argparse.Namespace, prompts: dict[str, str], done: set[Any]) 
     from tpt_jax.checkpoint import ModelFolder
     from tpt_jax.config import MeshConfig
     from tpt_jax.mesh import make_mesh
-    from tpt_jax.metrics import progress, say, share
+    from tpt_jax.metrics import progress
     from tpt_jax.program import compile_sampler
     from tpt_jax.prompts import load_prompt
     from tpt_jax.sharding import TRAIN_RULES, Layout
+    from tpt_jax.terminal import say, share
     from tpt_jax.think.engine import Engine, Statistics, plan_sampling
     from tpt_jax.think.sampling import Filters
 
     model = ModelFolder.open(args.model)
-    prompt = load_prompt(model.path, "")
+    prompt = load_prompt(model.path)
     encode = prompt.plain_ids if args.plain else prompt.prompt_ids
     mesh = make_mesh(MeshConfig(tensor=args.tensor))
     ids = {name: encode(text) for name, text in prompts.items()}

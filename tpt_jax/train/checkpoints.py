@@ -7,9 +7,9 @@ import jax
 import orbax.checkpoint as ocp
 
 from tpt_jax.checkpoint import being_written
-from tpt_jax.metrics import say
 from tpt_jax.paths import AnyPath, to_path
 from tpt_jax.seal import BrokenCheckpointError, check_seal, seal
+from tpt_jax.terminal import say
 from tpt_jax.train.step import TrainState
 
 

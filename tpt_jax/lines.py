@@ -1,0 +1,67 @@
+"""Reading a file of many records, a few of which may be broken: those are named and counted, and the rest goes on."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from tpt_jax.errors import UnusableError, UserError
+from tpt_jax.paths import AnyPath, to_path
+from tpt_jax.records import parse_line
+from tpt_jax.terminal import say
+
+MOST_BROKEN = 0.01  # of a file's records; where more are broken, the file is not what its user thinks it is
+NAMED = 5
+
+Record = TypeVar("Record")
+
+
+def read_records(path: str | os.PathLike[str], read: Callable[[int, dict[str, Any]], Record]) -> list[Record]:
+    """The records of a file of JSON lines, or of one JSON list.
+
+    Args:
+      read: makes a record of an object and its number, from 0; raises UnusableError where it cannot.
+
+    Raises:
+      UserError: the file is missing, or more than 1% of its records are broken; names the first five.
+    """
+    records: list[Record] = []
+    broken: list[str] = []
+    for index, (place, item) in enumerate(_items(to_path(path))):
+        try:
+            records.append(read(index, item()))
+        except UnusableError as error:
+            broken.append(f"{place}: {error}")
+    count = len(records) + len(broken)
+    if len(broken) > MOST_BROKEN * count:
+        raise UserError(
+            f"{path}: {len(broken)} of {count} records cannot be used, more than {MOST_BROKEN:.0%}: "
+            f"{'; '.join(broken[:NAMED])}{'; ...' if len(broken) > NAMED else ''}"
+        )
+    if broken:
+        say(f"{path}: {len(broken)} of {count} records are left out: {'; '.join(broken[:NAMED])}")
+    return records
+
+
+def _items(path: AnyPath) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    """Where each record stands, and what gives it or raises UnusableError."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give a JSON-lines file, one object a line")
+    content = path.read_bytes()
+    if content.lstrip().startswith(b"["):
+        try:
+            items = json.loads(content)
+        except ValueError as error:
+            raise UserError(f"{path}: not JSON ({error}); write a list of objects, or one object a line") from error
+        for index, item in enumerate(items):
+            yield f"{path}, item {index + 1}", lambda item=item: _object(item)
+        return
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        if line.strip():
+            yield f"{path}:{number}", lambda line=line: parse_line(line)
+
+
+def _object(item: Any) -> dict[str, Any]:
+    if not isinstance(item, dict):
+        raise UnusableError(f"a {type(item).__name__}, not an object")
+    return item

@@ -1,0 +1,37 @@
+"""A question that is tested must not be trained on, whatever it is called and however it is spaced."""
+
+import dataclasses
+import re
+import unicodedata
+from collections.abc import Iterable
+
+from tpt_jax.errors import UserError
+from tpt_jax.records import Question
+from tpt_jax.tasks.task import Task
+
+
+def normalised(text: str) -> str:
+    """What two spellings of one question share: letters and digits, in lower case, other characters as single spaces.
+
+    "What's  5 + 3?" and "what's 5+3" are one question; "5 + 3" and "5 - 3" are two: signs stay.
+    """
+    text = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(re.findall(r"\w+|[-+*/^=<>]", text))
+
+
+def texts_of(questions: Iterable[Question]) -> frozenset[str]:
+    """The questions' normalised texts, to look others up in."""
+    return frozenset(normalised(question.question) for question in questions)
+
+
+def without_test_questions(task: Task) -> Task:
+    """The task without those training questions whose text is a test question's; they are counted.
+
+    Raises:
+      UserError: nothing is left to train on.
+    """
+    tested = texts_of(task.test)
+    train = tuple(question for question in task.train if normalised(question.question) not in tested)
+    if not train:
+        raise UserError(f"task {task.name}: every training question is a test question too; give two sets")
+    return dataclasses.replace(task, train=train, num_contaminated=len(task.train) - len(train))
