@@ -1,0 +1,183 @@
+"""Numeric final answers: found where a reader would find them, and never where there are none."""
+
+import re
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tpt_jax.prune.answers import Missing, check_numeric, extract, parse_number
+from tpt_jax.prune.numbers import canonical
+from tpt_jax.records import Question, Verdict, read_jsonl
+
+SHARED = Path(__file__).parents[2] / "shared"
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="measured data is not beside the checkout")
+
+
+def check(answer: str, completion: str) -> Verdict:
+    return check_numeric(Question("q", "?", answer), completion)
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer", "correct", "strict"),
+    [
+        # The format that was asked for, and what models make of it.
+        ("6 * 3 = 18\n#### 18", "18", True, True),
+        ("#### 1,234", "1234", True, True),
+        ("#### 1234", "1,234", True, True),
+        ("#### 18.", "18", True, True),
+        ("**#### 18**", "18", True, True),
+        ("#### 18.00", "18", True, False),  # strict-match compares strings
+        ("#### $18", "18", True, False),
+        ("####18", "18", True, False),
+        ("####\n\n18", "18", True, False),
+        ("#### Answer: $18", "18", True, False),
+        ("#### **: $18.00", "18", True, False),
+        ("#### **[18 apples]**", "18", True, False),
+        ("#### 4 * 5 = 20", "20", True, False),
+        ("#### 32 / 3 ≈ 10.67", "10.67", True, False),
+        ("#### 18 = x", "18", True, True),
+        ("#### Adam is 4 feet tall in **5 years**.", "5", True, False),
+        ("#### - $11.00", "11", True, False),  # a dash, not a sign
+        ("#### -11", "-11", True, True),
+        ("#### 2:00 PM", "2", True, True),
+        # Other marks.
+        (r"so it is \boxed{276{,}000}.", "276000", True, False),
+        (r"\boxed{\frac{1}{2}} of 30 is 15", "0.5", True, False),
+        (r"\boxed{1\frac12}", "1.5", True, False),
+        (r"\boxed{x = 18\text{ cm}}", "18", True, False),
+        (r"**The answer is:** \$1,30,000", "130000", True, False),
+        ("The final answer is -5 degrees.", "-5", True, False),
+        ("The ANSWER to the question is 18.", "18", True, False),
+        ("**Answer**: 18 dollars\nThat is 3 more than 15.", "18", True, False),
+        ("<answer>18</answer>", "18", True, False),
+        ("6 - 1 = 5\nA: 5", "5", True, False),
+        # None: the last number, one in bold first.
+        ("She has 2 1/2 pies", "2.5", True, False),
+        ("he sold 5 and kept 7 apples.", "7", True, False),
+        ("So **7** are left (of 12).\nLet me know!", "7", True, False),
+        # Forms of numbers.
+        ("#### 1e2", "100", True, False),
+        (r"#### 4 \times 10^{3}", "4000", True, False),
+        ("#### 1 000 000", "1000000", True, False),
+        ("#### 1\u202f000", "1000", True, False),
+        ("#### 3½ hours", "3.5", True, False),
+        ("#### 3,5", "3.5", True, False),
+        ("#### two apples", "2", True, False),
+        ("#### Twenty-five", "25", True, False),
+        ("#### 25%", "25", True, True),
+        ("#### 25%", "0.25", True, False),
+        ("#### 0.25", "25%", True, False),
+        ("#### 1.5 million dollars", "1500000", True, False),
+        ("#### 1.5 million", "1.5", True, True),
+        ("#### $5k", "5000", True, False),
+        # Wrong.
+        ("#### 17", "18", False, False),
+        ("#### 18\nor rather\n#### 17", "18", False, False),
+        ("#### 18\nThe answer is 5", "18", False, False),
+        ("#### 18 = 3", "18", False, False),  # strict is right and in the format, never the format alone
+        ("10-5", "-5", False, False),
+        ("#### 1/2", "1", False, False),
+        ("#### 12:43", "43", False, False),
+        ("#### 20+1", "20", False, False),
+        ("#### 20 + 1", "1", False, False),
+        (r"#### 2\pi", "2", False, False),
+        ("#### 17 or 18", "17", False, False),
+        ("#### 36 candles, 20 flashlights", "36", False, False),
+        ("#### 3 hours and 59 minutes", "3", False, False),
+        ("#### 50%", "50000000", False, False),
+        ("#### 50 million", "50%", False, False),
+        ("#### One of them", "1", False, False),
+        # No answer, whatever numbers stand before.
+        ("", "18", False, False),
+        ("####", "18", False, False),
+        ("x = 18\n**Final answer:**\n####", "18", False, False),
+        ("That would be 18 / 0.\n#### No answer\nIt cannot be solved.", "18", False, False),
+        ("x = 18\n#### Let me know if you would like to see the steps!", "18", False, False),
+        ("nothing here", "18", False, False),
+        # Headings are no marks.
+        ("#### Step 1: Add\n9 + 9 = 18", "18", True, False),
+        ("#### 2. Divide\n36 / 2 = 18", "18", True, False),
+        ("#### Conclusion\nShe has 18.", "18", True, False),
+        ("#### 18\nThe final answer is the sum of the two.", "18", True, True),
+        # Hostile.
+        ("9**9**9", "18", False, False),
+        ("1" * 100_000, "18", False, False),
+        ("1e999999999", "18", False, False),
+        ("{" * 100_000 + "\0\ud800 18", "18", True, False),
+        ("1/0", "18", False, False),
+    ],
+)
+def test_verdicts(completion: str, answer: str, correct: bool, strict: bool) -> None:
+    verdict = check(answer, completion)
+    assert (verdict.correct, verdict.strict) == (correct, strict)
+    assert not verdict.unknown
+
+
+def test_why_there_is_no_answer() -> None:
+    assert check("18", "nothing").reason == "no answer"
+    assert check("18", "#### 17 or 18").reason == "several answers"
+    assert check("18", "#### 9 * 2").reason == "unfinished calculation"
+
+
+@pytest.mark.parametrize("answer", ["", "unclear", "3 and 4", "20 + 1", r"\sqrt{2}"])
+def test_a_reference_that_cannot_be_read_is_unknown(answer: str) -> None:
+    verdict = check(answer, "#### 3")
+    assert (verdict.unknown, verdict.correct, verdict.reason) == (True, False, "unreadable reference answer")
+
+
+def test_references() -> None:
+    for text, value in (("$1,234.50", "1234.5"), ("-3", "-3"), ("5 apples", "5"), ("2 1/2", "2.5"), ("eighteen", "18")):
+        number = parse_number(text)
+        assert number is not None
+        assert number.value == Fraction(value)
+
+
+@given(st.fractions(max_denominator=10**6), st.sampled_from(["#### {}", "The answer is {}.", "\\boxed{{{}}}"]))
+def test_a_written_number_is_read_back(value: Fraction, form: str) -> None:
+    if len(canonical(value)) < 40:
+        found = extract("1 + 1 = 2\n" + form.format(canonical(value)))
+        assert not isinstance(found, Missing)
+        assert found.value == value
+
+
+@given(st.integers(0, 10**9), st.integers(0, 99), st.sampled_from(["{:,}.{:02}", "{:_}.{:02}"]))
+def test_separators_change_nothing(whole: int, cents: int, form: str) -> None:
+    written = form.format(whole, cents).replace("_", "\u202f")
+    assert check(str(Fraction(whole * 100 + cents, 100)), f"#### ${written}").correct
+
+
+MARKS = ("####", "\\boxed{", "answer is", "A:", "**", "=", "<answer>", "Step 2:", "or", "and", "no")
+NUMBERS = ("18", "$18", "-7", "1,000", "3/4", "5%", "million", "\\frac{1}{2}", "½", "9**9", "1e9", ".")
+BRACKETS = ("{", "}", "(", ")", "\\text{", "\\", "\0")
+PIECES = st.sampled_from(MARKS + NUMBERS + BRACKETS)
+
+
+@settings(max_examples=1_000, deadline=None)
+@given(st.lists(st.one_of(PIECES, st.text(max_size=8)), max_size=30).map(" ".join), st.integers(-(10**6), 10**6))
+def test_no_text_crashes_the_checker_and_correct_has_an_answer(completion: str, answer: int) -> None:
+    verdict = check(str(answer), completion)
+    assert not verdict.strict or verdict.correct
+    assert not verdict.correct or verdict.extracted is not None
+    assert not verdict.unknown
+    if verdict.correct:  # what makes a number is there: a digit, or a word
+        assert re.search(r"\d|½|one|two|ten", completion, re.IGNORECASE)
+
+
+def test_a_ten_megabyte_trace_is_quick() -> None:
+    pieces = ("1,222", "- $ ", "#### ", "\n", "\\frac{", "**", "answer ", "(", "#### x\n", "1 ", "\\boxed{", "/1")
+    for text in (piece * (10_000_000 // len(piece)) for piece in pieces):
+        started = time.thread_time()
+        check("18", text)
+        assert time.thread_time() - started < 1.0
+
+
+@needs_shared
+def test_agrees_with_openai_on_2638_solutions() -> None:
+    lines = list(read_jsonl(SHARED / "gsm8k" / "model_solutions_6b.jsonl"))
+    verdicts = [check(line["ground_truth"].rpartition("A:")[2], line["solution"]) for line in lines]
+    assert [verdict.correct for verdict in verdicts] == [line["is_correct"] for line in lines]
+    assert len(lines) == 2638
