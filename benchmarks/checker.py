@@ -18,6 +18,7 @@ from tpt_jax.prune.answers import check_numeric
 from tpt_jax.prune.command import read_questions
 from tpt_jax.prune.pool import CheckerPool
 from tpt_jax.records import Question, Trace, Verdict, read_jsonl
+from tpt_jax.tasks.task import read_plain_question
 
 PUBLIC_SCRIPTS = re.compile(r"####\s*(-?[\d.,]+)")
 
@@ -36,7 +37,7 @@ def main() -> None:
 
 def compare(questions_path: Path, traces_path: Path) -> None:
     """Prints how many traces each checker calls right, and verdicts a second."""
-    questions = read_questions(questions_path)
+    questions = read_questions(questions_path, read_plain_question)
     traces = [
         Trace(str(line["id"]), line["sample"], line.get("completion", line.get("trace", "")))
         for line in read_jsonl(traces_path)

@@ -6,6 +6,7 @@ import os
 import random
 import re
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -132,40 +133,100 @@ def prune(folder: Path, questions: object, traces: str, *more: str) -> list[dict
     return list(read_jsonl(folder / "out.jsonl"))
 
 
-QUESTIONS = [{"id": 3, "question": "?", "answer": "1 + 6 = 7\n#### 7"}, {"id": 4, "question": "?", "answer": "8"}]
+QUESTIONS = [
+    {"id": 3, "question": "1 + 6?", "answer": "1 + 6 = 7\n#### 7"},
+    {"id": 4, "question": "4 + 4?", "answer": "8"},
+    {"id": 5, "question": "What is the meaning of it all?", "answer": "unclear"},
+]
+TRACES = [
+    {"id": 3, "sample": 0, "trace": "#### 7"},
+    {"id": 3, "sample": 1, "trace": "so $7"},
+    {"id": 4, "trace": "9"},
+    {"id": 4, "trace": "no idea"},
+    {"id": 4, "trace": "#### 8 or 9", "finish_reason": "length"},
+    {"id": 5, "trace": "#### 42"},
+]
+
+
+def as_lines(items: Iterable[object]) -> str:
+    return "\n".join(map(json.dumps, items))
 
 
 def test_prune_adds_verdicts_to_the_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    lines = [
-        {"id": 3, "sample": 0, "trace": "#### 7"},
-        {"id": 3, "sample": 1, "trace": "so $7"},
-        {"id": 4, "trace": "9"},
-    ]
-    out = prune(tmp_path, QUESTIONS, "\n".join(map(json.dumps, lines)), "--max_per_question", "1", "--num_workers", "1")
-    assert [(line["correct"], line["strict"]) for line in out] == [(True, True), (True, False), (False, False)]
+    out = prune(tmp_path, QUESTIONS, as_lines(TRACES), "--max_per_question", "1", "--num_workers", "1")
+    verdicts = [(line["correct"], line["strict"], line["unknown"]) for line in out]
+    assert verdicts == [(True, True, False), (True, False, False), *[(False, False, False)] * 3, (False, False, True)]
     assert sum(line["kept"] for line in out) == 1
     assert out[2]["trace"] == "9"
-    assert "2 questions" in capsys.readouterr().out
+    assert [line["sample"] for line in out if "sample" in line] == [0, 1]
+    table = {cells[0]: cells[1:] for cells in map(_cells, capsys.readouterr().out.splitlines()) if len(cells) > 1}
+    assert table["correct"] == ["50.0% (0.0% to 100.0%)"] * 2  # Pass@1 and Pass@2 of the two questions that count
+    assert [cell.partition(" ")[0] for cell in table["strict"]] == ["25.0%", "50.0%"]
+    for row in ("right, in another format", "wrong answer", "no answer", "several answers", "truncated", "kept"):
+        assert table[row][0] == "1", row
+    assert table["unreadable reference answer"][0] == table["unknown"][0] == "1"
+    assert table["dropped: over max_per_question"][0] == "1"
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in re.split("[│┃]", line) if cell.strip()]
+
+
+def test_what_is_evaluated_is_not_kept(tmp_path: Path) -> None:
+    (tmp_path / "held_out.jsonl").write_text(json.dumps({"question": " 1  + 6 ", "answer": "7"}))
+    traces = [{"id": 3, "trace": "#### 7"}, {"id": 4, "trace": "#### 8"}]
+    out = prune(tmp_path, QUESTIONS, as_lines(traces), "--held_out", f"{tmp_path}/held_out.jsonl")
+    assert [(line["correct"], line["kept"]) for line in out] == [(True, False), (True, True)]
+
+
+def test_ones_own_checker_judges(tmp_path: Path) -> None:
+    traces = as_lines([{"id": 4, "trace": "ends in 8"}, {"id": 4, "trace": "#### 8."}])
+    out = prune(tmp_path, QUESTIONS, traces, "--checker", f"{__name__}:ends_in_the_answer", "--num_workers", "1")
+    assert [line["correct"] for line in out] == [True, False]
+
+
+def ends_in_the_answer(question: Question, completion: str) -> bool:
+    return completion.endswith(question.answer)
 
 
 @pytest.mark.parametrize(
     ("questions", "traces", "message"),
     [
-        (QUESTIONS, '{"id": 5, "trace": "x"}', "trace 1 has the id '5'"),
-        (QUESTIONS, '{"id": 3}', 'trace 1 lacks a text under "completion"'),
+        (QUESTIONS, '{"id": 9, "trace": "x"}', r"traces\.jsonl:1: no question has the id '9'"),
+        (QUESTIONS, '{"id": 3}', r'traces\.jsonl:1: lacks a text under "completion"'),
+        (QUESTIONS, '{"id": 3, "sample": "a", "trace": "x"}', "the sample 'a' is no whole number"),
+        (QUESTIONS, '{"id": 3, "trace": "x"}\n{"id": 3, "sample": 0, "trace": "y"}', r":2: sample 0 of question '3' a"),
         (QUESTIONS, '{"id": 3, "trace"', r"traces\.jsonl:1: not JSON"),
+        (QUESTIONS, "[" * 100_000, r"traces\.jsonl: not JSON"),
+        (QUESTIONS, '{"a":' * 100_000, r"traces\.jsonl:1: not JSON"),
+        (
+            QUESTIONS,
+            "7\n" * 9,
+            r"9 of 9 records cannot be used, more than 1%: .*:1: .*:5: a int, not an object.*; \.\.\.",
+        ),
         (QUESTIONS, "", "holds no traces"),
-        (QUESTIONS * 2, '{"id": 3, "trace": "x"}', "question 3 has the id '3' of an earlier one"),
-        ([{"id": 3, "question": "?"}], '{"id": 3, "trace": "x"}', 'question 1 lacks "answer"'),
+        (QUESTIONS * 2, '{"id": 3, "trace": "x"}', r"json, item 4: the id '3' is that of an earlier question"),
+        ([{"id": 3, "question": "?"}], '{"id": 3, "trace": "x"}', r'json, item 1: lacks "answer"'),
         ([], '{"id": 3, "trace": "x"}', "holds no questions"),
     ],
 )
 def test_mistakes_are_named_and_nothing_is_written(
     tmp_path: Path, questions: object, traces: str, message: str
 ) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as caught:
         prune(tmp_path, questions, traces)
+    assert "\n" not in str(caught.value)
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_a_few_broken_lines_are_named_and_the_rest_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    traces = as_lines({"id": 3, "trace": f"#### {number}"} for number in range(398))
+    out = prune(tmp_path, QUESTIONS, f'{traces}\n\n{{"id"\n{{"id": 99, "trace": "x"}}\n', "--num_workers", "1")
+    assert len(out) == 398
+    told = capsys.readouterr().err
+    assert "2 of 400 records are left out" in told
+    assert "traces.jsonl:400: not JSON" in told
+    assert "traces.jsonl:401: no question has the id '99'" in told
 
 
 @needs_shared

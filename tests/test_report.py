@@ -95,7 +95,17 @@ def make_round(run: Path, index: int, *, num_right: int, metrics: Mapping[str, A
     names = ("pass_at_1", "pass_at_k", "strict_pass_at_1", "strict_pass_at_k", "maj_at_k")
     found: dict[str, Any] = {"round": index, **dict.fromkeys(names, rate), "k": 2, "num_questions": 20}
     found |= {"num_samples": 2, "intervals": {name: [rate - 0.1, rate + 0.1] for name in names}, "mean_tokens": 14.5}
-    found |= {"num_truncated": 1, "seconds": {"evaluate": 20.0, "train": 2.5}, "compilations": 5}
+    verdicts = {
+        "right, in the format asked for": num_right,
+        "right, in another format": 3,
+        "time limit": 40 - num_right,
+    }
+    found |= {
+        "verdicts": {"evaluate": verdicts},
+        "num_truncated": 1,
+        "seconds": {"evaluate": 20.0, "train": 2.5},
+        "compilations": 5,
+    }
     if index > 0:
         found |= {"num_traces": 11, "num_correct": 2, "num_strict": 1, "num_kept": 1, "num_dropped": {"wrong": 9}}
         found |= {"mean_think_tokens": 30.0, "tokens": {"think": 900}}
@@ -124,7 +134,7 @@ def report(*runs: Path) -> Page:
 
 def test_the_page_shows_the_run(tmp_path: Path) -> None:
     page = report(make_run(tmp_path / "run"))
-    assert page.tags.count("figure") == 6
+    assert page.tags.count("figure") == 7
     assert "40.0%" in page.text
     assert "80.0%" in page.text
     assert "+40.0 points" in page.text
@@ -135,6 +145,13 @@ def test_the_page_shows_the_run(tmp_path: Path) -> None:
     for kind in ("right, kept", "wrong, not kept", "right, but not in the format asked for", "cut at the length limit"):
         assert f"Training questions: {kind}" in page.text
     assert page.source == report(tmp_path / "run").source  # the same traces are drawn each time
+
+
+def test_verdicts_by_round_and_reason(tmp_path: Path) -> None:
+    page = report(make_run(tmp_path / "run"))
+    assert "What the checker said of the held-out traces" in page.text
+    assert re.search(r"time limit\s+32\s+28\s+24", page.text)
+    assert "What the checker said of the traces sampled for training" not in page.text
 
 
 def test_nothing_is_fetched_and_nothing_runs(tmp_path: Path) -> None:

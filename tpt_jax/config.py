@@ -110,7 +110,10 @@ class PruneConfig:
         paper's control).
       max_per_question, max_traces: at most so many a question and a round, drawn with the seed; null for no limit.
       num_workers: checker processes; null for one a processor core.
-      seconds_per_trace: a checker that takes longer is killed and the trace is called wrong.
+      seconds_per_trace: a checker that takes longer is killed and the trace is called wrong; what the task needs if
+        not given.
+      run_code_without_sandbox: run the programs that the model wrote with your own rights, on hosts that have no
+        sandbox: they can read and delete what you can.
     """
 
     keep: Literal["correct", "strict", "any"] = "correct"
@@ -118,6 +121,7 @@ class PruneConfig:
     max_traces: PositiveInt | None = 2_000
     num_workers: PositiveInt | None = None
     seconds_per_trace: PositiveFloat = 5.0
+    run_code_without_sandbox: bool = False
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -274,19 +278,20 @@ def parse_config(tree: Mapping[str, Any]) -> RunConfig:
       UserError: the first key that is unknown or whose value does not fit.
     """
     try:
-        return _ADAPTER.validate_python(_merged(_lengths_of_task(tree), dict(tree)))
+        return _ADAPTER.validate_python(_merged(_defaults_of_task(tree), dict(tree)))
     except pydantic.ValidationError as error:
         raise UserError(_one_line(error)) from error
 
 
-def _lengths_of_task(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The lengths of prompts and completions that the task needs, where it is one that we know."""
-    task = tree.get("task")
-    name = task.get("name") if isinstance(task, Mapping) else None
+def _defaults_of_task(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """What the task needs, where it is one that we know: the config's own defaults suit none in particular."""
+    section = tree.get("task")
+    name = section.get("name") if isinstance(section, Mapping) else None
     if not isinstance(name, str) or name not in TASKS:
         return {}
-    lengths = dataclasses.asdict(TASKS[name].generation)
-    return {"think": lengths, "evaluate": lengths}
+    task = TASKS[name]
+    lengths = dataclasses.asdict(task.generation)
+    return {"think": lengths, "evaluate": lengths, "prune": {"seconds_per_trace": task.seconds_per_trace}}
 
 
 def dump_config(config: RunConfig) -> str:

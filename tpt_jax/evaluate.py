@@ -23,6 +23,7 @@ class Evaluation:
       intervals: 95% intervals over questions, by metric name.
       mean_tokens: sampled tokens a trace, end of turn not counted.
       num_truncated: traces cut at the length limit.
+      num_unknown: questions left out of all figures, for their reference answers cannot be read.
     """
 
     num_questions: int
@@ -36,6 +37,7 @@ class Evaluation:
     intervals: dict[str, tuple[float, float]]
     mean_tokens: float
     num_truncated: int
+    num_unknown: int = 0
 
 
 def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
@@ -79,7 +81,9 @@ def evaluate(judged: Iterable[JudgedTrace], *, k: int) -> Evaluation:
         by_question[trace.trace.id].append(trace)
     if not by_question:
         raise UserError("there are no traces to evaluate; give at least one")
-    questions = list(by_question.values())
+    questions = [traces for traces in by_question.values() if not any(trace.verdict.unknown for trace in traces)]
+    if not questions:
+        raise UserError("not one reference answer can be read; name another checker, or mend the questions' answers")
     num_samples = len(questions[0])
     if any(len(traces) != num_samples for traces in questions):
         raise UserError("questions have unequal numbers of traces; give as many of each")
@@ -111,4 +115,5 @@ def evaluate(judged: Iterable[JudgedTrace], *, k: int) -> Evaluation:
         intervals={name: mean_interval(of_questions) for name, of_questions in values.items()},
         mean_tokens=sum(len(trace.token_ids) for trace in traces) / len(traces),
         num_truncated=sum(trace.finish_reason == "length" for trace in traces),
+        num_unknown=len(by_question) - len(questions),
     )

@@ -51,7 +51,7 @@ def _items(path: AnyPath) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     if content.lstrip().startswith(b"["):
         try:
             items = json.loads(content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}: not JSON ({error}); write a list of objects, or one object a line") from error
         for index, item in enumerate(items):
             yield f"{path}, item {index + 1}", lambda item=item: _object(item)

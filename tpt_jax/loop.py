@@ -19,6 +19,7 @@ from tpt_jax.evaluate import evaluate
 from tpt_jax.metrics import MetricsLog
 from tpt_jax.program import TrainerProgram
 from tpt_jax.prune.select import select
+from tpt_jax.prune.summary import count_labels
 from tpt_jax.records import JudgedTrace, Question
 from tpt_jax.run_dir import RunDir, Stage
 from tpt_jax.seal import BrokenCheckpointError
@@ -141,6 +142,7 @@ class Loop:
             "num_strict": sum(trace.verdict.strict for trace in judged),
             "num_kept": len(selection.kept),
             "num_dropped": selection.num_dropped,
+            "verdicts": count_labels(judged),
             "mean_think_tokens": sum(len(trace.trace.token_ids) for trace in judged) / max(1, len(judged)),
         }
 
@@ -278,11 +280,18 @@ class Loop:
         self._compilations_told += compilations
         stages = self._stages[index]
         pruned = {"num_traces": 0, "num_correct": 0, "num_strict": 0, "num_kept": 0, "num_dropped": {}}
-        pruned |= {name: fact for name, fact in stages.get("prune", {}).items() if name != "seconds"}
+        pruned |= {name: fact for name, fact in stages.get("prune", {}).items() if name not in ("seconds", "verdicts")}
+        tested = self._dir.traces(index, "evaluate")
+        verdicts = {"think": stages["prune"]["verdicts"]} if "prune" in stages else {}
         return {
             "round": index,
-            **dataclasses.asdict(evaluate(self._dir.traces(index, "evaluate"), k=self._config.evaluate.num_samples)),
+            **dataclasses.asdict(evaluate(tested, k=self._config.evaluate.num_samples)),
             **pruned,
+            "verdicts": {**verdicts, "evaluate": count_labels(tested)},
+            "num_contaminated": self._setup.task.num_contaminated,
+            "num_prompts_too_long": {
+                stage: stages[stage]["num_prompts_too_long"] for stage in ("think", "evaluate") if stage in stages
+            },
             "seconds": {name: facts["seconds"] for name, facts in stages.items()},
             "tokens": {name: facts["tokens"] for name, facts in stages.items() if "tokens" in facts},
             **{name: stages["think"][name] for name in ("slot_occupancy", "device_idle") if "think" in stages},

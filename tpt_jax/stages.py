@@ -19,6 +19,7 @@ from tpt_jax.metrics import progress
 from tpt_jax.paths import Path
 from tpt_jax.program import CompilationCounter, Relayout, SamplerProgram, TrainerProgram, compile_sampler
 from tpt_jax.prompts import Example, Prompt, load_prompt
+from tpt_jax.prune.checkers import without_sandbox
 from tpt_jax.prune.pool import CheckerPool
 from tpt_jax.records import JudgedTrace, Question, Trace, Verdict
 from tpt_jax.run_dir import RunDir, Sampling
@@ -69,6 +70,8 @@ def set_up(config: RunConfig, samplings: Sequence[Sampling]) -> Iterator[Setup]:
     task = load_task(config.task)
     prompt = prompt_of(config, model, task)
     prompt.check_contract((*task.train[:CONTRACT_QUESTIONS], *task.test[:CONTRACT_QUESTIONS]))
+    if task.num_contaminated:
+        say(f"{config.name}: {task.num_contaminated} training questions are left out, for they are test questions too")
     mesh = make_mesh(config.mesh)
     shards = Layout(mesh, DECODE_RULES).batch_ways
     plans: dict[Sampling, SamplingPlan] = {
@@ -85,7 +88,8 @@ def set_up(config: RunConfig, samplings: Sequence[Sampling]) -> Iterator[Setup]:
         shapes={sampling: plan.shape for sampling, plan in plans.items()},
         stop_ids=prompt.stop_ids,
     )
-    with CheckerPool(task.checker, config.prune.num_workers, config.prune.seconds_per_trace) as pool:
+    checker = without_sandbox(task.checker) if config.prune.run_code_without_sandbox else task.checker
+    with CheckerPool(checker, config.prune.num_workers, config.prune.seconds_per_trace) as pool:
         say(f"sampler ready after {time.monotonic() - started:.0f} s")
         yield Setup(config, model, task, prompt, mesh, plans, sampler, pool, compilations)
 

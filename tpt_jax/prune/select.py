@@ -19,7 +19,13 @@ class Selection:
 
 
 def select(
-    judged: Sequence[JudgedTrace], *, max_per_question: int | None, max_traces: int | None, seed: int, use: Keep
+    judged: Sequence[JudgedTrace],
+    *,
+    max_per_question: int | None,
+    max_traces: int | None,
+    seed: int,
+    use: Keep,
+    is_held_out: Callable[[str], bool] = lambda name: False,
 ) -> Selection:
     """Keeps finished traces with the wanted verdict, each text once, within the limits; what is over a limit is drawn.
 
@@ -27,7 +33,8 @@ def select(
     a question and 2,000 a round (arXiv 2504.18116, section 4).
 
     Args:
-      use: the verdict that counts; "any" keeps right and wrong alike.
+      use: the verdict that counts; "any" keeps right and wrong alike, but nothing of which neither is known.
+      is_held_out: whether the question of that id is one that is evaluated.
     """
     dropped: dict[str, int] = {}
 
@@ -43,6 +50,8 @@ def select(
     # In the order of a draw, so that "the first n" is a random choice that the input's order has no part in.
     traces = sorted(judged, key=lambda trace: _draw(trace, seed))
     traces = keep(traces, [trace for trace in traces if trace.trace.finish_reason == "stop"], "unfinished")
+    traces = keep(traces, [trace for trace in traces if not is_held_out(trace.trace.id)], "held out")
+    traces = keep(traces, [trace for trace in traces if not trace.verdict.unknown], "unknown")
     traces = keep(traces, [trace for trace in traces if wanted(trace)], "wrong")
     texts = {(trace.trace.id, trace.trace.completion): trace for trace in reversed(traces)}
     traces = keep(traces, sorted(texts.values(), key=lambda trace: _draw(trace, seed)), "duplicate")

@@ -19,12 +19,17 @@ LOSS = Unit(words.figure, lambda value: f"{value:.4g}")
 ROUND = "round (0: the model as given)"
 TIMES = ((3600, "hours"), (60, "minutes"), (1, "seconds"))
 MOST_LOSSES = 240  # points of the loss curve; more cannot be told apart
+MOST_KINDS = 6  # of verdicts in a chart, as many as there are colours
 SAME = 0.0005  # rates that are written alike
 
 
 def run_charts(run: Run) -> list[Markup]:
     """The charts of a run's own section."""
-    charts = (_passes(run), _yield(run), _mean_lengths(run), _lengths(run), _seconds(run), _loss(run))
+    charts = (
+        *(_passes(run), _verdicts(run, "evaluate", "What the checker said of the held-out traces")),
+        *(_yield(run), _verdicts(run, "think", "What the checker said of the traces sampled for training")),
+        *(_mean_lengths(run), _lengths(run), _seconds(run), _loss(run)),
+    )
     return [chart for chart in charts if chart is not None]
 
 
@@ -87,6 +92,21 @@ def _yield(run: Run) -> Markup | None:
     layers = [Layer(name, [of_round.thought(key) for of_round in rounds], color) for name, key, color in names]
     labels = [str(of_round.index) for of_round in rounds]
     return grouped_bars("Traces of training questions", labels, layers, unit=COUNT, x_name="round")
+
+
+def _verdicts(run: Run, stage: str, title: str) -> Markup | None:
+    """Format and reasoning apart: a bar a round, from what is right in the asked format to what has no answer."""
+    rounds = [of_round for of_round in run.rounds if of_round.verdicts[stage]]
+    kinds = list(dict.fromkeys(kind for of_round in rounds for kind in of_round.verdicts[stage]))
+    if not kinds:
+        return None
+    shown, rest = kinds[: MOST_KINDS - 1], kinds[MOST_KINDS - 1 :]
+    counts = [{**of_round.verdicts[stage]} for of_round in rounds]
+    layers = [Layer(kind, [each.get(kind, 0.0) for each in counts], color) for color, kind in enumerate(shown)]
+    if rest:
+        layers.append(Layer("other", [sum(each.get(kind, 0.0) for kind in rest) for each in counts], len(shown)))
+    labels = [str(of_round.index) for of_round in rounds]
+    return stacked_bars(title, labels, layers, unit=COUNT, x_name=ROUND)
 
 
 def _mean_lengths(run: Run) -> Markup | None:

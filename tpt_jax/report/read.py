@@ -32,6 +32,7 @@ class Round:
       numbers: all plain numbers, by name.
       seconds, tokens: by stage.
       dropped: how many traces pruning dropped, by reason.
+      verdicts: how many of each kind there are, by stage.
     """
 
     index: int
@@ -40,6 +41,7 @@ class Round:
     seconds: Mapping[str, float]
     tokens: Mapping[str, float]
     dropped: Mapping[str, float]
+    verdicts: Mapping[str, Mapping[str, float]]
 
     def rate(self, name: str) -> float | None:
         return self.rates[name].value if name in self.rates else None
@@ -144,8 +146,7 @@ def _round(folder: AnyPath) -> Round:
     if not isinstance(metrics, dict):
         raise UserError(f"{path}: not a JSON object; delete it, and `tpt run` makes the round anew")
     numbers = _numbers(metrics)
-    intervals = metrics.get("intervals")
-    intervals = intervals if isinstance(intervals, dict) else {}
+    intervals = _mapping(metrics.get("intervals"))
     return Round(
         index=int(folder.name),
         rates={name: Rate(numbers[name], _interval(intervals.get(name))) for name in RATES if name in numbers},
@@ -153,7 +154,12 @@ def _round(folder: AnyPath) -> Round:
         seconds=_numbers(metrics.get("seconds")),
         tokens=_numbers(metrics.get("tokens")),
         dropped=_numbers(metrics.get("num_dropped")),
+        verdicts={stage: _numbers(_mapping(metrics.get("verdicts")).get(stage)) for stage in ("think", "evaluate")},
     )
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _numbers(values: Any) -> dict[str, float]:

@@ -63,11 +63,13 @@ class TaskConfig(abc.ABC):
     Attributes:
       name: which task; in the config it chooses the class.
       checker_name: of the checker that judges the task's traces unless the user names another.
+      seconds_per_trace: a slower check is killed, unless the user says otherwise.
       generation: the lengths that the task needs.
     """
 
     name: str
     checker_name: ClassVar[str]
+    seconds_per_trace: ClassVar[float] = 5.0
     generation: ClassVar[Generation] = Generation()
 
     @abc.abstractmethod
