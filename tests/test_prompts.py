@@ -1,6 +1,7 @@
 """The prompt's contract, on the quickstart's tokenizer and on templates that break it."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from tpt_jax.prompts import PLAIN_TEMPLATE, load_prompt
 from tpt_jax.quickstart.corpus import Text
 from tpt_jax.quickstart.make_base import CHAT_TEMPLATE, write_tokenizer
 from tpt_jax.records import Question
+from tpt_jax.tasks import Shot
+from tpt_jax.verbs import show_prompts
 
 QUESTION = Question("q", "How many apples are 3 apples and 4 apples?", "7")
 
@@ -41,6 +44,37 @@ def test_the_prompt_does_not_depend_on_the_day(folder: Path) -> None:
     assert template != CHAT_TEMPLATE
     prompt = load_prompt(with_template(folder, template), "")
     assert "26 Jul 2024" in prompt.text(prompt.prompt_ids("?"))
+
+
+SHOTS = (Shot("How many apples are 3 apples and 4 apples?", "#### 7"), Shot("How many apples are 4 apples?", "#### 4"))
+
+
+@pytest.mark.parametrize("template", [CHAT_TEMPLATE, GEMMA_LIKE, None])
+def test_examples_stand_before_the_question(folder: Path, template: str | None) -> None:
+    """As turns of their own, each with the instruction; what trains is still what samples, and more."""
+    prompt = load_prompt(with_template(folder, template), "3", SHOTS)
+    prompt.check_contract([QUESTION])
+    text = prompt.text(prompt.prompt_ids("4 apples?"), with_special=True)
+    assert text.count("#### 7") == text.count("#### 4") == 1
+    assert text.index("#### 7") < text.index("#### 4") < text.rindex("4 apples?")
+    assert text.count("?\n3") == 3
+    assert text.count("<end_of_turn>") == (0 if template is None else 2 if template == CHAT_TEMPLATE else 5)
+
+
+def test_prompts_are_shown_as_the_model_reads_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    quickstart = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
+    assert show_prompts(1, quickstart, {"prompt.instruction": "Think."}, None, None) == 0
+    shown = capsys.readouterr().out
+    assert re.search(
+        r"^=== gsm_symbolic/train/0: \d+ tokens, .*<end_of_turn>\n<bos><user>.*<model>\n$", shown, re.DOTALL
+    )
+    (tmp_path / "prompts.jsonl").write_text('{"id": "sum", "prompt": "2 + 2 ="}\n')
+    assert show_prompts(3, None, {}, "quickstart", tmp_path / "prompts.jsonl") == 0
+    assert "<bos><user>2 + 2 =<model>" in capsys.readouterr().out
+    with pytest.raises(UserError, match="needs --config FILE, or --model DIR and --prompts"):
+        show_prompts(3, None, {}, "quickstart", None)
+    with pytest.raises(UserError, match=r"prompt\.num_shots \(1\): task gsm_symbolic has 0 examples"):
+        show_prompts(3, quickstart, {"prompt.num_shots": "1"}, None, None)
 
 
 @pytest.mark.parametrize("template", [CHAT_TEMPLATE, GEMMA_LIKE, None])

@@ -6,7 +6,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ from tpt_jax.errors import UserError
 from tpt_jax.prune import command
 from tpt_jax.prune.answers import check_numeric
 from tpt_jax.prune.checkers import get_checker
-from tpt_jax.prune.pool import CheckerPool
+from tpt_jax.prune.pool import BATCH, CheckerPool
 from tpt_jax.prune.select import select
 from tpt_jax.records import JudgedTrace, Question, Trace, Verdict, read_jsonl
 
@@ -36,6 +36,8 @@ def hanging_checker(question: Question, completion: str) -> Verdict:
         os._exit(1)
     if completion == "raise":
         raise ValueError(completion)
+    if completion == "eat":
+        return check_numeric(question, "7" * 2**31)
     return check_numeric(question, completion)
 
 
@@ -43,23 +45,55 @@ def pairs(*completions: str) -> list[tuple[Question, Trace]]:
     return [(Question("q", "?", "7"), Trace("q", sample, text)) for sample, text in enumerate(completions)]
 
 
-def test_a_hanging_or_dying_checker_costs_one_trace_only() -> None:
+def test_a_checker_that_hangs_dies_or_eats_memory_costs_one_trace_only() -> None:
     started = time.monotonic()
     with CheckerPool(f"{__name__}:hanging_checker", 2, seconds_per_trace=0.5) as pool:
-        verdicts = list(pool.judge(pairs("7", "hang", "7", "die", "8", "raise", "7")))
-    assert [verdict.correct for verdict in verdicts] == [True, False, True, False, False, False, True]
-    reasons = [verdict.reason for verdict in verdicts]
-    assert reasons == ["", "time limit", "", "checker died", "", "checker raised ValueError", ""]
+        verdicts = list(pool.judge(pairs("7", "hang", "7", "die", "8", "raise", "7", "eat", "7")))
+    assert [verdict.correct for verdict in verdicts] == [True, False, True, False, False, False, True, False, True]
+    reasons = [verdict.reason for verdict in verdicts if verdict.extracted is None]
+    assert reasons == ["time limit", "checker died", "checker raised ValueError", "memory limit"]
     assert time.monotonic() - started < 20
 
 
+def test_hostile_traces() -> None:
+    """Each is judged, at once and by itself, whatever is in it."""
+    traces = (
+        "#### 7\0",
+        "\ud800 #### 7",
+        "9**9**9 #### 7",
+        "{" * 10_000 + "#### 7",
+        "x" * 10_000_000 + "#### 7",
+        "\x1b[2J",
+    )
+    with CheckerPool("numeric", 1, seconds_per_trace=5.0) as pool:
+        verdicts = list(pool.judge(pairs(*traces)))
+    assert [verdict.correct for verdict in verdicts] == [True] * 5 + [False]
+
+
 def test_verdicts_come_in_the_order_given() -> None:
-    numbers = [str(random.Random(0).randint(0, 9)) for _ in range(1000)]
+    numbers = [str(random.Random(seed).randint(0, 9)) for seed in range(1000)]
     with CheckerPool("numeric", 2, seconds_per_trace=5.0) as pool:
         futures = [pool.submit_batch(pairs(*numbers[start : start + 300])) for start in range(0, 1000, 300)]
         verdicts = [verdict for future in futures for verdict in future.result()]
         assert list(pool.judge([])) == []
     assert [verdict.extracted for verdict in verdicts] == numbers
+
+
+def test_no_more_is_read_than_is_judged() -> None:
+    """However many traces a file holds, a few batches of them are in memory."""
+    given = 0
+
+    def many() -> Iterator[tuple[Question, Trace]]:
+        nonlocal given
+        for sample in range(20 * BATCH):
+            given += 1
+            yield Question("q", "?", "7"), Trace("q", sample, "7")
+
+    with CheckerPool("numeric", 1, seconds_per_trace=5.0) as pool:
+        verdicts = pool.judge(many())
+        assert next(verdicts).correct
+        assert given <= 2 * BATCH
+        assert sum(verdict.correct for verdict in verdicts) == 20 * BATCH - 1
 
 
 def test_an_unknown_checker_is_named() -> None:

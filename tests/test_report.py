@@ -150,7 +150,7 @@ def test_the_page_shows_the_run(tmp_path: Path) -> None:
 def test_verdicts_by_round_and_reason(tmp_path: Path) -> None:
     page = report(make_run(tmp_path / "run"))
     assert "What the checker said of the held-out traces" in page.text
-    assert re.search(r"time limit\s+32\s+28\s+24", page.text)
+    assert "time limit322824" in page.text  # a row of the table
     assert "What the checker said of the traces sampled for training" not in page.text
 
 

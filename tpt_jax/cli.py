@@ -78,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     from tpt_jax.think import command as sample_command
 
     sample_command.add_arguments(sample)
+    sample.set_defaults(takes_overrides=True)
     _takes_hosts(sample)
 
     prune = add("prune", _prune, "Judge a file of traces and mark those to keep.")
@@ -188,7 +189,14 @@ def _export(args: argparse.Namespace, overrides: dict[str, str]) -> int:
 
 
 def _sample(args: argparse.Namespace, overrides: dict[str, str]) -> int:
+    if (overrides or args.config) and not (args.config and args.show_prompts):
+        given = ", ".join(f"--{name}" for name in (*overrides, *(["config"] if args.config else [])))
+        raise UserError(f"{given}: only with --show_prompts --config FILE; tpt sample --help tells what else there is")
     _prepare_jax()
+    if args.show_prompts:
+        from tpt_jax.verbs import show_prompts
+
+        return show_prompts(args.show_prompts, args.config, overrides, args.model, args.prompts)
     _join_hosts(args)
     from tpt_jax.think import command
 

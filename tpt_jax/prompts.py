@@ -87,9 +87,12 @@ class Prompt:
         prompt = self.prompt_ids(question)
         return Example((*prompt, *completion_ids, self.end_of_turn), len(prompt), id)
 
-    def text(self, token_ids: Sequence[int]) -> str:
+    def text(self, token_ids: Sequence[int], *, with_special: bool = False) -> str:
+        """What token ids stand for, special tokens left out unless they are asked for."""
         return str(
-            self._tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            self._tokenizer.decode(
+                list(token_ids), skip_special_tokens=not with_special, clean_up_tokenization_spaces=False
+            )
         )
 
     def check_contract(self, questions: Iterable[Question]) -> None:

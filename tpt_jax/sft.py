@@ -1,21 +1,24 @@
 """`tpt sft`: fine-tunes a model on a file of traces, without the loop. Killed, the same command goes on."""
 
+import collections
 import json
 from typing import Any
 
 from tpt_jax import hosts
 from tpt_jax.checkpoint import CheckpointWriter, ModelFolder, is_complete
 from tpt_jax.config import RunConfig, dump_config
-from tpt_jax.errors import UserError
+from tpt_jax.errors import UnusableError, UserError
+from tpt_jax.lines import read_records
 from tpt_jax.mesh import make_mesh
 from tpt_jax.metrics import MetricsLog, import_wandb
 from tpt_jax.paths import Path, to_path
 from tpt_jax.program import compile_trainer
 from tpt_jax.prompts import Example, Prompt
-from tpt_jax.records import digest, read_jsonl, write_atomically
+from tpt_jax.records import digest, write_atomically
 from tpt_jax.run_dir import saved_steps
 from tpt_jax.stages import fine_tune, prompt_of
 from tpt_jax.tasks import Task, load_task
+from tpt_jax.tasks.decontamination import normalised, texts_of
 from tpt_jax.terminal import say
 from tpt_jax.train.data import split_by_length
 from tpt_jax.train.fit import StepRecord
@@ -92,40 +95,40 @@ def train_on_file(config: RunConfig, model_path: str, traces: Path, output_path:
 
 
 def read_examples(path: Path, task: Task, prompt: Prompt, vocab_size: int) -> list[Example]:
-    """The traces of a file, but for those marked as not kept and those that were cut before their end.
+    """The traces of a file, but for those marked as not kept, cut before their end, or of a test question.
 
     Sampled token ids are taken where the file has them.
 
     Raises:
-      UserError: a line without a completion, or without a question of its own or of the task.
+      UserError: more than 1% of the lines have no completion, or no question of their own or of the task.
     """
-    texts = {question.id: question.question for question in (*task.train, *task.test)}
-    examples = []
-    num_unfinished = 0
-    for number, line in enumerate(read_jsonl(path), start=1):
+    texts = {question.id: question.question for question in (*task.test, *task.train)}
+    tested = texts_of(task.test)
+    left_out: collections.Counter[str] = collections.Counter()
+
+    def read(index: int, line: dict[str, Any]) -> Example | None:
         if not line.get("kept", True):
-            continue
-        if line.get("finish_reason", "stop") != "stop":
-            num_unfinished += 1  # an end of turn after it would teach the model to stop in the middle
-            continue
+            return None
         completion = line.get("completion", line.get("trace"))
         question = line.get("question", texts.get(str(line.get("id"))))
-        if not isinstance(completion, str) or not isinstance(question, str):
-            lacks = (
-                'a text under "completion"'
-                if not isinstance(completion, str)
-                else f'a "question", and no question has the id {line.get("id")!r}'
-            )
-            raise UserError(
-                f'{path}: trace {number} lacks {lacks}; write {{"id", "completion"}} lines with ids of the task'
-            )
-        name = f"{line.get('id', number)}/{line.get('sample', 0)}"
+        if not isinstance(completion, str):
+            raise UnusableError('lacks a text under "completion"')
+        if not isinstance(question, str):
+            raise UnusableError(f'lacks a "question", and no question of the task has the id {line.get("id")!r}')
+        if line.get("finish_reason", "stop") != "stop":
+            left_out["cut before their end"] += 1  # an end of turn after it would teach the model to stop in the middle
+            return None
+        if normalised(question) in tested:
+            left_out["of test questions"] += 1
+            return None
         ids = line.get("token_ids") or prompt.completion_ids(completion)
         if not all(isinstance(token, int) and 0 <= token < vocab_size for token in ids):
-            raise UserError(f"{path}: trace {number} has token_ids that the model's vocabulary has not; leave them out")
-        examples.append(prompt.example(question, ids, name))
-    if num_unfinished:
-        say(f"{path}: {num_unfinished} traces are left out, cut before their end")
+            raise UnusableError("has token_ids that the model's vocabulary has not; leave them out")
+        return prompt.example(question, ids, f"{line.get('id', index)}/{line.get('sample', 0)}")
+
+    examples = [example for example in read_records(path, read) if example is not None]
+    for reason, count in left_out.items():
+        say(f"{path}: {count} traces are left out, {reason}")
     return examples
 
 

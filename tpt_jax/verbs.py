@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +13,7 @@ from rich.console import Console
 
 from tpt_jax import hosts, report
 from tpt_jax.checkpoint import ModelFolder, export
-from tpt_jax.config import MeshConfig, RunConfig
+from tpt_jax.config import MeshConfig, RunConfig, load_config
 from tpt_jax.errors import UserError
 from tpt_jax.evaluate import evaluate
 from tpt_jax.loop import Loop
@@ -19,10 +21,13 @@ from tpt_jax.mesh import make_mesh
 from tpt_jax.metrics import MetricsLog, import_wandb, round_table
 from tpt_jax.paths import to_path
 from tpt_jax.program import compile_trainer
+from tpt_jax.prompts import load_prompt
 from tpt_jax.run_dir import RunDir
 from tpt_jax.sharding import TRAIN_RULES, Layout
-from tpt_jax.stages import sample_and_judge, set_up
+from tpt_jax.stages import prompt_of, sample_and_judge, set_up
+from tpt_jax.tasks import load_task
 from tpt_jax.terminal import say
+from tpt_jax.think.command import read_prompts
 
 
 def run(config: RunConfig, path: str) -> int:
@@ -74,6 +79,34 @@ def evaluate_model(config: RunConfig, model: str, path: str | None) -> int:
             run_dir.write_metrics(0, {"round": 0, **figures})
             print(json.dumps(figures, indent=2))
         hosts.meet("the end")
+    return 0
+
+
+def show_prompts(
+    count: int, config_path: Path | None, overrides: Mapping[str, str], model_path: str | None, prompts: Path | None
+) -> int:
+    """`tpt sample --show_prompts`: the first prompts as the model reads them, special tokens and all.
+
+    Args:
+      config_path: of a run, whose training questions are shown; else model_path and prompts say what is.
+
+    Raises:
+      UserError: too little is given.
+    """
+    if config_path is not None:
+        config = load_config(config_path, overrides)
+        model = ModelFolder.open(config.model.path, config.model.source)
+        task = load_task(config.task)
+        prompt, texts = prompt_of(config, model, task), {each.id: each.question for each in task.train}
+    elif model_path is not None and prompts is not None:
+        prompt, texts = load_prompt(ModelFolder.open(model_path).path), read_prompts(prompts)
+    else:
+        raise UserError("--show_prompts: needs --config FILE, or --model DIR and --prompts F.jsonl")
+    end = prompt.text([prompt.end_of_turn], with_special=True)
+    for name, text in itertools.islice(texts.items(), count):
+        ids = prompt.prompt_ids(text)
+        print(f"=== {name}: {len(ids)} tokens, after which the model is to write its answer and {end}")
+        print(prompt.text(ids, with_special=True))
     return 0
 
 

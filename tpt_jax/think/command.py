@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from tpt_jax.arguments import fraction, non_negative, not_empty, positive, seed
-from tpt_jax.errors import UserError
-from tpt_jax.records import Trace, digest, read_jsonl, write_jsonl
+from tpt_jax.errors import UnusableError, UserError
+from tpt_jax.lines import read_records
+from tpt_jax.records import Trace, digest, write_jsonl
 
 # What decides which traces come out, and so what a file that was begun can be gone on with.
 SETTINGS = (
@@ -19,9 +20,18 @@ SETTINGS = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, help="a Hugging Face folder or a run's checkpoint")
-    parser.add_argument("--prompts", type=Path, required=True, help='JSON lines: {"id", "prompt"}')
-    parser.add_argument("--output", type=Path, required=True, help="the completions, JSON lines")
+    parser.add_argument("--model", help="a Hugging Face folder or a run's checkpoint")
+    parser.add_argument("--prompts", type=Path, help='JSON lines: {"id", "prompt"}')
+    parser.add_argument("--output", type=Path, help="the completions, JSON lines")
+    parser.add_argument(
+        "--show_prompts",
+        type=positive,
+        nargs="?",
+        const=3,
+        metavar="N",
+        help="only print the first N prompts (3) as the model reads them: of --prompts, or of the run that --config is",
+    )
+    parser.add_argument("--config", type=Path, help="with --show_prompts: a run's YAML file, whose keys can be set")
     parser.add_argument("--num_samples", type=positive, default=1, help="completions of each prompt")
     parser.add_argument("--temperature", type=non_negative, default=0.8, help="0 takes the likeliest token")
     parser.add_argument("--top_k", type=positive, help="draw from the k likeliest tokens only")
@@ -48,6 +58,9 @@ def main(args: argparse.Namespace) -> int:
     """Samples what is missing, then writes the output, ordered by prompt and sample, whole or not at all."""
     from tpt_jax import hosts
 
+    for name in ("model", "prompts", "output"):
+        if getattr(args, name) is None:
+            raise UserError(f"--{name}: missing; tpt sample --help tells what to give")
     if args.output.exists():
         raise UserError(f"{args.output}: exists already; give a new file, or remove it")
     prompts = read_prompts(args.prompts)
@@ -85,16 +98,19 @@ def read_prompts(path: Path) -> dict[str, str]:
     """Prompts by id; without ids, a prompt's number (from 0) is its id.
 
     Raises:
-      UserError: something that is not a prompt, or two with one id, named by file and number.
+      UserError: there are none, or more than 1% are no prompts, named by file and line.
     """
     prompts: dict[str, str] = {}
-    for index, line in enumerate(read_jsonl(path)):
+
+    def read(index: int, line: dict[str, Any]) -> None:
         text, name = line.get("prompt"), str(line.get("id", index))
         if not isinstance(text, str):
-            raise UserError(f'{path}: prompt {index + 1} lacks a text under "prompt"; write {{"id", "prompt"}}')
+            raise UnusableError('lacks a text under "prompt"; write {"id", "prompt"}')
         if name in prompts:
-            raise UserError(f"{path}: prompt {index + 1} has the id {name!r} of an earlier one; make ids unique")
+            raise UnusableError(f"the id {name!r} is that of an earlier prompt; make ids unique")
         prompts[name] = text
+
+    read_records(path, read)
     if not prompts:
         raise UserError(f"{path}: holds no prompts")
     return prompts
