@@ -117,6 +117,12 @@ def _parser() -> argparse.ArgumentParser:
 
     train_bench.add_arguments(bench_train)
 
+    bench_check = bench.add_parser("check", help="Verdicts a second.")
+    bench_check.set_defaults(verb=_bench_check, takes_overrides=False)
+    from tpt_jax.prune import bench as check_bench
+
+    check_bench.add_arguments(bench_check)
+
     report = add("report", _report, "Write the HTML report of one or more runs.")
     from tpt_jax.report import command as report_command
 
@@ -224,6 +230,12 @@ def _bench_sample(args: argparse.Namespace, overrides: dict[str, str]) -> int:
 def _bench_train(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     _prepare_jax()
     from tpt_jax.train import bench
+
+    return bench.main(args)
+
+
+def _bench_check(args: argparse.Namespace, overrides: dict[str, str]) -> int:
+    from tpt_jax.prune import bench
 
     return bench.main(args)
 

@@ -2,20 +2,23 @@
 
 import argparse
 import dataclasses
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tpt_jax.arguments import natural, positive, positive_number
 from tpt_jax.errors import UnusableError, UserError
 from tpt_jax.lines import read_records
 from tpt_jax.records import JudgedTrace, Question, Trace, write_jsonl
 
+if TYPE_CHECKING:
+    from tpt_jax.prune.pool import CheckerPool
+
 ReadQuestion = Callable[[str, dict[str, Any]], Question]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_input_arguments(parser: argparse.ArgumentParser) -> None:
+    """What is judged, and how."""
     parser.add_argument("--task", required=True, help="whose questions these are, and whose checker judges: gsm8k, ...")
     parser.add_argument(
         "--questions",
@@ -26,18 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--traces", type=Path, required=True, help='JSON lines: {"id", "sample", "completion" or "trace"}'
     )
-    parser.add_argument("--output", type=Path, required=True, help="the traces with their verdicts, JSON lines")
     parser.add_argument("--checker", help="judge with this one: a name, or your own module:function")
-    parser.add_argument("--held_out", type=Path, help="questions of an evaluation; traces of theirs are not kept")
-    parser.add_argument(
-        "--keep", choices=("correct", "strict", "any"), default="correct", help="the verdict that counts"
-    )
-    parser.add_argument("--max_per_question", type=positive, help="keep at most so many of each, drawn with the seed")
-    parser.add_argument("--max_traces", type=positive, help="keep at most so many in all, drawn with the seed")
-    parser.add_argument("--seed", type=natural, default=0)
     parser.add_argument("--num_workers", type=positive, help="checker processes; one a processor core if not given")
     parser.add_argument(
-        "--seconds_per_trace", type=positive_number, help="a slower check is killed; what the task needs"
+        "--seconds_per_trace", type=positive_number, help="a slower check is killed; what the task needs if not given"
     )
     parser.add_argument(
         "--run_code_without_sandbox",
@@ -46,29 +41,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_input_arguments(parser)
+    parser.add_argument("--output", type=Path, required=True, help="the traces with their verdicts, JSON lines")
+    parser.add_argument("--held_out", type=Path, help="questions of an evaluation; traces of theirs are not kept")
+    parser.add_argument(
+        "--keep", choices=("correct", "strict", "any"), default="correct", help="the verdict that counts"
+    )
+    parser.add_argument("--max_per_question", type=positive, help="keep at most so many of each, drawn with the seed")
+    parser.add_argument("--max_traces", type=positive, help="keep at most so many in all, drawn with the seed")
+    parser.add_argument("--seed", type=natural, default=0)
+
+
 def main(args: argparse.Namespace) -> int:
     """Judges, writes the output whole or not at all, and prints a summary to standard output."""
     from rich.console import Console
 
-    from tpt_jax.prune.checkers import without_sandbox
-    from tpt_jax.prune.pool import CheckerPool
     from tpt_jax.prune.select import select
     from tpt_jax.prune.summary import print_summary
     from tpt_jax.tasks import task_class
     from tpt_jax.tasks.decontamination import normalised, texts_of
 
-    task = task_class(args.task)
-    checker = args.checker or task.checker_name
-    if args.run_code_without_sandbox:
-        checker = without_sandbox(checker)
-    questions = read_questions(args.questions, task.read_question)
-    held_out = texts_of(read_questions(args.held_out, task.read_question).values()) if args.held_out else frozenset()
-    lines = read_traces(args.traces, questions)
-    traces = [trace for _, trace in lines]
-    with CheckerPool(checker, args.num_workers, args.seconds_per_trace or task.seconds_per_trace) as pool:
-        started = time.monotonic()
+    given = read_input(args)
+    questions, traces = given.questions, [trace for _, trace in given.lines]
+    held_out = read_questions(args.held_out, task_class(args.task).read_question) if args.held_out else {}
+    tested = texts_of(held_out.values())
+    with given.pool(args.num_workers) as pool:
         verdicts = list(pool.judge((questions[trace.id], trace) for trace in traces))
-        seconds = time.monotonic() - started
     judged = list(map(JudgedTrace, traces, verdicts))
     selection = select(
         judged,
@@ -76,20 +75,52 @@ def main(args: argparse.Namespace) -> int:
         max_traces=args.max_traces,
         seed=args.seed,
         use=args.keep,
-        is_held_out=lambda name: normalised(questions[name].question) in held_out,
+        is_held_out=lambda name: normalised(questions[name].question) in tested,
     )
     kept = {(trace.trace.id, trace.trace.sample) for trace in selection.kept}
     write_jsonl(
         args.output,
         (
             {**line, **dataclasses.asdict(verdict), "kept": (trace.id, trace.sample) in kept}
-            for (line, trace), verdict in zip(lines, verdicts, strict=True)
+            for (line, trace), verdict in zip(given.lines, verdicts, strict=True)
         ),
     )
-    stdout = Console()
-    print_summary(stdout, judged, selection)
-    stdout.print(f"{len(judged) / seconds:,.0f} verdicts/s", highlight=False)
+    print_summary(Console(), judged, selection)
     return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """Traces to judge, each with the line that it stood in, and the name of who judges them."""
+
+    questions: dict[str, Question]
+    lines: list[tuple[dict[str, Any], Trace]]
+    checker: str
+    seconds_per_trace: float
+
+    def pool(self, num_workers: int | None) -> "CheckerPool":
+        from tpt_jax.prune.pool import CheckerPool
+
+        return CheckerPool(self.checker, num_workers, self.seconds_per_trace)
+
+
+def read_input(args: argparse.Namespace) -> Input:
+    """What the input arguments name.
+
+    Raises:
+      UserError: there is no such task or checker, or a file that is not what it should be.
+    """
+    from tpt_jax.prune.checkers import get_checker, without_sandbox
+    from tpt_jax.tasks import task_class
+
+    task = task_class(args.task)
+    checker = args.checker or task.checker_name
+    if args.run_code_without_sandbox:
+        checker = without_sandbox(checker)
+    get_checker(checker)  # before the files are read
+    questions = read_questions(args.questions, task.read_question)
+    seconds = args.seconds_per_trace or task.seconds_per_trace
+    return Input(questions, read_traces(args.traces, questions), checker, seconds)
 
 
 def read_questions(path: Path, read: ReadQuestion) -> dict[str, Question]:

@@ -8,12 +8,13 @@ import queue
 import resource
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from multiprocessing.connection import Connection
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from tpt_jax.prune.checkers import get_checker
 from tpt_jax.records import Question, Trace, Verdict
@@ -25,6 +26,7 @@ Job = tuple[list[Pair], Future[list[Verdict]]]
 MOST_TRACES = 64
 MOST_CHARACTERS = 2**20
 JOBS_AHEAD = 16  # for each worker; whoever submits more waits
+SECONDS_BETWEEN_MESSAGES = 0.02  # a message for each quick verdict would cost more than the verdict
 SECONDS_TO_START = 60.0
 MEMORY_LIMIT = 2**30  # bytes of address space that a check may take on top of what its process has at the start
 BATCH = 1_024  # traces, of which judge has two under way
@@ -128,12 +130,17 @@ def _joined(parts: list[Future[list[Verdict]]]) -> Future[list[Verdict]]:
 
 
 class _Worker:
-    """One checker process and the pipe to it."""
+    """One checker process and the pipe to it.
+
+    Attributes:
+      current: the place, in the chunk that it was sent, of the trace that it is judging; in shared memory.
+    """
 
     def __init__(self, checker: str):
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(checker, theirs), daemon=True)
+        self.current = context.RawValue("i", 0)
+        self._process = context.Process(target=_serve, args=(checker, theirs, self.current), daemon=True)
         self._process.start()
         theirs.close()  # so that the pipe breaks when the process ends
         try:
@@ -159,13 +166,19 @@ def _manage(checker: str, seconds: float, jobs: "queue.Queue[Job | None]") -> No
     while (job := jobs.get()) is not None:
         pairs, future = job
         verdicts: list[Verdict] = []
+        failed: dict[int, Verdict] = {}  # by place; what the worker had judged and not yet sent is judged again
         try:
             while len(verdicts) < len(pairs):
+                start = len(verdicts)
+                if start in failed:
+                    verdicts.append(failed[start])
+                    continue
                 worker = worker or _Worker(checker)
-                failed = _check(worker, pairs[len(verdicts) :], seconds, verdicts)
-                if failed is not None:
-                    verdicts.append(failed)
+                stop = min((place for place in failed if place > start), default=len(pairs))
+                reason = _check(worker, pairs[start:stop], seconds, verdicts)
+                if reason is not None:
                     worker.kill()
+                    failed[start + worker.current.value] = Verdict.wrong(reason)
                     worker = None
             future.set_result(verdicts)
         except Exception as error:  # whoever waits for the verdicts is told
@@ -174,23 +187,25 @@ def _manage(checker: str, seconds: float, jobs: "queue.Queue[Job | None]") -> No
         worker.kill()
 
 
-def _check(worker: _Worker, pairs: list[Pair], seconds: float, verdicts: list[Verdict]) -> Verdict | None:
-    """Appends a verdict for each pair; returns one of its own for the pair at which the worker has to be replaced."""
+def _check(worker: _Worker, pairs: list[Pair], seconds: float, verdicts: list[Verdict]) -> str | None:
+    """Appends verdicts on the pairs; says why, if the worker has to be replaced before it has sent them all."""
+    wanted = len(verdicts) + len(pairs)
+    worker.current.value = 0
     try:
         worker.pipe.send(pairs)
-        for _ in pairs:
-            if not worker.pipe.poll(seconds):
-                return Verdict.wrong("time limit")
-            verdict = worker.pipe.recv()
-            if verdict is None:
-                return Verdict.wrong("memory limit")
-            verdicts.append(verdict)
+        while len(verdicts) < wanted:
+            if not worker.pipe.poll(seconds + SECONDS_BETWEEN_MESSAGES):
+                return "time limit"
+            message = worker.pipe.recv()
+            if message is None:
+                return "memory limit"
+            verdicts.extend(message)
     except (EOFError, OSError):
-        return Verdict.wrong("checker died")
+        return "checker died"
     return None
 
 
-def _serve(checker: str, pipe: Connection) -> None:
+def _serve(checker: str, pipe: Connection, current: Any) -> None:
     """The worker: judges what comes through the pipe until it closes. None says that it ran out of memory."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which ends us
     check = get_checker(checker)
@@ -201,7 +216,10 @@ def _serve(checker: str, pipe: Connection) -> None:
             pairs: list[Pair] = pipe.recv()
         except EOFError:
             return
-        for question, completion in pairs:
+        judged: list[Verdict] = []
+        sent_at = time.monotonic()
+        for place, (question, completion) in enumerate(pairs):
+            current.value = place
             try:
                 verdict = check(question, completion)
             except MemoryError:  # whatever the checker was in the middle of: a new process goes on
@@ -209,7 +227,11 @@ def _serve(checker: str, pipe: Connection) -> None:
                 return
             except Exception as error:  # a checker's own mistake costs one trace, and is named
                 verdict = Verdict.wrong(f"checker raised {type(error).__name__}")
-            pipe.send(verdict)
+            judged.append(verdict)
+            if time.monotonic() - sent_at > SECONDS_BETWEEN_MESSAGES:
+                pipe.send(judged)
+                judged, sent_at = [], time.monotonic()
+        pipe.send(judged)
 
 
 def _limit_memory() -> None:

@@ -19,7 +19,7 @@ LOSS = Unit(words.figure, lambda value: f"{value:.4g}")
 ROUND = "round (0: the model as given)"
 TIMES = ((3600, "hours"), (60, "minutes"), (1, "seconds"))
 MOST_LOSSES = 240  # points of the loss curve; more cannot be told apart
-MOST_KINDS = 6  # of verdicts in a chart, as many as there are colours
+KIND_COLORS = (0, 2, 5, 1, 3, 4)  # of the verdicts in a chart: right ones, the commonest wrong kind in grey, others
 SAME = 0.0005  # rates that are written alike
 
 
@@ -100,11 +100,15 @@ def _verdicts(run: Run, stage: str, title: str) -> Markup | None:
     kinds = list(dict.fromkeys(kind for of_round in rounds for kind in of_round.verdicts[stage]))
     if not kinds:
         return None
-    shown, rest = kinds[: MOST_KINDS - 1], kinds[MOST_KINDS - 1 :]
+    shown, rest = kinds[: len(KIND_COLORS) - 1], kinds[len(KIND_COLORS) - 1 :]
     counts = [{**of_round.verdicts[stage]} for of_round in rounds]
-    layers = [Layer(kind, [each.get(kind, 0.0) for each in counts], color) for color, kind in enumerate(shown)]
+    layers = [
+        Layer(kind, [each.get(kind, 0.0) for each in counts], color)
+        for kind, color in zip(shown, KIND_COLORS, strict=False)
+    ]
     if rest:
-        layers.append(Layer("other", [sum(each.get(kind, 0.0) for kind in rest) for each in counts], len(shown)))
+        others = [sum(each.get(kind, 0.0) for kind in rest) for each in counts]
+        layers.append(Layer("other", others, KIND_COLORS[-1]))
     labels = [str(of_round.index) for of_round in rounds]
     return stacked_bars(title, labels, layers, unit=COUNT, x_name=ROUND)
 
