@@ -12,7 +12,8 @@ from tpt_jax.prompts import PLAIN_TEMPLATE, load_prompt
 from tpt_jax.quickstart.corpus import Text
 from tpt_jax.quickstart.make_base import CHAT_TEMPLATE, write_tokenizer
 from tpt_jax.records import Question
-from tpt_jax.tasks import Shot
+from tpt_jax.sft import read_examples
+from tpt_jax.tasks import Shot, Task
 from tpt_jax.verbs import show_prompts
 
 QUESTION = Question("q", "How many apples are 3 apples and 4 apples?", "7")
@@ -59,6 +60,32 @@ def test_examples_stand_before_the_question(folder: Path, template: str | None) 
     assert text.index("#### 7") < text.index("#### 4") < text.rindex("4 apples?")
     assert text.count("?\n3") == 3
     assert text.count("<end_of_turn>") == (0 if template is None else 2 if template == CHAT_TEMPLATE else 5)
+
+
+def test_what_a_file_of_traces_is_trained_on(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not what was not kept, was cut, or answers a test question in whatever spelling."""
+    task = Task("mine", "", "numeric", (QUESTION,), (Question("t", "3 apples and 4 apples?", "7"),))
+    lines = [
+        {"id": "q", "completion": "#### 7"},
+        {"id": "q", "sample": 1, "completion": "#### 8", "kept": False},
+        {"id": "q", "sample": 2, "completion": "3 + 4", "finish_reason": "length"},
+        {"id": "t", "completion": "#### 7"},
+        {"id": "new", "question": "3  apples AND 4 apples", "completion": "#### 7"},
+        {"id": "new", "question": "4 apples?", "completion": "#### 4"},
+    ]
+    path = tmp_path / "traces.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    prompt = load_prompt(folder)
+    examples = read_examples(path, task, prompt, vocab_size=10_000)
+    assert [prompt.text(example.tokens[example.num_prompt :]) for example in examples] == ["#### 7", "#### 4"]
+    told = capsys.readouterr().err
+    assert "1 traces are left out, cut before their end" in told
+    assert "2 traces are left out, of test questions" in told
+    path.write_text('{"id": "unheard of", "completion": "#### 7"}')
+    with pytest.raises(
+        UserError, match=r"traces\.jsonl:1: lacks a \"question\", and no question of the task has the id"
+    ):
+        read_examples(path, task, prompt, vocab_size=10_000)
 
 
 def test_prompts_are_shown_as_the_model_reads_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

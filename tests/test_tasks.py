@@ -9,9 +9,12 @@ import pytest
 
 from tpt_jax.errors import UserError
 from tpt_jax.prune.answers import check_numeric
+from tpt_jax.prune.pool import CheckerPool
 from tpt_jax.quickstart.corpus import drills, worked_solutions
 from tpt_jax.records import Question, Verdict
+from tpt_jax.stages import without_unreadable
 from tpt_jax.tasks import Gsm8kConfig, GsmSymbolicConfig, Task, load_task
+from tpt_jax.tasks.decontamination import normalised, without_test_questions
 from tpt_jax.tasks.gsm_symbolic import Problem, draw_problems
 
 SHARED = Path(__file__).parent.parent.parent / "shared"
@@ -95,6 +98,32 @@ def test_gsm8k_mistakes_are_named(tmp_path: Path) -> None:
         load_task(write_gsm8k(tmp_path, [{"question": "3 + 4?", "answer": "7"}]))
     with pytest.raises(UserError, match="no training questions"):
         load_task(write_gsm8k(tmp_path, []))
+
+
+def made_up(answers: list[str], *, test: tuple[Question, ...] = (Question("t", "1 + 1?", "2"),)) -> Task:
+    train = tuple(Question(str(number), f"{number} + 1?", answer) for number, answer in enumerate(answers))
+    return Task("mine", "", "numeric", train, test)
+
+
+def test_a_test_question_is_not_trained_on_however_it_is_written() -> None:
+    test = (Question("t", " 2  +\t1", "3"), Question("u", "What is 3 - 1?", "2"))
+    task = without_test_questions(made_up(["1", "2", "3", "4"], test=test))
+    assert [question.id for question in task.train] == ["0", "1", "3"]
+    assert task.num_contaminated == 1
+    with pytest.raises(UserError, match="every training question is a test question too"):
+        without_test_questions(Task("mine", "", "numeric", test, test))
+    assert normalised("5 + 3") != normalised("5 - 3")
+    assert normalised("WHAT is\u00a0 \u201cx\u201d?") == normalised("what is x")
+
+
+def test_questions_whose_answers_cannot_be_read_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    """Named and counted; more than 1% stop the run before it begins."""
+    with CheckerPool("numeric", 1, seconds_per_trace=5.0) as pool:
+        task = without_unreadable(made_up(["7"] * 199 + ["see above"]), pool)
+        assert len(task.train) == 199
+        assert "1 questions are left out, their answers cannot be read: 199 ('see above')" in capsys.readouterr().err
+        with pytest.raises(UserError, match=r"cannot read 2 of 4 reference answers, more than 1%: 1 \(''\), t \('x'\)"):
+            without_unreadable(made_up(["7", "", "8"], test=(Question("t", "?", "x"),)), pool)
 
 
 def test_ids_are_unique() -> None:

@@ -14,6 +14,7 @@ from tpt_jax import hosts, preemption
 from tpt_jax.checkpoint import ModelFolder
 from tpt_jax.config import RunConfig, TrainConfig
 from tpt_jax.errors import Stopped, UserError
+from tpt_jax.lines import MOST_BROKEN
 from tpt_jax.mesh import make_mesh
 from tpt_jax.metrics import progress
 from tpt_jax.paths import Path
@@ -68,30 +69,58 @@ def set_up(config: RunConfig, samplings: Sequence[Sampling]) -> Iterator[Setup]:
     started = time.monotonic()
     model = ModelFolder.open(config.model.path, config.model.source)
     task = load_task(config.task)
-    prompt = prompt_of(config, model, task)
-    prompt.check_contract((*task.train[:CONTRACT_QUESTIONS], *task.test[:CONTRACT_QUESTIONS]))
     if task.num_contaminated:
         say(f"{config.name}: {task.num_contaminated} training questions are left out, for they are test questions too")
-    mesh = make_mesh(config.mesh)
-    shards = Layout(mesh, DECODE_RULES).batch_ways
-    plans: dict[Sampling, SamplingPlan] = {
-        sampling: _plan(sampling, config, prompt, task, shards) for sampling in samplings
-    }
-    say(
-        f"{config.name}: {model.config.num_parameters / 1e6:,.1f}M parameters, mesh {dict(mesh.shape)}, "
-        f"{len(task.train)} questions to train on, {len(task.test)} held out; compiling"
-    )
-    sampler = compile_sampler(
-        model.config,
-        mesh,
-        compute_dtype=config.model.compute_dtype,
-        shapes={sampling: plan.shape for sampling, plan in plans.items()},
-        stop_ids=prompt.stop_ids,
-    )
     checker = without_sandbox(task.checker) if config.prune.run_code_without_sandbox else task.checker
     with CheckerPool(checker, config.prune.num_workers, config.prune.seconds_per_trace) as pool:
+        task = without_unreadable(task, pool)
+        prompt = prompt_of(config, model, task)
+        prompt.check_contract((*task.train[:CONTRACT_QUESTIONS], *task.test[:CONTRACT_QUESTIONS]))
+        mesh = make_mesh(config.mesh)
+        shards = Layout(mesh, DECODE_RULES).batch_ways
+        plans: dict[Sampling, SamplingPlan] = {
+            sampling: _plan(sampling, config, prompt, task, shards) for sampling in samplings
+        }
+        say(
+            f"{config.name}: {model.config.num_parameters / 1e6:,.1f}M parameters, mesh {dict(mesh.shape)}, "
+            f"{len(task.train)} questions to train on, {len(task.test)} held out; compiling"
+        )
+        sampler = compile_sampler(
+            model.config,
+            mesh,
+            compute_dtype=config.model.compute_dtype,
+            shapes={sampling: plan.shape for sampling, plan in plans.items()},
+            stop_ids=prompt.stop_ids,
+        )
         say(f"sampler ready after {time.monotonic() - started:.0f} s")
         yield Setup(config, model, task, prompt, mesh, plans, sampler, pool, compilations)
+
+
+def without_unreadable(task: Task, pool: CheckerPool) -> Task:
+    """The task without questions whose reference answer the checker cannot read: nobody could say what is right.
+
+    Raises:
+      UserError: they are more than 1%; names the first five.
+    """
+    questions = (*task.train, *task.test)
+
+    def find() -> list[str]:
+        verdicts = pool.judge((question, Trace(question.id, 0, "")) for question in questions)
+        return [question.id for question, verdict in zip(questions, verdicts, strict=True) if verdict.unknown]
+
+    unreadable = set(hosts.agree("reference answers", find))
+    named = [f"{question.id} ({question.answer[:40]!r})" for question in questions if question.id in unreadable]
+    if len(named) > MOST_BROKEN * len(questions):
+        raise UserError(
+            f"task {task.name}: checker {task.checker!r} cannot read {len(named)} of {len(questions)} reference "
+            f"answers, more than {MOST_BROKEN:.0%}: {listed(named)}; mend them, or name another checker"
+        )
+    if named:
+        say(f"task {task.name}: {len(named)} questions are left out, their answers cannot be read: {listed(named)}")
+    train, test = (
+        tuple(question for question in split if question.id not in unreadable) for split in (task.train, task.test)
+    )
+    return dataclasses.replace(task, train=train, test=test)
 
 
 def prompt_of(config: RunConfig, model: ModelFolder, task: Task) -> Prompt:
