@@ -82,9 +82,7 @@ def test_what_a_file_of_traces_is_trained_on(folder: Path, tmp_path: Path, capsy
     assert "1 traces are left out, cut before their end" in told
     assert "2 traces are left out, of test questions" in told
     path.write_text('{"id": "unheard of", "completion": "#### 7"}')
-    with pytest.raises(
-        UserError, match=r"traces\.jsonl:1: lacks a \"question\", and no question of the task has the id"
-    ):
+    with pytest.raises(UserError, match=r"traces\.jsonl:1: lacks a \"question\", and no question of the task has"):
         read_examples(path, task, prompt, vocab_size=10_000)
 
 

@@ -11,7 +11,7 @@ from tpt_jax.errors import UnusableError, UserError
 from tpt_jax.lines import read_records
 from tpt_jax.mesh import make_mesh
 from tpt_jax.metrics import MetricsLog, import_wandb
-from tpt_jax.paths import Path, to_path
+from tpt_jax.paths import AnyPath, Path, to_path
 from tpt_jax.program import compile_trainer
 from tpt_jax.prompts import Example, Prompt
 from tpt_jax.records import digest, write_atomically
@@ -94,7 +94,7 @@ def train_on_file(config: RunConfig, model_path: str, traces: Path, output_path:
     return 0
 
 
-def read_examples(path: Path, task: Task, prompt: Prompt, vocab_size: int) -> list[Example]:
+def read_examples(path: AnyPath, task: Task, prompt: Prompt, vocab_size: int) -> list[Example]:
     """The traces of a file, but for those marked as not kept, cut before their end, or of a test question.
 
     Sampled token ids are taken where the file has them.
