@@ -42,9 +42,10 @@ class Collector:
         for item in items:
             given = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
             expected = given.get("expected", given.get("result"))
-            if isinstance(given.get("gold"), str) and isinstance(given.get("pred"), str) and expected in (0, 1):
-                settings = bool(given.keys() - PLAIN)
-                self.cases.append(Case(item.name.split("[")[0], given["gold"], given["pred"], bool(expected), settings))
+            gold, pred = given.get("gold"), given.get("pred")
+            if isinstance(gold, str) and isinstance(pred, str) and expected in (0, 1):
+                name = item.name.partition("[")[0]
+                self.cases.append(Case(name, gold, pred, bool(expected), bool(given.keys() - PLAIN)))
 
 
 def main() -> None:

@@ -44,16 +44,13 @@ def read_folder(
     Raises:
       UserError: there are no such files, or more than 1% of them are broken; names the first five.
     """
-    folder = to_path(folder)
-    names = sorted((str(file.relative_to(folder)) for file in folder.glob(pattern)), key=_in_order)
+    root = to_path(folder)
+    names = sorted((str(file.relative_to(root)) for file in root.glob(pattern)), key=_in_order)
     if not names:
-        raise UserError(f"{folder}: holds no {pattern}; give a folder of JSON files, one object each")
+        raise UserError(f"{root}: holds no {pattern}; give a folder of JSON files, one object each")
     return _usable(
-        folder,
-        (
-            (f"{folder}/{name}", lambda name=name: read(name, parse_line((folder / name).read_bytes())))
-            for name in names
-        ),
+        root,
+        ((f"{root}/{name}", lambda name=name: read(name, parse_line((root / name).read_bytes()))) for name in names),
     )
 
 

@@ -1,4 +1,4 @@
-r"""Where a trace says its final answer in LaTeX or in words: \boxed{}, "the answer is", or the last formula or number."""
+r"""Where a trace says its final answer, in LaTeX or in words: \boxed{}, "the answer is", the last formula or number."""
 
 import dataclasses
 import re

@@ -203,6 +203,8 @@ def _are_equal_to_sympy(reference: str, answer: str) -> bool:
     if left is None or right is None or _is_absurd(left) or _is_absurd(right):
         return False
     try:
+        if "%" not in reference + answer and _differ(left, right):
+            return False
         if sympy_expr_eq(left, right, float_rounding=6, numeric_precision=15, allow_set_relation_comp=True):
             return "%" in reference + answer or _are_close(left, right)
         return _is_value(left) and _is_value(right) and bool(left.doit() == right.doit())  # 4^1002 and 2^2004
@@ -294,6 +296,20 @@ def _size(expression: Any) -> float:
         return abs(complex(expression.evalf(5)))
     except (OverflowError, TypeError, ValueError):
         return float("inf")
+
+
+def _differ(left: Any, right: Any) -> bool:
+    """Whether two expressions have different values at a point; to find that out the library simplifies for long."""
+    from sympy import Expr, Rational, Symbol
+
+    if any(not isinstance(side, Expr) or isinstance(side, Symbol) for side in (left, right)):
+        return False  # sets and relations; a symbol may be a word
+    symbols = sorted(left.free_symbols | right.free_symbols, key=str)
+    point = {symbol: Rational(37 + 10 * index, 53) for index, symbol in enumerate(symbols)}
+    values = [side.evalf(15, subs=point) for side in (left, right)]
+    if not all(value.is_number and value.is_finite for value in values):
+        return False
+    return bool(abs(values[0] - values[1]) > TOLERANCE * max(1, *map(abs, values)))
 
 
 def _is_value(expression: Any) -> bool:
