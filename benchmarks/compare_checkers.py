@@ -14,7 +14,13 @@ compared: each of the others has a prompt of its own, and lm-evaluation-harness 
   - math-verify: the library by itself, given the reference in a box and the whole trace;
   - Minerva: the comparison of Lewkowycz et al. 2022 (arXiv 2206.14858, appendix D.1), as lm-evaluation-harness has it.
     Its own extraction finds nothing but "Final Answer: The final answer is X. I hope it is correct.", so it is given
-    what our math checker finds. It needs antlr4-python3-runtime 4.11; it is left out where that is not installed.
+    what our math checker finds.
+
+The last two cannot be had together: Minerva's needs antlr4-python3-runtime 4.11, with which math-verify (0.9.0) reads
+no percentages. So run it twice, the second time for Minerva beside the numeric checker:
+
+    pip install --target antlr411 antlr4-python3-runtime==4.11.1
+    PYTHONPATH=antlr411 python benchmarks/compare_checkers.py ...
 """
 
 import argparse
@@ -24,6 +30,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +43,6 @@ from tpt_jax.prune.command import read_questions
 from tpt_jax.prune.final_answer import final_answer
 from tpt_jax.prune.latex import check_math
 from tpt_jax.records import Question, read_jsonl
-from tpt_jax.terminal import say
 
 TAIL = 400  # characters of a trace that --show prints
 
@@ -99,8 +105,7 @@ def numeric_checkers() -> dict[str, Compare]:
         "strict": lambda answer, trace: check_numeric(Question("", "", answer), trace).strict,
         "public expression": _public,
         **_harness(),
-        "math-verify": _math_verify,
-        **_minerva(),
+        **_symbolic(),
     }
 
 
@@ -109,8 +114,7 @@ def math_checkers() -> dict[str, Compare]:
     return {
         "correct": lambda answer, trace: check_math(Question("", "", answer), trace).correct,
         "strict": lambda answer, trace: check_math(Question("", "", answer), trace).strict,
-        "math-verify": _math_verify,
-        **_minerva(),
+        **_symbolic(),
     }
 
 
@@ -151,13 +155,11 @@ def _math_verify(answer: str, trace: str) -> bool:
     return verify(parse(rf"\boxed{{{answer}}}"), parse(trace))
 
 
-def _minerva() -> dict[str, Compare]:
-    """The comparison of appendix D.1; nothing where it cannot be had."""
-    try:
-        from lm_eval.tasks.minerva_math.utils import is_equiv, normalize_final_answer
-    except (AssertionError, ImportError):
-        say("Minerva's comparison is left out: it needs antlr4-python3-runtime 4.11; pip install it to have it")
-        return {}
+def _symbolic() -> dict[str, Compare]:
+    """Minerva's comparison where it can be had, else math-verify's."""
+    if not version("antlr4-python3-runtime").startswith("4.11"):
+        return {"math-verify": _math_verify}
+    from lm_eval.tasks.minerva_math.utils import is_equiv, normalize_final_answer
 
     def judge(answer: str, trace: str) -> bool:
         found = final_answer(trace)

@@ -45,6 +45,7 @@ _SIMPLER = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"[−–]", "-"),
+        (r"</?[A-Za-z]+\s*/?>|\\(?:scriptsize|small|large|Large|bf|color\s*\{\w+\})(?![A-Za-z])", ""),
         (r"\\!\s*|\{,\}(?=\d{3})\s*|\\displaystyle(?![a-z])", ""),
         (r"(?<![\d.,])\d{1,3}(?:(?:\\,|\\ |\s)\d{3})+(?![\d,]|\s+\d)", lambda match: re.sub(r"\D", "", match.group())),
         (r"\s*(?:\\?%|\b(?:percent|pct)\b)", r"\\%"),
