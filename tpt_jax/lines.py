@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from tpt_jax.errors import UnusableError, UserError
@@ -25,11 +26,41 @@ def read_records(path: str | os.PathLike[str], read: Callable[[int, dict[str, An
     Raises:
       UserError: the file is missing, or more than 1% of its records are broken; names the first five.
     """
+    items = enumerate(_items(to_path(path)))
+    return _usable(
+        path, ((place, lambda index=index, item=item: read(index, item())) for index, (place, item) in items)
+    )
+
+
+def read_folder(
+    folder: str | os.PathLike[str], pattern: str, read: Callable[[str, dict[str, Any]], Record]
+) -> list[Record]:
+    """The records of a folder of JSON files, one object each; 2.json stands before 10.json.
+
+    Args:
+      pattern: of the files' paths below the folder.
+      read: makes a record of such a path and the object in the file; raises UnusableError where it cannot.
+
+    Raises:
+      UserError: there are no such files, or more than 1% of them are broken; names the first five.
+    """
+    root = to_path(folder)
+    names = sorted((str(file.relative_to(root)) for file in root.glob(pattern)), key=_in_order)
+    if not names:
+        raise UserError(f"{root}: holds no {pattern}; give a folder of JSON files, one object each")
+    return _usable(
+        root,
+        ((f"{root}/{name}", lambda name=name: read(name, parse_line((root / name).read_bytes()))) for name in names),
+    )
+
+
+def _usable(path: str | os.PathLike[str], items: Iterable[tuple[str, Callable[[], Record]]]) -> list[Record]:
+    """The records that can be made; items are the places where they stand and what makes them."""
     records: list[Record] = []
     broken: list[str] = []
-    for index, (place, item) in enumerate(_items(to_path(path))):
+    for place, make in items:
         try:
-            records.append(read(index, item()))
+            records.append(make())
         except UnusableError as error:
             broken.append(f"{place}: {error}")
     count = len(records) + len(broken)
@@ -41,6 +72,11 @@ def read_records(path: str | os.PathLike[str], read: Callable[[int, dict[str, An
     if broken:
         say(f"{path}: {len(broken)} of {count} records are left out: {'; '.join(broken[:NAMED])}")
     return records
+
+
+def _in_order(name: str) -> list[tuple[int, str]]:
+    """A sorting key by which 2 comes before 10."""
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", name)]
 
 
 def _items(path: AnyPath) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:

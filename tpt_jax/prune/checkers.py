@@ -15,6 +15,8 @@ Checker = Callable[[Question, str], Verdict]
 # Where each is; imported only by who judges with it.
 CHECKERS: Mapping[str, str] = {
     "numeric": "tpt_jax.prune.answers:check_numeric",
+    "math": "tpt_jax.prune.latex:check_math",
+    "choice": "tpt_jax.prune.choice:check_choice",
 }
 
 

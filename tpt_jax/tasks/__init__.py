@@ -7,13 +7,17 @@ from tpt_jax.errors import UserError
 from tpt_jax.tasks.decontamination import without_test_questions
 from tpt_jax.tasks.gsm8k import Gsm8kConfig
 from tpt_jax.tasks.gsm_symbolic import GsmSymbolicConfig
+from tpt_jax.tasks.math import MathConfig
+from tpt_jax.tasks.multiple_choice import MultipleChoiceConfig
 from tpt_jax.tasks.task import Shot, Task, TaskConfig
 
-AnyTaskConfig = Gsm8kConfig | GsmSymbolicConfig
+AnyTaskConfig = Gsm8kConfig | GsmSymbolicConfig | MathConfig | MultipleChoiceConfig
 
 TASKS: Mapping[str, type[TaskConfig]] = {
     "gsm8k": Gsm8kConfig,
     "gsm_symbolic": GsmSymbolicConfig,
+    "math": MathConfig,
+    "multiple_choice": MultipleChoiceConfig,
 }
 
 

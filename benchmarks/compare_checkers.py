@@ -1,0 +1,219 @@
+r"""Our checkers beside others' on the same traces: where they differ, and what stands in the traces where they do.
+
+    pip install 'tpt_jax[bench]'
+    python benchmarks/compare_checkers.py --questions questions.json --traces traces.jsonl --show 5
+    python benchmarks/compare_checkers.py --labelled model_solutions_6b.jsonl
+    python benchmarks/compare_checkers.py --math problems.jsonl
+
+The first two are for answers that are numbers; the labels are those of benchmarks/checker.py. The third is for LaTeX:
+lines of {"answer", "completion"}, and "label" (true or false) where somebody has judged. Only reading and comparing are
+compared: each of the others has a prompt of its own, and lm-evaluation-harness stops sampling at "Question:".
+
+  - public expression: that of the public TPT scripts, and equality of strings;
+  - lm-eval strict, lm-eval flexible: lm-evaluation-harness's gsm8k task, by its own filters, metric and settings;
+  - math-verify: the library by itself, given the reference in a box and the whole trace;
+  - Minerva: the comparison of Lewkowycz et al. 2022 (arXiv 2206.14858, appendix D.1), as lm-evaluation-harness has it.
+    Its own extraction finds nothing but "Final Answer: The final answer is X. I hope it is correct.", so it is given
+    what our math checker finds.
+
+The last two cannot be had together: Minerva's needs antlr4-python3-runtime 4.11, with which math-verify (0.9.0) reads
+no percentages. So run it twice, the second time for Minerva beside the numeric checker:
+
+    pip install --target antlr411 antlr4-python3-runtime==4.11.1
+    PYTHONPATH=antlr411 python benchmarks/compare_checkers.py ...
+"""
+
+import argparse
+import dataclasses
+import importlib.resources
+import itertools
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from checker import PUBLIC_SCRIPTS
+from rich.console import Console
+from rich.table import Table
+
+from tpt_jax.prune.answers import check_numeric
+from tpt_jax.prune.command import read_questions
+from tpt_jax.prune.final_answer import final_answer
+from tpt_jax.prune.latex import check_math
+from tpt_jax.records import Question, read_jsonl
+
+TAIL = 400  # characters of a trace that --show prints
+
+Compare = Callable[[str, str], bool]  # a reference and a trace
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """A trace to judge, and what somebody said of it."""
+
+    name: str
+    answer: str
+    completion: str
+    label: bool | None = None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--questions", type=Path)
+    parser.add_argument("--traces", type=Path)
+    parser.add_argument("--labelled", type=Path)
+    parser.add_argument("--math", type=Path)
+    parser.add_argument("--show", type=int, default=0, help="so many traces of each kind of difference")
+    args = parser.parse_args()
+    logging.getLogger("math_verify").setLevel(logging.CRITICAL)
+    if args.questions and args.traces:
+        compare(_traces(args.questions, args.traces), numeric_checkers(), args.show)
+    if args.labelled:
+        compare(_labelled(args.labelled), numeric_checkers(), args.show)
+    if args.math:
+        compare(_math_lines(args.math), math_checkers(), args.show)
+
+
+def _traces(questions_path: Path, traces_path: Path) -> list[Item]:
+    answers = {name: question.answer for name, question in read_questions(questions_path).items()}
+    return [
+        Item(f"{line['id']}/{line['sample']}", answers[str(line["id"])], line.get("completion", line.get("trace", "")))
+        for line in read_jsonl(traces_path)
+    ]
+
+
+def _labelled(path: Path) -> list[Item]:
+    return [
+        Item(str(index), line["ground_truth"].rpartition("A:")[2].strip(), line["solution"], line["is_correct"])
+        for index, line in enumerate(read_jsonl(path))
+    ]
+
+
+def _math_lines(path: Path) -> list[Item]:
+    return [
+        Item(str(index), line["answer"], line["completion"], line.get("label"))
+        for index, line in enumerate(read_jsonl(path))
+    ]
+
+
+def numeric_checkers() -> dict[str, Compare]:
+    """Ours first."""
+    return {
+        "correct": lambda answer, trace: check_numeric(Question("", "", answer), trace).correct,
+        "strict": lambda answer, trace: check_numeric(Question("", "", answer), trace).strict,
+        "public expression": _public,
+        **_harness(),
+        **_symbolic(),
+    }
+
+
+def math_checkers() -> dict[str, Compare]:
+    """Ours first."""
+    return {
+        "correct": lambda answer, trace: check_math(Question("", "", answer), trace).correct,
+        "strict": lambda answer, trace: check_math(Question("", "", answer), trace).strict,
+        **_symbolic(),
+    }
+
+
+def _public(answer: str, trace: str) -> bool:
+    match = PUBLIC_SCRIPTS.search(trace)
+    return match is not None and match.group(1) == answer
+
+
+def _harness() -> dict[str, Compare]:
+    """lm-evaluation-harness's two verdicts on GSM8K."""
+    import lm_eval.filters  # noqa: F401  its filters register themselves
+    from lm_eval.api.metrics import exact_match_fn
+    from lm_eval.api.registry import get_filter
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    task = load_yaml(Path(str(importlib.resources.files("lm_eval"))) / "tasks" / "gsm8k" / "gsm8k.yaml")
+    given = {"metric", "aggregation", "higher_is_better"}
+    settings = {key: value for key, value in task["metric_list"][0].items() if key not in given}
+
+    def checker(steps: Sequence[Mapping[str, Any]]) -> Compare:
+        filters = [get_filter(step["function"])(**{k: v for k, v in step.items() if k != "function"}) for step in steps]
+
+        def judge(answer: str, trace: str) -> bool:
+            found: Any = [[trace]]
+            for step in filters:
+                found = list(step.apply(found, [{}]))
+            return exact_match_fn(predictions=found, references=[answer], **settings)["exact_match"] == 1
+
+        return judge
+
+    names = {"strict-match": "lm-eval strict", "flexible-extract": "lm-eval flexible"}
+    return {names[filters["name"]]: checker(filters["filter"]) for filters in task["filter_list"]}
+
+
+def _math_verify(answer: str, trace: str) -> bool:
+    from math_verify import parse, verify
+
+    return verify(parse(rf"\boxed{{{answer}}}"), parse(trace))
+
+
+def _symbolic() -> dict[str, Compare]:
+    """Minerva's comparison where it can be had, else math-verify's."""
+    if not version("antlr4-python3-runtime").startswith("4.11"):
+        return {"math-verify": _math_verify}
+    from lm_eval.tasks.minerva_math.utils import is_equiv, normalize_final_answer
+
+    def judge(answer: str, trace: str) -> bool:
+        found = final_answer(trace)
+        return found is not None and is_equiv(normalize_final_answer(found.text), normalize_final_answer(answer))
+
+    return {"Minerva": judge}
+
+
+def compare(items: Sequence[Item], checkers: Mapping[str, Compare], show: int) -> None:
+    """Prints how often each calls a trace right, who agrees with whom, and `show` traces of each kind of difference."""
+    verdicts: dict[str, list[bool]] = {}
+    rates: dict[str, float] = {}
+    for name, judge in checkers.items():
+        started = time.perf_counter()
+        verdicts[name] = [bool(judge(item.answer, item.completion)) for item in items]
+        rates[name] = len(items) / (time.perf_counter() - started)
+    ours = verdicts["correct"]
+    labels = [item.label for item in items]
+    table = Table("", "right", "share", "alone right", "ours alone right", "agrees with labels", "verdicts/s")
+    for name, theirs in verdicts.items():
+        agreed = [verdict == label for verdict, label in zip(theirs, labels, strict=True) if label is not None]
+        table.add_row(
+            name,
+            str(sum(theirs)),
+            f"{sum(theirs) / len(items):.1%}",
+            str(sum(map(_first_alone, theirs, ours))),
+            str(sum(map(_first_alone, ours, theirs))),
+            f"{sum(agreed)} of {len(agreed)}" if agreed else "",
+            f"{rates[name]:,.0f}",
+        )
+    console = Console()
+    console.print(f"{len(items)} traces, one core", highlight=False)
+    console.print(table)
+    pairs = Table("agree on", *list(verdicts)[1:])
+    for one, other in itertools.groupby(itertools.combinations(verdicts, 2), key=lambda pair: pair[0]):
+        agreements = [sum(map(bool.__eq__, verdicts[one], verdicts[second])) for _, second in other]
+        pairs.add_row(one, *[""] * (len(verdicts) - 1 - len(agreements)), *map(str, agreements))
+    console.print(pairs)
+    for name, theirs in list(verdicts.items())[1:]:
+        _show(f"{name} alone calls right", list(map(_first_alone, theirs, ours)), items, show)
+        _show(f"not called right by {name}, ours is right", list(map(_first_alone, ours, theirs)), items, show)
+
+
+def _first_alone(first: bool, second: bool) -> bool:
+    return first and not second
+
+
+def _show(title: str, chosen: Sequence[bool], items: Sequence[Item], count: int) -> None:
+    """Ends of traces, control characters escaped: a model's text must not drive a terminal."""
+    for item in [item for item, is_chosen in zip(items, chosen, strict=True) if is_chosen][:count]:
+        print(f"\n{title}: {item.name}, reference {item.answer!a}")
+        for line in item.completion[-TAIL:].split("\n"):
+            print(f"    {ascii(line)[1:-1]}")
+
+
+if __name__ == "__main__":
+    main()

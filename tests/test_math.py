@@ -1,0 +1,392 @@
+"""The math and the multiple-choice checkers, and the tasks that they judge."""
+
+import json
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tpt_jax.boxes import boxed_answer, find_boxes
+from tpt_jax.errors import UserError
+from tpt_jax.prune.choice import check_choice
+from tpt_jax.prune.latex import check_math
+from tpt_jax.prune.pool import CheckerPool
+from tpt_jax.records import Question, Trace, Verdict
+from tpt_jax.tasks import MathConfig, MultipleChoiceConfig, load_task
+
+
+def check(answer: str, completion: str) -> Verdict:
+    return check_math(Question("q", "?", answer), completion)
+
+
+# Comparing: a reference, and what stands in the box.
+
+
+@pytest.mark.parametrize(
+    ("reference", "boxed"),
+    [
+        (r"\frac{1}{2}", "0.5"),
+        (r"\frac{1}{2}", r"\frac12"),
+        (r"\frac{1}{2}", r"\dfrac{2}{4}"),
+        (r"\frac{11}{2}", "5 1/2"),
+        (r"0.\overline{36}", r"\frac{4}{11}"),
+        ("1000", r"1{,}000"),
+        ("1000", r"1\,000"),
+        ("12345", r"12,\!345"),
+        (r"5\sqrt{2}", r"\sqrt{50}"),
+        (r"\sqrt{3}", r"\frac{3}{\sqrt 3}"),
+        ("x^2+2x", "x(x+2)"),
+        ("2^{2004}", "4^{1002}"),
+        ("x=5", "5"),
+        ("7", "x = 3 + 4 = 7"),
+        ("1,-2", "-2, 1"),
+        ("1,2", r"x=1 \text{ or } x=2"),
+        (r"\pm 5", "-5, 5"),
+        ("(3,1)", "3,1"),
+        (r"[-1,2)", r"\left[-1,2\right)"),
+        (r"(2,\infty)", "x>2"),
+        (r"-2 \le x \le 7", r"x \in [-2,7]"),
+        (r"10\text{ cm}", "10"),
+        ("12", r"12\text{ square feet}"),
+        ("12", "12 square feet"),
+        (r"90^\circ", "90"),
+        (r"50\%", "50"),
+        ("6.5", r"6.5\%"),
+        (r"\frac{3}{5}", r"60\%"),
+        (r"\$18.00", "18"),
+        ("101_2", "101"),
+        ("5", "101_2"),
+        (r"\text{Evelyn}", "Evelyn"),
+        (r"\text{(C)}", "C"),
+        ("3i+2", "2+3i"),
+        (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}"),
+        ("9^{9^{9}}", "9^{9^{9}}"),
+    ],
+)
+def test_equal_answers(reference: str, boxed: str) -> None:
+    verdict = check(reference, rf"So the answer is $\boxed{{{boxed}}}$.")
+    assert (verdict.correct, verdict.strict) == (True, True)
+    assert verdict.extracted == check(reference, rf"\boxed{{{reference}}}").extracted  # one vote
+
+
+@pytest.mark.parametrize(
+    ("reference", "boxed"),
+    [
+        ("5", ""),
+        ("5", "-5"),
+        ("5", "5 or 6"),
+        ("5", r"5\text{ or 6}"),
+        ("5", r"5\text{ (not 6)}"),
+        ("5", "5, 6"),
+        ("5", "x > 5"),
+        ("5", r"x \ne 5"),
+        ("5", "5!"),
+        ("5", "5 + C"),
+        ("5", "9**9**9"),
+        ("1,2", "1"),
+        ("11", "5 6"),
+        ("11", r"5\quad 6"),
+        ("10", "1,0"),
+        ("32349", "32, 349"),
+        ("4t", "4"),
+        ("4", "4t"),
+        ("101_2", "101_3"),
+        ("101", "101_2"),
+        ("204_5", "54"),
+        ("(1,2)", r"\{1,2\}"),
+        (r"\{1,2\}", "(1,2)"),
+        ("(1,2)", "[1,2]"),
+        ("(3,1)", "1,3"),
+        ("x=5", "y=5"),
+        ("x^2+1", "y^2+1"),
+        (r"\pi", "3.14"),
+        (r"3\frac{1}{2}", r"\frac{3}{2}"),
+        (r"1-\frac{1}{\mathrm{e}}", r"1+\frac{1}{\mathrm{e}}"),
+        (r"\frac{1}{2004!}", r"\frac{1}{2006!}"),
+        (r"\frac{1}{2^{99}}", r"\frac{1}{2^{98}}"),
+        ("2^{2004}", "2^{2003}"),
+        (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}2\\1\end{pmatrix}"),
+        (r"\text{listen}", "silent"),
+        (r"\text{June 20}", "20"),
+    ],
+)
+def test_different_answers(reference: str, boxed: str) -> None:
+    verdict = check(reference, rf"So the answer is $\boxed{{{boxed}}}$.")
+    assert (verdict.correct, verdict.strict, verdict.unknown) == (False, False, False)
+
+
+FORMS = (r"\frac{{{}}}{{{}}}", r"\dfrac{{{}}}{{{}}}", "{}/{}", r"\left(\frac{{{}}}{{{}}}\right)", r"{} \cdot {}^{{-1}}")
+
+
+@given(st.fractions(-99, 99, max_denominator=99), st.sampled_from(FORMS), st.sampled_from(FORMS), st.integers(1, 9))
+@settings(max_examples=60, deadline=None)
+def test_a_fraction_is_itself_in_every_form_and_no_other(value: Fraction, one: str, other: str, times: int) -> None:
+    same = other.format(times * value.numerator, times * value.denominator)
+    assert check(one.format(value.numerator, value.denominator), rf"\boxed{{{same}}}").correct
+    near = other.format(value.numerator + 1, value.denominator)
+    assert not check(one.format(value.numerator, value.denominator), rf"\boxed{{{near}}}").correct
+
+
+@given(st.integers(1, 9), st.sampled_from([2, 3, 5, 6, 7]), st.integers(1, 9))
+@settings(max_examples=25, deadline=None)
+def test_a_root_is_itself_in_every_form_and_no_other(factor: int, under: int, shift: int) -> None:
+    root = rf"{factor}\sqrt{{{under}}}"
+    for same in (rf"\sqrt{{{factor**2 * under}}}", rf"\frac{{{factor * under}}}{{\sqrt{{{under}}}}}"):
+        assert check(root, rf"\boxed{{{same}}}").correct
+    assert not check(root, rf"\boxed{{\sqrt{{{factor**2 * under + shift}}}}}").correct
+
+
+# Finding.
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer", "strict"),
+    [
+        (r"First $\boxed{3}$ apples, then $\boxed{5}$.", "5", True),
+        (r"\boxed{\frac{1}{\sqrt{2}}}", r"\frac{\sqrt 2}{2}", True),
+        (r"so $x=\boxed{1}$ or $x=\boxed{2}$", "1,2", True),
+        (r"I was told to use \boxed{}. It is \boxed{7}, see \boxed{}.", "7", True),
+        (r"$\boxed 7$", "7", True),
+        (r"\boxed{28} percent", r"28\%", True),
+        (r"\boxed{12}, and with the interest: Final Answer: The final answer is $13$.", "13", False),
+        ("The answer is $x = 5$, because $y = 3$.", "5", False),
+        ("The final answer is that there are $5$ of them.", "5", False),
+        ("**Answer:** 18 dollars", "18", False),
+        ("The answer is:\n$$\\frac{3}{4}$$", "3/4", False),
+        ("The answer is Evelyn.", r"\text{Evelyn}", False),
+        ("<answer>12\\pi</answer>", r"12\pi", False),
+        ("#### 1,234", "1234", False),
+        (r"so we get $\frac{1}{2}$ in the end", r"\frac12", False),
+        ("Altogether there are 12 of 30 left.", "30", False),
+    ],
+)
+def test_where_the_answer_stands(completion: str, answer: str, strict: bool) -> None:
+    verdict = check(answer, completion)
+    assert (verdict.correct, verdict.strict) == (True, strict)
+
+
+@pytest.mark.parametrize("completion", ["", "  ", r"\boxed{}", r"so it is \boxed{1", "no idea", r"\text{}", "."])
+def test_no_answer_is_never_right(completion: str) -> None:
+    for reference in ("1", "x", r"\text{no}", r"\emptyset"):
+        assert not check(reference, completion).correct
+
+
+@pytest.mark.parametrize("reference", ["", " ", "$$", r"\boxed{}", "1" * 1000])
+def test_an_unreadable_reference_is_unknown(reference: str) -> None:
+    assert check(reference, rf"\boxed{{{reference}}}").unknown
+
+
+LATEX = st.lists(
+    st.sampled_from([*r"0123456789abxy+-*/^_{}()[]|,.;=<>!$%&~ \ ", r"\frac", r"\sqrt", r"\text{", r"\pi"])
+)
+
+
+@given(LATEX.map("".join))
+@settings(max_examples=100, deadline=None)
+def test_no_text_crashes_the_checker(text: str) -> None:
+    for completion in (text, rf"\boxed{{{text}}}"):
+        verdict = check(r"\frac{355}{113}", completion)
+        assert not verdict.strict or verdict.correct
+        assert not verdict.correct or "355" in text
+
+
+HOSTILE = {
+    r"\boxed{\sum_{k=1}^{99999} k^k}": "time limit",
+    r"\boxed{" + "1+" * 5_000_000 + "1}": "",
+    r"\boxed{" * 1_400_000: "no answer",
+    "the answer is " * 800_000: "no answer",
+    "$" * 10_000_000: "no answer",
+    r"\boxed{" + "{" * 9_000 + "1" + "}" * 9_000 + "}": "no answer",
+    r"\boxed{" + "{" * 10_000 + "1" + "}" * 10_000 + "}": "",  # the box itself is too far up to be read
+    r"\boxed{" + "(" * 200 + "1" + ")" * 200 + "}": "absurd answer",
+    r"\boxed{" + "9" * 501 + "}": "absurd answer",
+    r"\boxed{9**9**9}": "",
+    r"\boxed{9^{9^{9^{9}}}}": "",
+    r"\boxed{((9!)!)!}": "",
+    r"\boxed{10^{-99999999999999}}": "",
+    "\0\\boxed{\0}\0": "",
+    "\ud800\\boxed{\ud800\udfff}": "",
+}
+
+
+def test_a_hostile_trace_costs_itself_only() -> None:
+    question = Question("q", "?", r"\frac{x}{3}")
+    completions = [*HOSTILE, r"\boxed{\frac{2x}{6}}"]
+    with CheckerPool("math", 1, seconds_per_trace=3.0) as pool:
+        verdicts = list(pool.judge((question, Trace("q", index, text)) for index, text in enumerate(completions)))
+    assert [verdict.reason for verdict in verdicts] == [*HOSTILE.values(), ""]
+    assert [verdict.correct for verdict in verdicts] == [False] * len(HOSTILE) + [True]
+
+
+def test_boxes_are_found_whole() -> None:
+    text = r"\boxed{a\}{b}} so \fbox{\boxed{c}} and \boxed{d"
+    assert [box.content for box in find_boxes(text)] == [r"a\}{b}", r"\boxed{c}"]
+    assert boxed_answer(text, find_boxes(text)) == r"\boxed{c}"
+
+
+# Multiple choice.
+
+CHOICES = ("Paris", "London", "Rome", "A triangle")
+
+
+def choose(completion: str) -> Verdict:
+    return check_choice(Question("q", "?", "C", {"choices": list(CHOICES)}), completion)
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        "####C",
+        "#### (C)",
+        "#### c",
+        "#### C. Rome",
+        "#### Rome",
+        "C.",
+        "(C)",
+        "**C**",
+        "C) Rome",
+        "Rome",
+        "Option C",
+        "The answer is C",
+        "The answer is (C) Rome.",
+        "the answer is c.",
+        "**Answer: C**",
+        "The correct option is C because A is wrong",
+        r"$\boxed{C}$",
+        r"\boxed{\text{C}}",
+        r"$\boxed{\textbf{(C)}}$",
+        "<answer> (C) </answer>",
+        "A is in France.\nSo choice (C) is correct.",
+    ],
+)
+def test_a_choice_is_read(completion: str) -> None:
+    verdict = choose(completion)
+    assert (verdict.correct, verdict.strict, verdict.extracted) == (True, False, "C")
+
+
+@pytest.mark.parametrize(
+    ("completion", "reason"),
+    [
+        ("", "no answer"),
+        ("A triangle has three sides, and Rome none.", "no answer"),
+        ("The answer is a hard one.", "no answer"),
+        ("The answer is not C", "no answer"),
+        ("It can't be (C)", "no answer"),
+        ("Vitamin C", "no answer"),
+        ("#### E", "no answer"),
+        ("Between A and C, I think.", "no answer"),
+        ("(A) or (C) maybe", "several answers"),
+        ("Maybe option B, maybe option C", "several answers"),
+        ("The answer is A or C", "several answers"),
+        ("The answer is C or maybe D", "several answers"),
+        ("Answer: C/D", "several answers"),
+        ("#### C) Paris", "several answers"),
+        ("The answer is A triangle", ""),
+        ("#### C\nNo, the answer is B", ""),
+        ("C\n#### A", ""),
+    ],
+)
+def test_what_is_no_choice_of_c(completion: str, reason: str) -> None:
+    verdict = choose(completion)
+    assert (verdict.correct, verdict.reason) == (False, reason)
+
+
+def test_a_strict_choice_is_the_line_asked_for() -> None:
+    assert choose("I think\n#### C").strict
+    assert choose("#### A\n#### C \n").strict
+    assert not choose("#### C\n#### A").correct
+    assert check_choice(Question("q", "?", "E", {"choices": list(CHOICES)}), "#### E").unknown
+
+
+@given(st.text(alphabet="ABCDE abc().:#*\n/,orandtheswis", max_size=60))
+def test_a_strict_choice_is_right(completion: str) -> None:
+    verdict = choose(completion)
+    assert not verdict.strict or (verdict.correct and "#### C" in completion)
+    assert verdict.extracted in (None, *"ABCD")
+
+
+# Tasks.
+
+
+def write_math(folder: Path, split: str, count: int, solution: str = r"It is $\boxed{\frac12}$.") -> None:
+    for subject in ("algebra", "geometry"):
+        (folder / split / subject).mkdir(parents=True, exist_ok=True)
+        for index in range(count):
+            problem = {
+                "problem": f"{subject} {index} of {split}?",
+                "level": f"Level {index % 5 + 1}",
+                "type": subject.capitalize(),
+                "solution": solution,
+            }
+            (folder / split / subject / f"{index}.json").write_text(json.dumps(problem))
+
+
+def test_math_reads_the_published_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_math(tmp_path, "train", 60)
+    write_math(tmp_path, "test", 12)
+    task = load_task(MathConfig("math", folder=tmp_path))
+    assert (len(task.train), len(task.test)) == MathConfig("math", folder=tmp_path).num_questions() == (120, 24)
+    assert task.train[2] == Question("math/train/algebra/2", "algebra 2 of train?", r"\frac12")
+    assert [question.id for question in task.test[9:11]] == ["math/test/algebra/9", "math/test/algebra/10"]
+    chosen = load_task(MathConfig("math", folder=tmp_path, subjects=("geometry",), levels=(5,)))
+    assert {question.id for question in chosen.test} == {"math/test/geometry/4", "math/test/geometry/9"}
+    for shot in task.shots:
+        assert task.checker == "math"
+        assert check(boxed_answer(shot.completion, find_boxes(shot.completion)), shot.completion).strict
+    (tmp_path / "train" / "algebra" / "7.json").write_text('{"problem": "?", "solution": "no box"}')
+    assert len(load_task(MathConfig("math", folder=tmp_path)).train) == 119
+    assert "1 of 120 records are left out" in capsys.readouterr().err
+    for index in (8, 9):
+        (tmp_path / "train" / "algebra" / f"{index}.json").write_text("{")
+    with pytest.raises(UserError, match=r"3 of 120 records cannot be used.*algebra/7.json: its solution has no"):
+        load_task(MathConfig("math", folder=tmp_path))
+
+
+def test_math_reads_json_lines(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds neither train/ nor train\.jsonl; get MATH"):
+        load_task(MathConfig("math", folder=tmp_path))
+    train = {"problem": "1 or 2?", "solution": r"Both: $\boxed{1}$ or $\boxed{2}$", "level": 3, "subject": "Algebra"}
+    test = {"problem": "2?", "answer": r"\frac{1}{2}", "subject": "Counting & Probability"}
+    (tmp_path / "train.jsonl").write_text(json.dumps(train))
+    (tmp_path / "test.jsonl").write_text(json.dumps(test))
+    task = load_task(MathConfig("math", folder=tmp_path))
+    assert task.train == (Question("math/train/0", "1 or 2?", "1, 2"),)
+    assert task.test == (Question("math/test/0", "2?", r"\frac{1}{2}"),)
+    with pytest.raises(UserError, match="no test questions"):
+        load_task(MathConfig("math", folder=tmp_path, subjects=("algebra",), levels=(3,)))
+
+
+def test_multiple_choice_reads_letters_numbers_and_texts(tmp_path: Path) -> None:
+    lines = [
+        {"id": str(n), "question": f"{n}?", "choices": CHOICES, "answer": a} for n, a in enumerate(["c", 2, "Rome"])
+    ]
+    for split in ("train", "test"):
+        of_split = ({**line, "question": f"{split} {line['question']}"} for line in lines)
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, of_split)))
+    config = MultipleChoiceConfig("multiple_choice", train=tmp_path / "train.jsonl", test=tmp_path / "test.jsonl")
+    task = load_task(config)
+    assert config.num_questions() == (3, 3)
+    assert task.train[0].question == "train 0?\nA) Paris\nB) London\nC) Rome\nD) A triangle"
+    assert [check_choice(question, "#### C").strict for question in task.test] == [True] * 3
+    for shot in task.shots:
+        letter = shot.completion.rpartition("#### ")[2]
+        texts = [line.partition(") ")[2] for line in shot.question.split("\n")[1:]]
+        assert check_choice(Question("q", shot.question, letter, {"choices": texts}), shot.completion).strict
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"choices": CHOICES, "answer": "C"}, 'lacks "question"'),
+        ({"question": "?", "choices": ["one"], "answer": "A"}, '"choices" is no list of 2 to 26'),
+        ({"question": "?", "choices": ["one", "one"], "answer": "A"}, "one twice"),
+        ({"question": "?", "choices": CHOICES, "answer": "E"}, r'"answer" \(\'E\'\) is none of the 4 choices'),
+        ({"question": "?", "choices": CHOICES, "answer": True}, r'"answer" \(True\) is none'),
+    ],
+)
+def test_multiple_choice_mistakes_are_named(tmp_path: Path, line: dict, message: str) -> None:
+    (tmp_path / "x.jsonl").write_text(json.dumps(line))
+    with pytest.raises(UserError, match=message):
+        load_task(MultipleChoiceConfig("multiple_choice", train=tmp_path / "x.jsonl", test=tmp_path / "x.jsonl"))

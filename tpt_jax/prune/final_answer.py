@@ -1,0 +1,130 @@
+r"""Where a trace says its final answer, in LaTeX or in words: \boxed{}, "the answer is", the last formula or number."""
+
+import dataclasses
+import re
+
+from tpt_jax.boxes import boxed_answer, find_boxes, has_box
+
+LONGEST_TEXT = 20_000  # characters; a final answer stands at the end, so only the end of a longer trace is read
+LONGEST_ANSWER = 500
+MOST_MARKS = 50  # the last ones of a trace that is full of them
+LONGEST_LINE = 100  # of a trace that is nothing but an answer
+
+_MARK = re.compile(
+    r"####|<answer>|\banswer\s*(?:is|=|:|would be|will be)|^[ \t]*\**A[ \t]*:", re.IGNORECASE | re.MULTILINE
+)
+_FINAL = re.compile(r"\bfinal answer\s*(?:is|:)|<answer>", re.IGNORECASE)  # outdoes a box further up
+_FORMULA = re.compile(
+    r"(?<!\\)\$\$((?:[^$\\]|\\.){1,600}?)\$\$"
+    r"|(?<!\\)\$((?:[^$\n\\]|\\[^\n]){1,600}?)\$"
+    r"|\\\[((?:[^\\]|\\(?!\])){1,600}?)\\\]"
+    r"|\\\(((?:[^\\\n]|\\(?!\))){1,600}?)\\\)",
+    re.DOTALL,
+)
+_PERCENT = re.compile(r"\s*(?:\\?%|percent\b|pct\b)", re.IGNORECASE)
+_NUMBER = re.compile(
+    r"-?\\[dt]?frac\{-?\d{1,30}\}\{\d{1,30}\}"
+    r"|(?<![\w.,])-?[$£€]?-?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:\s?/\s?\d+)?"
+    r"(?:\s*(?:\\?%|percent\b|pct\b))?"
+)
+_SENTENCE_END = re.compile(r"\.(?=\s|$)|</|I hope it is")
+_WORD = re.compile(r"[A-Za-z]{2}")
+_PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}\s+[A-Za-z]{2,}(?!\s*\})")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FinalAnswer:
+    """What a trace says in the end.
+
+    Attributes:
+      text: LaTeX without delimiters; several answers are separated by commas.
+      boxed: it stands in a box.
+    """
+
+    text: str
+    boxed: bool
+
+
+def final_answer(completion: str) -> FinalAnswer | None:
+    """The answer of the last box or, where there is none, of the last mark, else the last formula or number."""
+    text = completion[-LONGEST_TEXT:]
+    boxes = find_boxes(text)
+    if boxes:
+        for mark in list(_FINAL.finditer(text, boxes[-1].end))[-1:]:
+            announced = _after(text, mark)
+            if announced and not _WORD.match(announced):
+                return FinalAnswer(announced, boxed=False)
+        return FinalAnswer(_with_percent(text, boxed_answer(text, boxes), boxes[-1].end), boxed=True)
+    if has_box(text):
+        return None  # empty, or cut off in the middle: what was to stand there is not known
+    for mark in reversed(list(_MARK.finditer(text))[-MOST_MARKS:]):
+        announced = _after(text, mark)
+        if re.search(r"\w", announced):
+            return FinalAnswer(announced, boxed=False)
+    found = _in_prose(text)
+    return FinalAnswer(found, boxed=False) if found else None
+
+
+def without_delimiters(text: str) -> str:
+    r"""Without the $...$, \(...\) or \[...\] around the whole."""
+    match = _FORMULA.fullmatch(text) if text[:1] in ("$", "\\") else None
+    return _inside(match).strip() if match else text
+
+
+def _after(text: str, mark: re.Match[str]) -> str:
+    """The answer that a mark announces."""
+    rest = text[mark.end() : mark.end() + 2 * LONGEST_ANSWER]
+    if mark.group().startswith("<"):
+        inside = rest.partition("</")[0].strip()
+        return _in_prose(inside) if "\n" in inside or _PROSE.search(inside) else _announced(inside)
+    return _announced(rest)
+
+
+def _announced(rest: str) -> str:
+    """The answer at the start of a text."""
+    rest = rest.lstrip("*:= \t\n")
+    formula = _FORMULA.match(rest)
+    if formula:
+        return _joined(rest, formula)
+    line = rest.partition("\n")[0]
+    end = _SENTENCE_END.search(line)
+    words = (line[: end.start()] if end else line).strip("*_ \t")
+    number = _NUMBER.match(words)
+    if number and re.fullmatch(r"\s+(?!and\b|or\b|to\b|x\b)[A-Za-z].*", words[number.end() :]):
+        return number.group()
+    if _PROSE.search(words) or (_WORD.match(words) and _FORMULA.search(words)):
+        return _in_prose(words)
+    return words
+
+
+def _in_prose(text: str) -> str:
+    """The last formula or number; a line of few words is an answer as it stands."""
+    formulas = list(_FORMULA.finditer(text))
+    stripped = text.strip().rstrip(".")
+    if not formulas and len(stripped) <= LONGEST_LINE and "\n" not in stripped and not _PROSE.search(stripped):
+        return stripped
+    numbers = list(_NUMBER.finditer(text))
+    if formulas and (not numbers or numbers[-1].start() < formulas[-1].end()):
+        return _with_percent(text, _inside(formulas[-1]), formulas[-1].end())
+    return numbers[-1].group() if numbers else ""
+
+
+def _joined(text: str, formula: re.Match[str]) -> str:
+    """A formula, and those that "and", "or" or a comma ties to it: "$x = 1$ or $x = 2$" is "x = 1, x = 2"."""
+    parts = [_with_percent(text, _inside(formula), formula.end())]
+    for following in _FORMULA.finditer(text, formula.end()):
+        if not re.fullmatch(r"[ \t]*,?[ \t]*(?:and|or)?[ \t]*", text[formula.end() : following.start()]):
+            break
+        formula = following
+        parts.append(_with_percent(text, _inside(formula), formula.end()))
+    return ", ".join(parts)
+
+
+def _inside(match: re.Match[str]) -> str:
+    return next(group for group in match.groups() if group is not None)
+
+
+def _with_percent(text: str, answer: str, end: int) -> str:
+    r"""With the percent sign that follows it, as in $28$% and \boxed{28} percent."""
+    following = text[end : end + 20].lstrip("$ ")
+    return answer + r"\%" if _PERCENT.match(following) and "%" not in answer else answer

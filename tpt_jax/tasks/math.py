@@ -1,0 +1,138 @@
+r"""MATH: competition problems in seven subjects, with worked solutions (Hendrycks et al., arXiv 2103.03874)."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import pydantic
+from pydantic.dataclasses import dataclass
+
+from tpt_jax.boxes import boxed_answer, find_boxes
+from tpt_jax.errors import STRICT, UnusableError, UserError
+from tpt_jax.lines import read_folder, read_records
+from tpt_jax.records import Question
+from tpt_jax.tasks.task import Generation, Shot, Task, TaskConfig
+
+NUM_TRAIN, NUM_TEST = 7_500, 5_000  # as published
+INSTRUCTION = r"Solve the problem step by step. Put the final answer into a box at the end, as in: \boxed{42}"
+FORM = 'write {"problem", "solution"} with the final answer in the solution\'s last \\boxed{}, or {"problem", "answer"}'
+
+Subject = Literal[
+    "algebra",
+    "counting_and_probability",
+    "geometry",
+    "intermediate_algebra",
+    "number_theory",
+    "prealgebra",
+    "precalculus",
+]
+Split = Literal["train", "test"]
+
+# Our own, in the manner of the data set: steps in words and formulas, and one box at the end.
+SHOTS = (
+    Shot(
+        r"For what positive value of $k$ does $x^2 + kx + 49 = 0$ have exactly one real solution?",
+        r"A quadratic has exactly one real solution where its discriminant is zero: $k^2 - 4 \cdot 49 = 0$." + "\n"
+        r"So $k^2 = 196$, and $k = 14$ or $k = -14$. The positive one is asked for." + "\n"
+        r"The final answer is $\boxed{14}$.",
+    ),
+    Shot(
+        r"Two fair six-sided dice are rolled. What is the probability that the larger of the two numbers is 3? If both "
+        r"are equal, that number counts as the larger.",
+        r"There are $6 \cdot 6 = 36$ equally likely rolls." + "\n"
+        r"Both numbers are at most 3 in $3 \cdot 3 = 9$ of them, and both at most 2 in $2 \cdot 2 = 4$." + "\n"
+        r"The larger is 3 in the $9 - 4 = 5$ others." + "\n"
+        r"The final answer is $\boxed{\frac{5}{36}}$.",
+    ),
+    Shot(
+        r"A rectangle has sides of length $6$ and $2\sqrt{7}$. How long is its diagonal?",
+        r"By the theorem of Pythagoras the diagonal $d$ fulfils $d^2 = 6^2 + (2\sqrt{7})^2 = 36 + 28 = 64$." + "\n"
+        r"So $d = 8$." + "\n"
+        r"The final answer is $\boxed{8}$.",
+    ),
+    Shot(
+        r"Find all real $x$ with $\frac{x - 4}{x + 1} \le 0$. Write the answer as an interval.",
+        r"The numerator is zero at $x = 4$ and the denominator at $x = -1$, which is not allowed." + "\n"
+        r"Between the two the numerator is negative and the denominator positive, so the fraction is negative; "
+        r"outside it is positive." + "\n"
+        r"At $x = 4$ the fraction is 0, so 4 belongs to the solutions." + "\n"
+        r"The final answer is $\boxed{(-1, 4]}$.",
+    ),
+)
+
+
+@dataclass(frozen=True, config=STRICT)
+class MathConfig(TaskConfig):
+    """Where the problems are, and which.
+
+    Attributes:
+      folder: the unpacked data set: train/algebra/1.json and so on (github.com/hendrycks/math), or train.jsonl and
+        test.jsonl of {"problem", "solution"} or {"problem", "answer"}.
+      subjects: only these; null for all.
+      levels: only these, 1 the easiest, 5 the hardest; null for all.
+    """
+
+    name: Literal["math"]
+    folder: Path
+    subjects: tuple[Subject, ...] | None = None
+    levels: tuple[Annotated[int, pydantic.Field(ge=1, le=5)], ...] | None = None
+
+    checker_name: ClassVar[str] = "math"
+    generation: ClassVar[Generation] = Generation(max_prompt_tokens=512, max_new_tokens=1024)
+
+    def load(self) -> Task:
+        """Reads both splits.
+
+        Raises:
+          UserError: they are not there, or more than 1% of the problems cannot be used.
+        """
+        return Task(self.name, INSTRUCTION, self.checker_name, self._read("train"), self._read("test"), SHOTS)
+
+    def num_questions(self) -> tuple[int, int]:
+        if not self.folder.expanduser().is_dir():
+            return NUM_TRAIN, NUM_TEST
+        return len(self._read("train")), len(self._read("test"))
+
+    def _read(self, split: Split) -> tuple[Question, ...]:
+        folder = self.folder.expanduser()
+        path = folder / f"{split}.jsonl"
+        if (folder / split).is_dir():
+
+            def read_file(file: str, line: Mapping[str, Any]) -> Question | None:
+                name = f"{self.name}/{split}/{file.removesuffix('.json')}"
+                return self.read_question(name, line) if self._is_wanted(line) else None
+
+            questions = read_folder(folder / split, "*/*.json", read_file)
+        elif path.is_file():
+
+            def read_line(index: int, line: Mapping[str, Any]) -> Question | None:
+                return self.read_question(f"{self.name}/{split}/{index}", line) if self._is_wanted(line) else None
+
+            questions = read_records(path, read_line)
+        else:
+            raise UserError(
+                f"{folder}: holds neither {split}/ nor {split}.jsonl; get MATH (github.com/hendrycks/math) and set "
+                "task.folder to where it is unpacked"
+            )
+        return tuple(question for question in questions if question is not None)
+
+    def _is_wanted(self, line: Mapping[str, Any]) -> bool:
+        subject = str(line.get("type", line.get("subject", ""))).lower().replace("&", "and").replace(" ", "_")
+        level = re.search(r"[1-5]", str(line.get("level", "")))
+        return (self.subjects is None or subject in self.subjects) and (
+            self.levels is None or (level is not None and int(level.group()) in self.levels)
+        )
+
+    @staticmethod
+    def read_question(name: str, line: Mapping[str, Any]) -> Question:
+        problem, answer = line.get("problem"), line.get("answer")
+        if not isinstance(problem, str) or not problem.strip():
+            raise UnusableError(f'lacks "problem"; {FORM}')
+        if isinstance(answer, (str, int, float)) and str(answer).strip():
+            return Question(name, problem, str(answer).strip())
+        solution = str(line.get("solution", ""))
+        boxes = find_boxes(solution)
+        if not boxes:
+            raise UnusableError(f"its solution has no \\boxed{{}} answer; {FORM}")
+        return Question(name, problem, boxed_answer(solution, boxes))
