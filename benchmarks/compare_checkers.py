@@ -43,6 +43,7 @@ from tpt_jax.prune.command import read_questions
 from tpt_jax.prune.final_answer import final_answer
 from tpt_jax.prune.latex import check_math
 from tpt_jax.records import Question, read_jsonl
+from tpt_jax.tasks.task import read_plain_question
 
 TAIL = 400  # characters of a trace that --show prints
 
@@ -77,7 +78,7 @@ def main() -> None:
 
 
 def _traces(questions_path: Path, traces_path: Path) -> list[Item]:
-    answers = {name: question.answer for name, question in read_questions(questions_path).items()}
+    answers = {name: question.answer for name, question in read_questions(questions_path, read_plain_question).items()}
     return [
         Item(f"{line['id']}/{line['sample']}", answers[str(line["id"])], line.get("completion", line.get("trace", "")))
         for line in read_jsonl(traces_path)

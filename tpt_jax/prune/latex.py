@@ -26,8 +26,9 @@ from latex2sympy2_extended.latex2sympy2 import _Latex2Sympy  # the parser itself
 from math_verify.grader import should_treat_as_complex, sympy_expr_eq
 from math_verify.parser import parse_latex_cached
 
-from tpt_jax.prune.answers import canonical, parse_number
+from tpt_jax.prune.answers import parse_number
 from tpt_jax.prune.final_answer import LONGEST_ANSWER, final_answer, without_delimiters
+from tpt_jax.prune.numbers import canonical
 from tpt_jax.records import Question, Verdict
 
 DEEPEST = 12  # brackets within brackets; the parser's time doubles with every other one
@@ -164,7 +165,8 @@ def _number(text: str) -> Fraction | None:
             int(period), (10 ** len(period) - 1) * 10 ** len(fixed)
         )
         return -value if sign else value
-    return parse_number(text) if _NUMBER.fullmatch(text) else None
+    number = parse_number(text) if _NUMBER.fullmatch(text) else None
+    return None if number is None else number.value
 
 
 def _words(text: str) -> str | None:

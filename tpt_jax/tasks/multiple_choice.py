@@ -84,7 +84,7 @@ class MultipleChoiceConfig(TaskConfig):
         def read(index: int, line: Mapping[str, Any]) -> Question:
             return self.read_question(str(line.get("id", f"{self.name}/{split}/{index}")), line)
 
-        return tuple(read_records(self.train if split == "train" else self.test, read))
+        return tuple(read_records((self.train if split == "train" else self.test).expanduser(), read))
 
     @staticmethod
     def read_question(name: str, line: Mapping[str, Any]) -> Question:
