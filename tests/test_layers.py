@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "tpt_jax"
 
 # From the bottom up; a module may import those of its own room and of rooms further down.
 ROOMS = (
-    ("errors", "arguments", "paths", "records", "terminal", "hlo", "boxes"),
+    ("errors", "arguments", "paths", "records", "terminal", "hlo", "prune.boxes"),
     ("lines",),
     ("tasks",),
     ("config",),

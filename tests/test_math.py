@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tpt_jax.boxes import boxed_answer, find_boxes
 from tpt_jax.errors import UserError
+from tpt_jax.prune.boxes import boxed_answer, find_boxes
 from tpt_jax.prune.choice import check_choice
 from tpt_jax.prune.latex import check_math
 from tpt_jax.prune.pool import CheckerPool

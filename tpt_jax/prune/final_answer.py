@@ -3,7 +3,7 @@ r"""Where a trace says its final answer, in LaTeX or in words: \boxed{}, "the an
 import dataclasses
 import re
 
-from tpt_jax.boxes import boxed_answer, find_boxes, has_box
+from tpt_jax.prune.boxes import boxed_answer, find_boxes, has_box
 
 LONGEST_TEXT = 20_000  # characters; a final answer stands at the end, so only the end of a longer trace is read
 LONGEST_ANSWER = 500

@@ -8,9 +8,9 @@ from typing import Annotated, Any, ClassVar, Literal
 import pydantic
 from pydantic.dataclasses import dataclass
 
-from tpt_jax.boxes import boxed_answer, find_boxes
 from tpt_jax.errors import STRICT, UnusableError, UserError
 from tpt_jax.lines import read_folder, read_records
+from tpt_jax.prune.boxes import boxed_answer, find_boxes
 from tpt_jax.records import Question
 from tpt_jax.tasks.task import Generation, Shot, Task, TaskConfig
 
