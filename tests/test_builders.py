@@ -8,6 +8,7 @@ import tarfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -133,6 +134,18 @@ def test_raw_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     (tmp_path / "test" / "algebra" / "2.json").write_text("{}")
     with pytest.raises(UserError, match=r"algebra/2\.json: not a problem of MATH"):
         read_builder("math", "train", tmp_path, tmp_path)
+
+
+def test_another_process_may_be_quicker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = write_gsm8k(tmp_path)
+    prepare: Any = TptGsm8k.download_and_prepare
+
+    def too_late(builder: TptGsm8k, **options: object) -> None:
+        prepare(builder, **options)  # as the other process does, before we come to rename our folder
+        raise OSError("Destination already exists")
+
+    monkeypatch.setattr(TptGsm8k, "download_and_prepare", too_late)
+    assert read_builder("gsm8k", "train", tmp_path, tmp_path) == lines
 
 
 def test_the_task_reads_the_builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

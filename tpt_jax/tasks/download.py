@@ -1,10 +1,11 @@
 """Published data sets through tensorflow-datasets: downloaded once, kept as array_record files, read with grain."""
 
 import contextlib
+import functools
 import hashlib
 import io
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,13 +43,13 @@ def read_builder(
         _check_files(manual_dir, kind.FILES, kind.SOURCE)
         # Known by what is in them: other files in the same folder are another data set, not the one that is kept.
         config = tfds.core.BuilderConfig(name=f"manual_{_digest(manual_dir, kind.FILES)}")
+    make = functools.partial(kind, data_dir=data_dir, config=config, file_format="array_record")
     try:
         with _quietly():
-            tfds.disable_progress_bar()
-            builder = kind(data_dir=data_dir, config=config, file_format="array_record")
+            builder = make()
             if not builder.is_prepared():
                 say(f"{name}: making array_record files of {manual_dir or kind.SOURCE} in {builder.data_dir}")
-            builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=manual_dir))
+                builder = _prepared(make, tfds.download.DownloadConfig(manual_dir=manual_dir))
             source: Any = builder.as_data_source(split=split)
     except UserError:
         raise
@@ -60,6 +61,21 @@ def read_builder(
         ) from error
     examples: Any = grain.MapDataset.source(source).map(_plain)
     return [examples[index] for index in range(len(examples))]
+
+
+def _prepared(make: Callable[[], Any], config: Any) -> Any:
+    """A builder with its files made: by us, or by another process of the run that was quicker."""
+    import tensorflow_datasets as tfds
+
+    tfds.disable_progress_bar()
+    builder = make()
+    try:
+        builder.download_and_prepare(download_config=config)
+    except Exception:
+        builder = make()
+        if not builder.is_prepared():
+            raise
+    return builder
 
 
 @contextlib.contextmanager
