@@ -15,6 +15,7 @@ Checker = Callable[[Question, str], Verdict]
 # Where each is; imported only by who judges with it.
 CHECKERS: Mapping[str, str] = {
     "numeric": "tpt_jax.prune.answers:check_numeric",
+    "reasoning_gym": "tpt_jax.prune.procedural:check_reasoning_gym",
 }
 
 
