@@ -63,6 +63,7 @@ def test_the_librarys_own_answer_is_right(dataset: str) -> None:
         question = through_a_file(entry, options)
         answer = reference(dataset, entry)
         assert judge(question, answer) == Verdict(answer.strip(), strict=True, correct=True)
+        assert question == through_a_file(entry, options)  # though the library writes into what it is given
         assert not any(judge(question, wrong).correct for wrong in ("no idea", "nan", "[]", "-12345"))
 
 
@@ -260,7 +261,7 @@ def test_what_a_model_wrote_is_not_printed(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_in_checker_processes() -> None:
-    """A trace's mark does not depend on those before it, though the library writes into what it is given."""
+    """A new process makes each data set anew, and judges one trace after another."""
     questions = [through_a_file(entry) for name in ("knight_swap", "arc_agi", "chain_sum") for entry in draw(name, 1)]
     pairs = [
         (question, Trace("q", sample, f"<answer>{question.answer if sample % 2 else 'x'}</answer>"))
