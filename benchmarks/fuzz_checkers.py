@@ -20,16 +20,41 @@ from tpt_jax.records import Question, Trace, Verdict
 from tpt_jax.tasks.reasoning_gym import ReasoningGymConfig
 
 SECONDS = 5.0  # for one trace
-MARKS = ("####", "\\boxed{", "\\fbox{", "The answer is", "A:", "**", "<answer>", "</answer>", "Step 2:", "final answer:")
-NUMBERS = ("18", "$18", "-7", "1,000", "3/4", "5%", "1e9", "9**9**9", "½", "1.5 million", "0.", "٣", "1" * 5_000)
+MARKS = (
+    "####",
+    "\\boxed{",
+    "\\fbox{",
+    "The answer is",
+    "A:",
+    "**",
+    "<answer>",
+    "</answer>",
+    "Step 2:",
+    "final answer:",
+)
+NUMBERS = ("18", "$18", "-7", "1,000", "3/4", "5%", "1e9", "9**9**9", "½", "1.5 million", "0.", "\u0663", "1" * 5_000)
 LATEX = ("\\frac{1}{2}", "\\frac12", "\\sqrt{2}", "x = ", "\\{1, 2\\}", "(1, 2]", "\\text{cm}", "^{9^{9}}", "100000!")
 BRACKETS = ("{", "}", "(", ")", "\\", "$", "\\left(", "\\begin{pmatrix}", "{" * 200, "(" * 200)
 LETTERS = ("(C)", "B", "or", "and", "Paris", "not", "Option A", "no answer")
-CODE = ("```python\n", "```\n", "def add(a, b):\n    return ", "a + b", "import os\n", "while True: pass\n", "\x00", "exit()\n")
-STRAY = ("\ud800", "\u202e", "\x1b[2J", "\r", "\t", "\n", "\n\n", "é", "𝟏𝟖")
+PROGRAM = "```python\ndef add(a, b):\n    return a + b\n```"
+CODE = (PROGRAM, "```python\n", "```\n", "def add(a, b):\n    return ", "import os\n", "while True: pass\n", "exit()\n")
+STRAY = ("\0", "\ud800", "\u202e", "\x1b[2J", "\r", "\t", "\n", "\n\n", "é", "\U0001d7cf")
 PIECES = st.sampled_from((*MARKS, *NUMBERS, *LATEX, *BRACKETS, *LETTERS, *CODE, *STRAY))
 TRACES = st.lists(st.one_of(PIECES, PIECES, st.text(max_size=12)), max_size=24).map(" ".join)
-EMPTY = ("", " ", "\n", "####", "#### ", "\\boxed{}", "\\boxed{ }", "<answer></answer>", "The answer is", "```python\n```")
+EMPTY = (
+    "",
+    " ",
+    "\n",
+    "####",
+    "#### ",
+    "\\boxed{}",
+    "\\boxed{ }",
+    "<answer></answer>",
+    "The answer is",
+    "```python\n```",
+)
+SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
+SETTINGS = settings(deadline=None, database=None, phases=[Phase.generate], suppress_health_check=SLOW)
 
 
 def questions() -> dict[str, Question]:
@@ -46,10 +71,16 @@ def questions() -> dict[str, Question]:
 
 def traces_of(count: int) -> list[str]:
     """Drawn by hypothesis, the same ones each time; the empty ones come first."""
-    drawn = list(EMPTY)
+    drawn: list[str] = [*EMPTY]
 
     @seed(0)
-    @settings(max_examples=count, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=count,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
     @given(TRACES)
     def draw(trace: str) -> None:
         drawn.append(trace)
@@ -81,7 +112,9 @@ def report(checker: str, texts: list[str], verdicts: list[Verdict], seconds: flo
     empty = sum(verdict.correct for text, verdict in zip(texts, verdicts, strict=True) if text in EMPTY)
     crashed = sum(verdict.reason.startswith(("checker raised", "checker died")) for verdict in verdicts)
     kinds = collections.Counter(map(label, verdicts))
-    print(f"{checker}: {len(texts):,} traces, {len(texts) / seconds:,.0f}/s; crashes {crashed}; empty and right {empty}")
+    print(
+        f"{checker}: {len(texts):,} traces, {len(texts) / seconds:,.0f}/s; crashes {crashed}; empty and right {empty}"
+    )
     print("  " + ", ".join(f"{kind} {number:,}" for kind, number in kinds.most_common()))
     if crashed or empty:
         for text, verdict in zip(texts, verdicts, strict=True):

@@ -61,7 +61,7 @@ def test_overrides_reach_every_depth() -> None:
         (["--think.num_samples", "["], r"--think\.num_samples \[: not YAML"),
         (["--seed", "4294967296"], r"seed \(4294967296\): input should be less than 4294967296"),
         (["--prune.keep", "best"], r"prune\.keep \('best'\): input should be 'correct', 'strict' or 'any'"),
-        (["--task.name", "gsm9k"], r"task\.name \('gsm9k'\): unknown; choose from 'gsm8k', 'gsm_symbolic'"),
+        (["--task.name", "gsm9k"], r"task\.name \('gsm9k'\): unknown; choose from .*'gsm8k', 'gsm_symbolic'"),
         (["--task.name", "null"], r"task\.name"),
         (["--task.num_test", "0"], r"task\.num_test \(0\): input should be greater than 0"),
         (["--seed.deep", "1"], r"seed"),

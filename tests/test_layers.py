@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "tpt_jax"
 # From the bottom up; a module may import those of its own room and of rooms further down.
 ROOMS = (
     ("errors", "arguments", "paths", "records", "terminal", "hlo", "prune.boxes"),
-    ("lines",),
+    ("lines", "prune.checkers"),
     ("tasks",),
     ("config",),
     ("prune", "evaluate"),

@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
+import yaml
+
 from tpt_jax.errors import UnusableError, UserError
 from tpt_jax.paths import AnyPath, to_path
 from tpt_jax.records import parse_line
@@ -13,12 +15,13 @@ from tpt_jax.terminal import say
 
 MOST_BROKEN = 0.01  # of a file's records; where more are broken, the file is not what its user thinks it is
 NAMED = 5
+YAML = (".yaml", ".yml")
 
 Record = TypeVar("Record")
 
 
 def read_records(path: str | os.PathLike[str], read: Callable[[int, dict[str, Any]], Record]) -> list[Record]:
-    """The records of a file of JSON lines, or of one JSON list.
+    """The records of a file of JSON lines, of one JSON list, or (by its suffix) of a YAML list.
 
     Args:
       read: makes a record of an object and its number, from 0; raises UnusableError where it cannot.
@@ -84,17 +87,27 @@ def _items(path: AnyPath) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; give a JSON-lines file, one object a line")
     content = path.read_bytes()
-    if content.lstrip().startswith(b"["):
-        try:
-            items = json.loads(content)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}: not JSON ({error}); write a list of objects, or one object a line") from error
-        for index, item in enumerate(items):
+    if path.suffix in YAML or content.lstrip().startswith(b"["):
+        for index, item in enumerate(_list(path, content)):
             yield f"{path}, item {index + 1}", lambda item=item: _object(item)
         return
     for number, line in enumerate(content.split(b"\n"), start=1):
         if line.strip():
             yield f"{path}:{number}", lambda line=line: parse_line(line)
+
+
+def _list(path: AnyPath, content: bytes) -> list[Any]:
+    kind = "YAML" if path.suffix in YAML else "JSON"
+    try:
+        items = yaml.safe_load(content) if kind == "YAML" else json.loads(content)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: not {kind} ({reason}); write a list of objects, or JSON lines") from error
+    if items is None:  # an empty YAML file
+        return []
+    if not isinstance(items, list):
+        raise UserError(f"{path}: a {type(items).__name__}, not a list; write a list of objects")
+    return items
 
 
 def _object(item: Any) -> dict[str, Any]:

@@ -17,6 +17,7 @@ CHECKERS: Mapping[str, str] = {
     "numeric": "tpt_jax.prune.answers:check_numeric",
     "math": "tpt_jax.prune.latex:check_math",
     "choice": "tpt_jax.prune.choice:check_choice",
+    "reasoning_gym": "tpt_jax.prune.procedural:check_reasoning_gym",
 }
 
 

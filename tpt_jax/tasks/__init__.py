@@ -5,19 +5,23 @@ from collections.abc import Mapping
 
 from tpt_jax.errors import UserError
 from tpt_jax.tasks.decontamination import without_test_questions
+from tpt_jax.tasks.file import FileConfig
 from tpt_jax.tasks.gsm8k import Gsm8kConfig
 from tpt_jax.tasks.gsm_symbolic import GsmSymbolicConfig
 from tpt_jax.tasks.math import MathConfig
 from tpt_jax.tasks.multiple_choice import MultipleChoiceConfig
+from tpt_jax.tasks.reasoning_gym import ReasoningGymConfig
 from tpt_jax.tasks.task import Shot, Task, TaskConfig
 
-AnyTaskConfig = Gsm8kConfig | GsmSymbolicConfig | MathConfig | MultipleChoiceConfig
+AnyTaskConfig = FileConfig | Gsm8kConfig | GsmSymbolicConfig | MathConfig | MultipleChoiceConfig | ReasoningGymConfig
 
 TASKS: Mapping[str, type[TaskConfig]] = {
+    "file": FileConfig,
     "gsm8k": Gsm8kConfig,
     "gsm_symbolic": GsmSymbolicConfig,
     "math": MathConfig,
     "multiple_choice": MultipleChoiceConfig,
+    "reasoning_gym": ReasoningGymConfig,
 }
 
 
@@ -46,8 +50,10 @@ def task_class(name: str) -> type[TaskConfig]:
 __all__ = [
     "TASKS",
     "AnyTaskConfig",
+    "FileConfig",
     "Gsm8kConfig",
     "GsmSymbolicConfig",
+    "ReasoningGymConfig",
     "Shot",
     "Task",
     "TaskConfig",

@@ -9,14 +9,18 @@ from tpt_jax.errors import UserError
 from tpt_jax.records import Question
 from tpt_jax.tasks.task import Task
 
+# Curly quotes by their numbers; a price is the same with its $ and without it.
+PUNCTUATION = r".,;:!?()$'\"\u2018\u2019\u201c\u201d"
+
 
 def normalised(text: str) -> str:
-    """What two spellings of one question share: letters and digits, in lower case, other characters as single spaces.
+    """What two spellings of one question share: words and signs, in lower case, without spacing and punctuation.
 
-    "What's  5 + 3?" and "what's 5+3" are one question; "5 + 3" and "5 - 3" are two: signs stay.
+    "What's  5 + 3?" and "what's 5+3" are one question; "5 + 3" and "5 - 3" are two: signs stay, and so do those that
+    puzzles are drawn with.
     """
     text = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(re.findall(r"\w+|[-+*/^=<>]", text))
+    return " ".join(re.findall(rf"\w+|[^\w\s{PUNCTUATION}]", text))
 
 
 def texts_of(questions: Iterable[Question]) -> frozenset[str]:

@@ -7,6 +7,7 @@ from pydantic.dataclasses import dataclass
 
 from tpt_jax.errors import STRICT, UserError
 from tpt_jax.records import Question, read_jsonl
+from tpt_jax.tasks.download import read_builder
 from tpt_jax.tasks.task import Generation, Shot, Task, TaskConfig
 
 NUM_TRAIN, NUM_TEST = 7_473, 1_319  # as published
@@ -46,12 +47,14 @@ class Gsm8kConfig(TaskConfig):
     """Where the questions are.
 
     Attributes:
-      folder: holds train.jsonl and test.jsonl as OpenAI publishes them (github.com/openai/grade-school-math); null:
-        tensorflow-datasets downloads them once.
+      folder: holds train.jsonl and test.jsonl as OpenAI publishes them (github.com/openai/grade-school-math), and they
+        are read where they are; null: tensorflow-datasets downloads them once.
+      manual_dir: the same folder, for tensorflow-datasets to make its files of instead of downloading.
     """
 
     name: Literal["gsm8k"]
     folder: Path | None = None
+    manual_dir: Path | None = None
 
     checker_name: ClassVar[str] = "numeric"
     generation: ClassVar[Generation] = Generation(max_prompt_tokens=320, max_new_tokens=512)
@@ -63,9 +66,12 @@ class Gsm8kConfig(TaskConfig):
           UserError: they cannot be had, or a question has no final answer.
         """
 
+        if self.folder is not None and self.manual_dir is not None:
+            raise UserError("task.folder and task.manual_dir: both are given; give one")
+
         def questions(split: str) -> tuple[Question, ...]:
             if self.folder is None:
-                lines, source = _download(split), "tensorflow-datasets gsm8k"
+                lines, source = read_builder("gsm8k", split, self.manual_dir), "tensorflow-datasets tpt_gsm8k"
             else:
                 path = self.folder.expanduser() / f"{split}.jsonl"
                 lines, source = list(read_jsonl(path)) if path.is_file() else _refuse(path), str(path)
@@ -82,20 +88,6 @@ def _refuse(path: Path) -> list[dict[str, Any]]:
         f"{path}: no such file; get train.jsonl and test.jsonl from github.com/openai/grade-school-math "
         "(grade_school_math/data) and set task.folder to where they are"
     )
-
-
-def _download(split: str) -> list[dict[str, Any]]:
-    import tensorflow_datasets as tfds  # seconds to import: only when it is used
-
-    try:
-        source: Any = tfds.data_source("gsm8k", split=split)
-    except Exception as error:  # of many kinds: no network, a proxy, a full disk
-        reason = str(error).partition("\n")[0]
-        raise UserError(
-            f"task gsm8k: tensorflow-datasets could not download it ({reason}); get train.jsonl and test.jsonl from "
-            "github.com/openai/grade-school-math (grade_school_math/data) and set task.folder to where they are"
-        ) from error
-    return [{key: example[key].decode() for key in ("question", "answer")} for example in source]
 
 
 def _question(split: str, index: int, line: dict[str, Any], source: str) -> Question:
