@@ -11,7 +11,7 @@ import argparse
 import collections
 import time
 
-from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from tpt_jax.prune.pool import CheckerPool
@@ -53,8 +53,6 @@ EMPTY = (
     "The answer is",
     "```python\n```",
 )
-SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
-SETTINGS = settings(deadline=None, database=None, phases=[Phase.generate], suppress_health_check=SLOW)
 
 
 def questions() -> dict[str, Question]:
@@ -74,13 +72,7 @@ def traces_of(count: int) -> list[str]:
     drawn: list[str] = [*EMPTY]
 
     @seed(0)
-    @settings(
-        max_examples=count,
-        deadline=None,
-        database=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
+    @settings(max_examples=count, deadline=None, database=None, phases=[Phase.generate])
     @given(TRACES)
     def draw(trace: str) -> None:
         drawn.append(trace)

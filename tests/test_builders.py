@@ -6,14 +6,14 @@ import http.server
 import json
 import tarfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from tpt_jax.errors import UserError
-from tpt_jax.tasks import Gsm8kConfig, load_task
+from tpt_jax.tasks import Gsm8kConfig, MathConfig, load_task
 from tpt_jax.tasks.builders.gsm8k import TptGsm8k
 from tpt_jax.tasks.download import read_builder
 
@@ -148,13 +148,17 @@ def test_another_process_may_be_quicker(tmp_path: Path, monkeypatch: pytest.Monk
     assert read_builder("gsm8k", "train", tmp_path, tmp_path) == lines
 
 
-def test_the_task_reads_the_builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_gsm8k(tmp_path)
+@pytest.mark.parametrize(("config", "write"), [(Gsm8kConfig, write_gsm8k), (MathConfig, write_math)])
+def test_the_task_reads_the_builder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: Any, write: Callable[[Path], object]
+) -> None:
+    """The same questions, in the same order and with the same ids, as from the published files."""
+    write(tmp_path)
     monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(tmp_path / "data"))
-    ours = load_task(Gsm8kConfig("gsm8k", manual_dir=tmp_path))
-    assert ours == load_task(Gsm8kConfig("gsm8k", folder=tmp_path))
+    (name,) = get_args(config.__annotations__["name"])
+    assert load_task(config(name, manual_dir=tmp_path)) == load_task(config(name, folder=tmp_path))
     with pytest.raises(UserError, match=r"task\.folder and task\.manual_dir"):
-        load_task(Gsm8kConfig("gsm8k", folder=tmp_path, manual_dir=tmp_path))
+        load_task(config(name, folder=tmp_path, manual_dir=tmp_path))
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the real GSM8K is not beside the project")

@@ -94,8 +94,8 @@ def test_gsm8k_reads_openais_files(tmp_path: Path) -> None:
 def test_gsm8k_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"train\.jsonl: no such file; get train\.jsonl and test\.jsonl from github"):
         load_task(Gsm8kConfig("gsm8k", folder=tmp_path / "none"))
-    with pytest.raises(UserError, match="question 1 needs a question, and an answer that ends in"):
-        load_task(write_gsm8k(tmp_path, [{"question": "3 + 4?", "answer": "7"}]))
+    with pytest.raises(UserError, match=r"1 of 1 records cannot be used.*train\.jsonl:1: lacks \"answer\""):
+        load_task(write_gsm8k(tmp_path, [{"question": "3 + 4?", "answer": "That is 7.\n#### "}]))
     with pytest.raises(UserError, match="no training questions"):
         load_task(write_gsm8k(tmp_path, []))
 

@@ -57,6 +57,24 @@ def read_folder(
     )
 
 
+def read_items(
+    source: str, items: Iterable[dict[str, Any]], read: Callable[[int, dict[str, Any]], Record]
+) -> list[Record]:
+    """The records of objects that are in memory already, by the same rules.
+
+    Args:
+      source: where they come from, for messages.
+
+    Raises:
+      UserError: more than 1% of them are broken; names the first five.
+    """
+    numbered = enumerate(items)
+    return _usable(
+        source,
+        ((f"{source}, item {index + 1}", lambda index=index, item=item: read(index, item)) for index, item in numbered),
+    )
+
+
 def _usable(path: str | os.PathLike[str], items: Iterable[tuple[str, Callable[[], Record]]]) -> list[Record]:
     """The records that can be made; items are the places where they stand and what makes them."""
     records: list[Record] = []

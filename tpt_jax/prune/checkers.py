@@ -50,7 +50,7 @@ def _import(name: str) -> Callable:
         sys.path.append(os.getcwd())
     try:
         return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, SyntaxError, ValueError) as error:
         raise UserError(
             f"checker {name!r}: {error}; write module:function of something that can be imported"
         ) from error

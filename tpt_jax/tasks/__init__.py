@@ -53,6 +53,8 @@ __all__ = [
     "FileConfig",
     "Gsm8kConfig",
     "GsmSymbolicConfig",
+    "MathConfig",
+    "MultipleChoiceConfig",
     "ReasoningGymConfig",
     "Shot",
     "Task",

@@ -13,7 +13,7 @@ from tpt_jax.prune.checkers import get_checker
 from tpt_jax.records import Question
 from tpt_jax.tasks.task import Shot, Task, TaskConfig, read_plain_question
 
-NEED_AN_ANSWER = ("numeric",)  # checkers that compare with nothing else
+NEED_AN_ANSWER = ("numeric", "math", "choice")  # checkers that compare with nothing else
 
 
 @dataclass(frozen=True, config=STRICT)

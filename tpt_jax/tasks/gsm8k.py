@@ -6,7 +6,8 @@ from typing import Any, ClassVar, Literal
 from pydantic.dataclasses import dataclass
 
 from tpt_jax.errors import STRICT, UserError
-from tpt_jax.records import Question, read_jsonl
+from tpt_jax.lines import read_items, read_records
+from tpt_jax.records import Question
 from tpt_jax.tasks.download import read_builder
 from tpt_jax.tasks.task import Generation, Shot, Task, TaskConfig
 
@@ -65,33 +66,25 @@ class Gsm8kConfig(TaskConfig):
         Raises:
           UserError: they cannot be had, or a question has no final answer.
         """
-
         if self.folder is not None and self.manual_dir is not None:
             raise UserError("task.folder and task.manual_dir: both are given; give one")
 
         def questions(split: str) -> tuple[Question, ...]:
+            def read(index: int, line: dict[str, Any]) -> Question:
+                return self.read_question(f"{self.name}/{split}/{index}", line)
+
             if self.folder is None:
-                lines, source = read_builder("gsm8k", split, self.manual_dir), "tensorflow-datasets tpt_gsm8k"
-            else:
-                path = self.folder.expanduser() / f"{split}.jsonl"
-                lines, source = list(read_jsonl(path)) if path.is_file() else _refuse(path), str(path)
-            return tuple(_question(split, index, line, source) for index, line in enumerate(lines))
+                lines = read_builder("gsm8k", split, self.manual_dir)
+                return tuple(read_items(f"tensorflow-datasets tpt_gsm8k, {split}", lines, read))
+            path = self.folder.expanduser() / f"{split}.jsonl"
+            if not path.is_file():
+                raise UserError(
+                    f"{path}: no such file; get train.jsonl and test.jsonl from github.com/openai/grade-school-math "
+                    "(grade_school_math/data) and set task.folder to where they are"
+                )
+            return tuple(read_records(path, read))
 
         return Task(self.name, INSTRUCTION, self.checker_name, questions("train"), questions("test"), SHOTS)
 
     def num_questions(self) -> tuple[int, int]:
         return NUM_TRAIN, NUM_TEST
-
-
-def _refuse(path: Path) -> list[dict[str, Any]]:
-    raise UserError(
-        f"{path}: no such file; get train.jsonl and test.jsonl from github.com/openai/grade-school-math "
-        "(grade_school_math/data) and set task.folder to where they are"
-    )
-
-
-def _question(split: str, index: int, line: dict[str, Any], source: str) -> Question:
-    _, mark, answer = str(line.get("answer", "")).rpartition("####")
-    if "question" not in line or not mark or not answer.strip():
-        raise UserError(f"{source}: question {index + 1} needs a question, and an answer that ends in '#### number'")
-    return Question(f"gsm8k/{split}/{index}", str(line["question"]), answer.strip())

@@ -9,9 +9,10 @@ import pydantic
 from pydantic.dataclasses import dataclass
 
 from tpt_jax.errors import STRICT, UnusableError, UserError
-from tpt_jax.lines import read_folder, read_records
+from tpt_jax.lines import read_folder, read_items, read_records
 from tpt_jax.prune.boxes import boxed_answer, find_boxes
 from tpt_jax.records import Question
+from tpt_jax.tasks.download import read_builder
 from tpt_jax.tasks.task import Generation, Shot, Task, TaskConfig
 
 NUM_TRAIN, NUM_TEST = 7_500, 5_000  # as published
@@ -68,13 +69,15 @@ class MathConfig(TaskConfig):
 
     Attributes:
       folder: the unpacked data set: train/algebra/1.json and so on (github.com/hendrycks/math), or train.jsonl and
-        test.jsonl of {"problem", "solution"} or {"problem", "answer"}.
+        test.jsonl of {"problem", "solution"} or {"problem", "answer"}; null: tensorflow-datasets downloads it once.
+      manual_dir: the unpacked data set, for tensorflow-datasets to make its files of instead of downloading.
       subjects: only these; null for all.
       levels: only these, 1 the easiest, 5 the hardest; null for all.
     """
 
     name: Literal["math"]
-    folder: Path
+    folder: Path | None = None
+    manual_dir: Path | None = None
     subjects: tuple[Subject, ...] | None = None
     levels: tuple[Annotated[int, pydantic.Field(ge=1, le=5)], ...] | None = None
 
@@ -87,34 +90,36 @@ class MathConfig(TaskConfig):
         Raises:
           UserError: they are not there, or more than 1% of the problems cannot be used.
         """
+        if self.folder is not None and self.manual_dir is not None:
+            raise UserError("task.folder and task.manual_dir: both are given; give one")
         return Task(self.name, INSTRUCTION, self.checker_name, self._read("train"), self._read("test"), SHOTS)
 
     def num_questions(self) -> tuple[int, int]:
-        if not self.folder.expanduser().is_dir():
+        if self.folder is None or not self.folder.expanduser().is_dir():
             return NUM_TRAIN, NUM_TEST
         return len(self._read("train")), len(self._read("test"))
 
     def _read(self, split: Split) -> tuple[Question, ...]:
-        folder = self.folder.expanduser()
-        path = folder / f"{split}.jsonl"
-        if (folder / split).is_dir():
+        def read_file(path: str, line: Mapping[str, Any]) -> Question | None:
+            name = f"{self.name}/{split}/{path.removesuffix('.json')}"
+            return self.read_question(name, line) if self._is_wanted(line) else None
 
-            def read_file(file: str, line: Mapping[str, Any]) -> Question | None:
-                name = f"{self.name}/{split}/{file.removesuffix('.json')}"
-                return self.read_question(name, line) if self._is_wanted(line) else None
-
-            questions = read_folder(folder / split, "*/*.json", read_file)
-        elif path.is_file():
-
-            def read_line(index: int, line: Mapping[str, Any]) -> Question | None:
-                return self.read_question(f"{self.name}/{split}/{index}", line) if self._is_wanted(line) else None
-
-            questions = read_records(path, read_line)
+        if self.folder is None:
+            lines = read_builder("math", split, self.manual_dir)
+            source = f"tensorflow-datasets tpt_math, {split}"
+            questions = read_items(source, lines, lambda _, line: read_file(line["path"], line))
         else:
-            raise UserError(
-                f"{folder}: holds neither {split}/ nor {split}.jsonl; get MATH (github.com/hendrycks/math) and set "
-                "task.folder to where it is unpacked"
-            )
+            folder = self.folder.expanduser()
+            path = folder / f"{split}.jsonl"
+            if (folder / split).is_dir():
+                questions = read_folder(folder / split, "*/*.json", read_file)
+            elif path.is_file():
+                questions = read_records(path, lambda index, line: read_file(str(index), line))
+            else:
+                raise UserError(
+                    f"{folder}: holds neither {split}/ nor {split}.jsonl; get MATH (github.com/hendrycks/math) and set "
+                    "task.folder to where it is unpacked"
+                )
         return tuple(question for question in questions if question is not None)
 
     def _is_wanted(self, line: Mapping[str, Any]) -> bool:
