@@ -15,6 +15,8 @@ Checker = Callable[[Question, str], Verdict]
 # Where each is; imported only by who judges with it.
 CHECKERS: Mapping[str, str] = {
     "numeric": "tpt_jax.prune.answers:check_numeric",
+    "code": "tpt_jax.prune.code:check_code",
+    "code_without_sandbox": "tpt_jax.prune.code:check_code_without_sandbox",
 }
 
 
@@ -22,10 +24,10 @@ def get_checker(name: str) -> Checker:
     """A checker by its name, or a user's own as "module:function".
 
     The user's function is given a Question and a completion. It returns a Verdict; or True or False; or None where the
-    reference cannot be read.
+    reference cannot be read. What a checker needs of the machine, its method `require`, called here, makes sure of.
 
     Raises:
-      UserError: there is none of that name.
+      UserError: there is none of that name, or it cannot work on this machine.
     """
     if name in CHECKERS:
         return _import(CHECKERS[name])
@@ -41,11 +43,13 @@ def _import(name: str) -> Callable:
     if os.getcwd() not in sys.path:  # a user's module is looked for where the command runs
         sys.path.append(os.getcwd())
     try:
-        return getattr(importlib.import_module(module), function)
+        checker = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(
             f"checker {name!r}: {error}; write module:function of something that can be imported"
         ) from error
+    getattr(checker, "require", lambda: None)()
+    return checker
 
 
 def _judge(function: Callable[[Question, str], Verdict | bool | None], question: Question, completion: str) -> Verdict:

@@ -4,16 +4,22 @@ import difflib
 from collections.abc import Mapping
 
 from tpt_jax.errors import UserError
+from tpt_jax.tasks.code_contests import CodeContestsConfig
 from tpt_jax.tasks.decontamination import without_test_questions
 from tpt_jax.tasks.gsm8k import Gsm8kConfig
 from tpt_jax.tasks.gsm_symbolic import GsmSymbolicConfig
+from tpt_jax.tasks.humaneval import HumanEvalConfig
+from tpt_jax.tasks.mbpp import MbppConfig
 from tpt_jax.tasks.task import Shot, Task, TaskConfig
 
-AnyTaskConfig = Gsm8kConfig | GsmSymbolicConfig
+AnyTaskConfig = Gsm8kConfig | GsmSymbolicConfig | MbppConfig | HumanEvalConfig | CodeContestsConfig
 
 TASKS: Mapping[str, type[TaskConfig]] = {
     "gsm8k": Gsm8kConfig,
     "gsm_symbolic": GsmSymbolicConfig,
+    "mbpp": MbppConfig,
+    "humaneval": HumanEvalConfig,
+    "code_contests": CodeContestsConfig,
 }
 
 
@@ -42,8 +48,11 @@ def task_class(name: str) -> type[TaskConfig]:
 __all__ = [
     "TASKS",
     "AnyTaskConfig",
+    "CodeContestsConfig",
     "Gsm8kConfig",
     "GsmSymbolicConfig",
+    "HumanEvalConfig",
+    "MbppConfig",
     "Shot",
     "Task",
     "TaskConfig",
