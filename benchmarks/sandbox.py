@@ -3,8 +3,8 @@
     python benchmarks/sandbox.py [--programs 400]
 
 The programs are short and right or wrong, as most are that a model writes; each is judged by three tests, for which two
-processes are started, or by one input, for which one is. All go through the pool, its start not counted: with one worker
-and with one a processor core, and on a single core. What a program itself takes comes on top.
+processes are started, or by one input, for which one is. All go through the pool, its start not counted: with one
+worker and with one a processor core, and on a single core. What a program itself takes comes on top.
 """
 
 import argparse

@@ -91,10 +91,12 @@ class CodeChecker:
         """Why the program fails the tests; "" where it does not."""
         ours, theirs = socket.socketpair()
         with (
+            ours,
+            theirs,
             Process("program", LIMITS, sandboxed=self.sandboxed, channel=theirs) as program,
             Process("tests", LIMITS, sandboxed=self.sandboxed, channel=ours) as tests,
         ):
-            ours.close()
+            ours.close()  # so that each process sees the other's end
             theirs.close()
             program.start(source)
             tests.start(given)

@@ -18,6 +18,7 @@ What remains: a hole in the kernel behind a call on the list; and that the C lib
 import contextlib
 import dataclasses
 import functools
+import json
 import math
 import os
 import platform
@@ -126,11 +127,14 @@ class Process:
         passed = [theirs.fileno(), *([channel.fileno()] if channel else [])]
         numbers = (math.ceil(limits.seconds), limits.memory, limits.output, passed[0], passed[-1], not sandboxed)
         command = [_interpreter(), *PYTHON, "-c", _inside(), part, *(str(int(number)) for number in numbers)]
+        # A file: of writing to a pipe that nobody reads any more bubblewrap would die, and leave its child waiting.
+        self._info = tempfile.TemporaryFile()  # noqa: SIM115  # until we end
         with theirs, contextlib.ExitStack() as stack:
             if sandboxed:
                 filter_end = stack.enter_context(_filter())
-                passed.append(filter_end.fileno())
-                command = [*_bubblewrap(), "--seccomp", str(filter_end.fileno()), "--", *command]
+                passed += [filter_end.fileno(), self._info.fileno()]
+                options = ["--seccomp", str(filter_end.fileno()), "--info-fd", str(self._info.fileno())]
+                command = [*_bubblewrap(), *options, "--", *command]
             self._process = subprocess.Popen(
                 command,
                 stdin=stdin,
@@ -149,9 +153,27 @@ class Process:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._control.close()
+        with self._info:
+            if self._process.poll() is None:
+                self._end_inside()
         with contextlib.suppress(ProcessLookupError, PermissionError):  # all of its processes have ended
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+
+    def _end_inside(self) -> None:
+        """Ends the program that bubblewrap waits for, and bubblewrap by that.
+
+        If bubblewrap were killed first, the dead program would be left to the machine's init, and a container may have
+        none that reaps.
+        """
+        info = os.pread(
+            self._info.fileno(), 2**12, 0
+        )  # {"child-pid": 123, ...}, or nothing where there is no bubblewrap or it never started
+        if info:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(json.loads(info)["child-pid"], signal.SIGKILL)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(SECONDS_TO_END)
 
     def start(self, given: Any) -> None:
         """Gives the process what to run, once it is there and bound to end when we do.
@@ -213,6 +235,7 @@ def _bubblewrap() -> tuple[str, ...]:
     standard = {Path(sysconfig.get_path(name, vars=base)).resolve() for name in ("stdlib", "platstdlib")}
     readable = dict.fromkeys([*(str(path.parent) for path in sorted(standard)), _interpreter()])
     arguments = ["--unshare-all", "--unshare-user", "--hostname", "sandbox", "--die-with-parent", "--new-session"]
+    arguments.append("--as-pid-1")  # the program is the only process: bubblewrap has nobody to wait for but it
     arguments += ["--clearenv", "--cap-drop", "ALL", "--uid", "65534", "--gid", "65534", "--chdir", "/"]
     for name, value in ENVIRONMENT.items():
         arguments += ["--setenv", name, value]

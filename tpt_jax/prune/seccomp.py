@@ -95,7 +95,6 @@ CALLS: Mapping[str, tuple[int, int | None]] = {
     "rseq": (334, 293),
     "set_robust_list": (273, 99),
     "set_tid_address": (218, 96),
-    "wait4": (61, 260),  # so does its process 1, on which the filter is in force too
     "exit": (60, 93),
     "exit_group": (231, 94),
 }
