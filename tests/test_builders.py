@@ -13,7 +13,7 @@ from typing import Any, get_args
 import pytest
 
 from tpt_jax.errors import UserError
-from tpt_jax.tasks import Gsm8kConfig, MathConfig, load_task
+from tpt_jax.tasks import Gsm8kConfig, MathConfig, MbppConfig, load_task
 from tpt_jax.tasks.builders.gsm8k import TptGsm8k
 from tpt_jax.tasks.download import read_builder
 
@@ -44,7 +44,7 @@ def write_mbpp(folder: Path) -> None:
             "code": "def f():\r\n  return 1",
             "task_id": number,
             "test_setup_code": "",
-            "test_list": [f"assert f() == {number}"] * (number % 3),
+            "test_list": [f"assert f() == {number}"] * (number % 3 + 1),
             "challenge_test_list": [],
         }
         for number in (10, 11, 510, 511, 600, 601, 974)
@@ -72,7 +72,7 @@ def test_mbpp_splits_by_task(tmp_path: Path) -> None:
         "code": "def f():\r\n  return 1",
         "task_id": 11,
         "test_setup_code": "",
-        "test_list": ["assert f() == 11"] * 2,
+        "test_list": ["assert f() == 11"] * 3,
         "challenge_test_list": [],
     }
 
@@ -148,7 +148,9 @@ def test_another_process_may_be_quicker(tmp_path: Path, monkeypatch: pytest.Monk
     assert read_builder("gsm8k", "train", tmp_path, tmp_path) == lines
 
 
-@pytest.mark.parametrize(("config", "write"), [(Gsm8kConfig, write_gsm8k), (MathConfig, write_math)])
+@pytest.mark.parametrize(
+    ("config", "write"), [(Gsm8kConfig, write_gsm8k), (MathConfig, write_math), (MbppConfig, write_mbpp)]
+)
 def test_the_task_reads_the_builder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: Any, write: Callable[[Path], object]
 ) -> None:

@@ -18,6 +18,8 @@ CHECKERS: Mapping[str, str] = {
     "math": "tpt_jax.prune.latex:check_math",
     "choice": "tpt_jax.prune.choice:check_choice",
     "reasoning_gym": "tpt_jax.prune.procedural:check_reasoning_gym",
+    "code": "tpt_jax.prune.code:check_code",
+    "code_without_sandbox": "tpt_jax.prune.code:check_code_without_sandbox",
 }
 
 
@@ -37,6 +39,15 @@ def get_checker(name: str) -> Checker:
     nearest = difflib.get_close_matches(name, CHECKERS, n=1)
     hint = f"did you mean {nearest[0]}?" if nearest else f"choose from {', '.join(CHECKERS)}, or module:function"
     raise UserError(f"checker {name!r}: unknown; {hint}")
+
+
+def require(name: str) -> None:
+    """Makes sure that a checker of that name can work on this machine: one that needs something has a method for it.
+
+    Raises:
+      UserError: there is none of that name, or it cannot.
+    """
+    getattr(get_checker(name), "require", lambda: None)()
 
 
 def without_sandbox(name: str) -> str:

@@ -110,14 +110,14 @@ def read_input(args: argparse.Namespace) -> Input:
     Raises:
       UserError: there is no such task or checker, or a file that is not what it should be.
     """
-    from tpt_jax.prune.checkers import get_checker, without_sandbox
+    from tpt_jax.prune.checkers import require, without_sandbox
     from tpt_jax.tasks import task_class
 
     task = task_class(args.task)
     checker = args.checker or task.checker_name
     if args.run_code_without_sandbox:
         checker = without_sandbox(checker)
-    get_checker(checker)  # before the files are read
+    require(checker)  # before the files are read
     questions = read_questions(args.questions, task.read_question)
     seconds = args.seconds_per_trace or task.seconds_per_trace
     return Input(questions, read_traces(args.traces, questions), checker, seconds)

@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, Self
 
-from tpt_jax.prune.checkers import get_checker
+from tpt_jax.prune.checkers import get_checker, require
 from tpt_jax.records import Question, Trace, Verdict
 
 Pair = tuple[Question, str]  # a question and a completion
@@ -49,7 +49,7 @@ class CheckerPool:
         Raises:
           UserError: there is no such checker, or it cannot work on this machine.
         """
-        get_checker(checker)
+        require(checker)
         num_workers = num_workers or os.cpu_count() or 1
         self._jobs: queue.Queue[Job | None] = queue.Queue(maxsize=JOBS_AHEAD * num_workers)
         self._managers = [

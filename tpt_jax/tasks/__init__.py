@@ -4,22 +4,38 @@ import difflib
 from collections.abc import Mapping
 
 from tpt_jax.errors import UserError
+from tpt_jax.tasks.code_contests import CodeContestsConfig
 from tpt_jax.tasks.decontamination import without_test_questions
 from tpt_jax.tasks.file import FileConfig
 from tpt_jax.tasks.gsm8k import Gsm8kConfig
 from tpt_jax.tasks.gsm_symbolic import GsmSymbolicConfig
+from tpt_jax.tasks.humaneval import HumanEvalConfig
 from tpt_jax.tasks.math import MathConfig
+from tpt_jax.tasks.mbpp import MbppConfig
 from tpt_jax.tasks.multiple_choice import MultipleChoiceConfig
 from tpt_jax.tasks.reasoning_gym import ReasoningGymConfig
 from tpt_jax.tasks.task import Shot, Task, TaskConfig
 
-AnyTaskConfig = FileConfig | Gsm8kConfig | GsmSymbolicConfig | MathConfig | MultipleChoiceConfig | ReasoningGymConfig
+AnyTaskConfig = (
+    CodeContestsConfig
+    | FileConfig
+    | Gsm8kConfig
+    | GsmSymbolicConfig
+    | HumanEvalConfig
+    | MathConfig
+    | MbppConfig
+    | MultipleChoiceConfig
+    | ReasoningGymConfig
+)
 
 TASKS: Mapping[str, type[TaskConfig]] = {
+    "code_contests": CodeContestsConfig,
     "file": FileConfig,
     "gsm8k": Gsm8kConfig,
     "gsm_symbolic": GsmSymbolicConfig,
+    "humaneval": HumanEvalConfig,
     "math": MathConfig,
+    "mbpp": MbppConfig,
     "multiple_choice": MultipleChoiceConfig,
     "reasoning_gym": ReasoningGymConfig,
 }
@@ -50,10 +66,13 @@ def task_class(name: str) -> type[TaskConfig]:
 __all__ = [
     "TASKS",
     "AnyTaskConfig",
+    "CodeContestsConfig",
     "FileConfig",
     "Gsm8kConfig",
     "GsmSymbolicConfig",
+    "HumanEvalConfig",
     "MathConfig",
+    "MbppConfig",
     "MultipleChoiceConfig",
     "ReasoningGymConfig",
     "Shot",

@@ -1,0 +1,410 @@
+"""Programs found in completions and judged by tests, and the tasks that ask for programs."""
+
+import gzip
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tpt_jax.config import parse_config
+from tpt_jax.errors import UnusableError, UserError
+from tpt_jax.prune import inside, sandbox
+from tpt_jax.prune.code import check_code, check_code_without_sandbox, same_words
+from tpt_jax.prune.pool import CheckerPool
+from tpt_jax.prune.programs import LONGEST_COMPLETION, Program, asked_names, find_program
+from tpt_jax.records import Question, Trace, Verdict
+from tpt_jax.tasks import CodeContestsConfig, HumanEvalConfig, MbppConfig, Task, TaskConfig, load_task
+
+
+def has_sandbox() -> bool:
+    try:
+        sandbox.require()
+    except UserError:
+        return False
+    return True
+
+
+# Everything here but the cheats' harm is the same without the sandbox, so that it is tested everywhere.
+check = check_code if has_sandbox() else check_code_without_sandbox
+
+
+def judge(program: str, *tests: str, **data: Any) -> Verdict:
+    return check(Question("q", "?", "", {"tests": tests, **data}), f"```python\n{program}\n```")
+
+
+# Finding the program.
+
+
+@pytest.mark.parametrize(
+    ("completion", "source", "strict"),
+    [
+        ("So:\n```python\ndef f(): return 1\n```\n", "def f(): return 1\n", True),
+        ("```py\ndef f(): return 1\n```", "def f(): return 1\n", False),
+        ("```\ndef f(): return 1\n```", "def f(): return 1\n", False),
+        ("```python\ndef f(): return 1\n", "def f(): return 1\n", False),  # cut off
+        ("def f(): return 1\n", "def f(): return 1\n", False),
+        ("```python\ndef f(): return 1\n```\nor\n```python\ndef f(): return 2\n```", "def f(): return 2\n", False),
+        ("```python\ndef f(): return 1\n```\nas in\n```python\nprint(f())\n```", "def f(): return 1\n", False),
+        ("```python\ndef f(): return 1\n```\nsays\n```\n1 and no more\n```", "def f(): return 1\n", False),
+        ("```python\ndef f( return 1\n```", "syntax error", False),
+        ("I do not know.", "no code", False),
+        ("42", "no code", False),
+        ("", "no code", False),
+        ("```python\n```", "syntax error", False),
+        ("```python\nf = '\0'\n```", "syntax error", False),
+        ("```python\nf = " + "(" * 5000 + ")" * 5000 + "\n```", "syntax error", False),
+        ("```python\nf = " + "-" * 50_000 + "1\n```", "syntax error", False),
+        ("x" * (LONGEST_COMPLETION + 1), "too long", False),
+    ],
+)
+def test_the_program_is_found(completion: str, source: str, strict: bool) -> None:
+    found = find_program(completion, ["f"])
+    if isinstance(found, Program):
+        assert (found.source, found.strict) == (source, strict)
+    else:
+        assert found == source
+
+
+HEADER = 'import math\n\n\ndef half(x):\n    return x / 2\n\n\ndef f(x):\n    """Twice the half."""\n'
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        "    return half(x) * 2\n",
+        "    return half(x) * 2\n\nprint(f(2))\nand so on",
+        "```python\n    return half(x) * 2\n```",
+        "```python\ndef f(x):\n    return math.floor(half(x) * 2)\n```",
+        f"Here:\n```python\n{HEADER}    return half(x) * 2\n```\n```python\nprint(f(2))\n```",
+    ],
+)
+def test_a_header_is_gone_on_from_or_defined_again(completion: str) -> None:
+    data = {"prompt": HEADER, "entry_point": "f", "setup": "def check(candidate):\n    assert candidate(3) == 3"}
+    assert check(Question("q", "?", "", {**data, "tests": ["check(f)"]}), completion).correct
+    wrong = completion.replace("* 2", "* 3")
+    assert check(Question("q", "?", "", {**data, "tests": ["check(f)"]}), wrong).reason == "failed test"
+
+
+def test_equal_programs_have_one_digest() -> None:
+    digests = [
+        judge(text, "assert f() == 1").extracted for text in ("def f(): return 1", "def f():  # one\n  return (1)")
+    ]
+    assert digests[0] == digests[1] != judge("def f(): return 2", "assert f() == 1").extracted
+
+
+def test_names_that_are_asked_for() -> None:
+    tests = ["import re\nassert math.isclose(f(Pair(1, 2)), len(re.sub('a', '', 'b')))", "x = 3\nassert g(x) == x"]
+    assert asked_names(tests) == ({"f", "g", "Pair"}, {"math"})
+
+
+# Verdicts.
+
+RIGHT = "def f(x): return x + 1"
+
+
+@pytest.mark.parametrize(
+    ("program", "test", "reason"),
+    [
+        (RIGHT, "assert f(2) == 3", ""),
+        (RIGHT, "assert f(2) == 4", "failed test"),
+        (RIGHT, "assert g(2) == 3", "function not defined"),
+        (RIGHT, "assert f('x') == 3", "error"),
+        ("def f(x): return None", "assert f(2) > 1", "failed test"),
+        ("def f(x): return 1 / 0", "assert f(2) == 3", "error"),
+        ("raise ValueError", "assert f(2) == 3", "error"),
+        ("def f(x): return [0] * 10**10", "assert f(2) == 3", "memory limit"),
+        ("def f(x): return 'x' * 2**25", "assert f(2) == 3", "error"),  # too long a message
+        ("import itertools\ndef f(x): return itertools.count()", "assert list(f(2)) == 3", "error"),
+        ("def f(x): return f(x)", "assert f(2) == 3", "error"),
+        ("def sum(a, b): return a + b", "assert sum(2, 1) == 3", "error"),  # Python's own, for no one said otherwise
+        (RIGHT, "assert math.isclose(f(0.1), 1.1)", ""),
+        ("def f(x): return math.floor(x)", "assert math.isclose(f(0.1), 0)", "error"),
+    ],
+)
+def test_reasons(program: str, test: str, reason: str) -> None:
+    verdict = judge(program, test)
+    if test == "assert sum(2, 1) == 3":
+        assert not verdict.correct
+        assert judge(program, test, entry_point="sum").correct
+        return
+    assert (verdict.reason, verdict.correct, verdict.strict) == (reason, not reason, not reason)
+
+
+@pytest.mark.parametrize(
+    ("program", "test"),
+    [
+        ("def f(): return [1, (2, {3: {4}}), None, True, 1.5, 'x', b'y', 2j, range(3), 10**5000]",
+         "assert f() == [1, (2, {3: {4}}), None, True, 1.5, 'x', b'y', 2j, range(3), 10**5000]"),
+        ("import collections\ndef f(): return collections.Counter('aab')", "assert f() == {'a': 2, 'b': 1}"),
+        ("def f():\n    yield 1\n    yield 2", "assert list(f()) == [1, 2]"),
+        ("def f(): return (x for x in [])", "assert f() != []"),
+        ("class Node:\n    def __init__(self, n): self.n, self.next = n, None\ndef f(a): return a.n + a.next.n",
+         "a = Node(1)\na.next = Node(2)\nassert f(a) == 3 and a.next.n == 2"),
+        ("def f(x): return lambda y: x + y", "assert f(1)(2) == 3"),
+        ("def f(x): return x * 2", "assert list(map(f, [1, 2])) == [2, 4]"),
+        ("def f(*a, **k): return [a, k]", "assert f(1, b=2) == [(1,), {'b': 2}]"),
+        ("def f(): return float('nan')", "assert f() != f()"),
+        ("f = '\\udcff'", "assert f == '\\udcff'"),
+    ],
+)  # fmt: skip
+def test_values_come_back_as_they_are(program: str, test: str) -> None:
+    assert judge(program, test).correct
+
+
+WRITE = """
+import os
+for n in range(3, 20):
+    try:
+        os.write(n, {})
+    except OSError:
+        pass
+def f(x): pass
+"""
+CHEATS = {
+    "exit": "import sys\nsys.exit(0)",
+    "exit_in_call": "import sys\ndef f(x): sys.exit(0)",
+    "exit_code": f"import os\ndef f(x): os._exit({inside.PASSED})",
+    "exit_at_once": f"import os\nos._exit({inside.PASSED})",
+    "atexit": f"import atexit, os\natexit.register(os._exit, {inside.PASSED})\nraise SystemExit",
+    "always_equal": "class A:\n    def __eq__(self, other): return True\ndef f(x): return A()",
+    "always_equal_int": "class A(int):\n    def __eq__(self, other): return True\ndef f(x): return A(7)",
+    "always_equal_list": "class A(list):\n    def __eq__(self, other): return True\ndef f(x): return A()",
+    "patched_eq": "import builtins\nbuiltins.AssertionError = Exception\nbuiltins.isinstance = max\nf = int",
+    "patched_all": "import builtins\nfor n in dir(builtins):\n    setattr(builtins, n, lambda *a, **k: True)\nf = 1",
+    "trace": "import sys\nsys.settrace(lambda *a: None)\ndef f(x): return 0",
+    "frames": "import sys\ndef f(x): return sys._getframe().f_back.f_back.f_globals.get('given')",
+    "prints": "print('passed')\ndef f(x): print('passed')",
+    "write_all": WRITE.format(f"b'passed' * 9 + bytes([{inside.PASSED}])"),
+    "forged_reply": WRITE.format("(6).to_bytes(8, 'big') + b't2:v4:Truev4:True'"),
+    "close": "import os\nos.closerange(0, 100)\ndef f(x): return 3",
+    "own_math": "class math:\n    isclose = lambda *a, **k: True\ndef f(x): return 0",
+    "own_abs": "abs = lambda x: 0\ndef f(x): return 0",
+    "raises": "def f(x): raise AssertionError",
+    "stops": "def f(x): raise StopIteration",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHEATS)
+def test_a_cheat_does_not_pass(name: str) -> None:
+    verdict = judge(CHEATS[name], "assert abs(f(2) - 3) < 0.1 and math.isclose(f(2), 3) and f(2) == 3")
+    assert not verdict.correct
+    assert not verdict.unknown
+    assert verdict.reason in ("error", "failed test", "ended early", "function not defined")
+
+
+def test_the_expected_value_is_not_where_the_program_is() -> None:
+    """The program looks for it in every object of its process, and says whether it is there."""
+    program = """
+import gc, os, sys
+def f(x, *end):
+    texts = [repr(o) for o in [*gc.get_objects(), sys.argv, sys.orig_argv, dict(os.environ)]]
+    return any("".join(map(chr, reversed(x))) in text for text in texts)
+"""
+    codes = [ord(letter) for letter in reversed("wanted value")]
+    assert judge(program, f"assert f({codes}) == ('wanted value' == 'another')").correct
+    assert judge(program, f"assert f({codes}, ['wanted value'])").correct  # what it is called with, it finds
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        ({"tests": []}, "no tests"),
+        ({}, "no tests"),
+        ({"tests": ["assert f("]}, "unreadable tests"),
+        ({"tests": "assert f(1)"}, "unreadable tests"),
+        ({"tests": ["import no_such_module"]}, "unreadable tests"),
+        ({"tests": ["assert f(object())"]}, "unreadable tests"),
+        ({"inputs": ["1"], "outputs": []}, "unreadable tests"),
+        ({"inputs": [], "outputs": []}, "no tests"),
+    ],
+)
+def test_what_no_program_can_pass_is_unknown(data: dict[str, Any], reason: str) -> None:
+    verdict = check(Question("q", "?", "", data), f"```python\n{RIGHT}\n```")
+    assert verdict == Verdict.not_known(reason)
+
+
+@given(st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary(),
+    lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(st.text() | st.integers(), inner),
+    max_leaves=20,
+))  # fmt: skip
+def test_a_message_is_read_as_it_was_written(value: object) -> None:
+    assert inside.load(inside.dump(value, id), id) == value
+
+
+@given(st.binary(max_size=60) | st.text("vigsbldtezrno0123456789:-xF", max_size=60).map(str.encode))
+def test_a_message_that_is_none_is_refused(message: bytes) -> None:
+    try:
+        value = inside.load(message, lambda number: number)
+    except Exception:
+        return
+    assert inside.load(inside.dump(value, id), id) == value or value != value or hasattr(value, "__next__")
+
+
+# Programs that read and write.
+
+
+@pytest.mark.parametrize(
+    ("output", "expected", "same"),
+    [
+        ("1 2\n3\n", "1\n2 3", True),
+        ("1 2", "1 2 3", False),
+        ("0.3333333", "0.333333333", True),
+        ("0.3334", "0.333333333", False),
+        ("1e3", "1000.0", True),
+        ("1000000001", "1000000000", False),  # an integer is exact
+        ("1000000.0", "1000000", False),
+        ("nan", "1.0", False),
+        ("YES", "Yes", False),
+        ("", "", True),
+    ],
+)
+def test_outputs_are_compared_word_by_word(output: str, expected: str, same: bool) -> None:
+    assert same_words(output, expected) == same
+
+
+def test_every_input_is_tried() -> None:
+    data = {"inputs": ["1 2", "3 4"], "outputs": ["3\n", "7"]}
+
+    def verdict(program: str) -> Verdict:
+        return check(Question("q", "?", "", data), f"```python\n{program}\n```")
+
+    assert verdict("if __name__ == '__main__':\n    print(sum(map(int, input().split())))").strict
+    assert verdict("print(3)").reason == "failed test"
+    assert verdict("print(3); 1 / 0").reason == "error"
+    assert verdict("while True: print('x' * 9999)").reason == "output limit"
+    assert verdict("import os\nprint(sum(map(int, open(0).read().split())), flush=True)\nos._exit(0)").correct
+
+
+def test_a_pool_judges_programs() -> None:
+    question = Question("q", "?", "", {"tests": ["assert f(2) == 3"]})
+    programs = [RIGHT, "def f(x): return 0", "while True: pass", RIGHT]
+    traces = [(question, Trace("q", n, f"```python\n{program}\n```")) for n, program in enumerate(programs)]
+    name = "code" if check is check_code else "code_without_sandbox"
+    with CheckerPool(name, 2, seconds_per_trace=1.0) as pool:
+        verdicts = list(pool.judge(traces))
+    assert [verdict.reason for verdict in verdicts] == ["", "failed test", "time limit", ""]
+
+
+# The tasks.
+
+
+def write(path: Path, lines: list[dict[str, Any]]) -> None:
+    path.write_text("\n".join(map(json.dumps, lines)))
+
+
+def mbpp_line(number: int, **changes: Any) -> dict[str, Any]:
+    code = f"def add_{number}(a):\n    return a + {number}"
+    tests = [f"assert add_{number}(1) == {number + 1}", f"assert add_{number}(0) == {number}"]
+    line = {"task_id": number, "text": f"Add {number}.", "code": code, "test_list": tests, "test_setup_code": ""}
+    return {**line, "challenge_test_list": [], **changes}
+
+
+def test_mbpp_reads_googles_file(tmp_path: Path) -> None:
+    write(tmp_path / "mbpp.jsonl", [mbpp_line(number) for number in (1, 10, 11, 510, 511, 600, 601, 974)])
+    task = load_task(MbppConfig("mbpp", folder=tmp_path))
+    assert [question.id for question in task.train] == ["mbpp/601", "mbpp/974"]
+    assert [question.id for question in task.test] == ["mbpp/11", "mbpp/510"]
+    assert "assert add_601(1) == 602" in task.train[0].question
+    assert check(task.train[0], "```python\ndef add_601(a):\n    return a + 601\n```").strict
+    assert not check(task.train[0], "```python\ndef add_601(a):\n    return 602\n```").correct
+
+
+def test_mbpp_has_a_function_that_is_called_as_pythons_own() -> None:
+    line = mbpp_line(126, code="def sum(a, b):\n    return a * b", test_list=["assert set([sum(2, 3)]) == set([6])"])
+    question = MbppConfig.read_question("q", line)
+    assert check(question, f"```python\n{line['code']}\n```").correct
+    patched = "def sum(a, b):\n    return 0\ndef set(a):\n    return 1"
+    assert check(question, f"```python\n{patched}\n```").reason == "failed test"
+
+
+def humaneval_line(number: int) -> dict[str, Any]:
+    prompt = f'from typing import List\n\n\ndef add(numbers: List[int]) -> int:\n    """ Their sum and {number}. """\n'
+    test = f"\nMETADATA = {{}}\n\n\ndef check(candidate):\n    assert candidate([1, 2]) == {number + 3}\n"
+    solution = f"    return sum(numbers) + {number}\n"
+    line = {"task_id": f"HumanEval/{number}", "prompt": prompt, "entry_point": "add", "test": test}
+    return {**line, "canonical_solution": solution}
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_humaneval_reads_openais_file(tmp_path: Path, packed: bool) -> None:
+    lines = [humaneval_line(number) for number in range(20)]
+    content = "\n".join(map(json.dumps, lines)).encode()
+    (tmp_path / ("HumanEval.jsonl.gz" if packed else "HumanEval.jsonl")).write_bytes(
+        gzip.compress(content) if packed else content
+    )
+    task = load_task(HumanEvalConfig("humaneval", folder=tmp_path, train_share=0.25))
+    assert (len(task.train), len(task.test)) == (5, 15)
+    solutions = {line["task_id"]: line["canonical_solution"] for line in lines}
+    assert {question.id for question in (*task.train, *task.test)} == set(solutions)
+    question = task.train[0]
+    assert check(question, solutions[question.id]).correct
+    assert check(question, "    return 0\n").reason == "failed test"
+
+
+def test_code_contests_reads_our_form(tmp_path: Path) -> None:
+    line = {"question": "Double it.", "inputs": ["1", "2", "3"], "outputs": ["2", "4", "0"]}
+    for split in ("train", "test"):
+        write(tmp_path / f"{split}.jsonl", [{"id": split, **line, "question": f"Double it, {split}."}])
+    config = CodeContestsConfig("code_contests", folder=tmp_path, max_tests=2)
+    assert check(load_task(config).train[0], "```python\nprint(2 * int(input()))\n```").strict  # the third is not tried
+    assert check(config.read_question("q", line), "```python\nprint(2 * int(input()))\n```").reason == "failed test"
+
+
+@pytest.mark.parametrize(
+    ("config", "line", "message"),
+    [
+        (MbppConfig, {"text": "?"}, 'lacks "text" or "test_list"'),
+        (MbppConfig, {"text": "?", "test_list": []}, "has no tests"),
+        (MbppConfig, {"text": "?", "test_list": ["assert"]}, "not Python"),
+        (HumanEvalConfig, {"prompt": "?", "test": "?"}, 'lacks "entry_point"'),
+        (CodeContestsConfig, {"inputs": [], "outputs": []}, '"question"'),
+        (CodeContestsConfig, {"question": "?", "inputs": "1", "outputs": ["1"]}, "a list of texts"),
+        (CodeContestsConfig, {"question": "?", "inputs": [], "outputs": ["1"]}, 'has 0 "inputs" and 1 "outputs"'),
+    ],
+)
+def test_a_line_that_is_no_question_is_named(config: type[TaskConfig], line: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnusableError, match=message):
+        config.read_question("q", line)
+
+
+@pytest.mark.parametrize("name", ["mbpp", "humaneval", "code_contests"])
+def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
+    task = {"name": name, "folder": str(tmp_path)}
+    config = parse_config({"name": "n", "model": {"path": "p"}, "task": task})
+    assert config.think.max_new_tokens == config.task.generation.max_new_tokens > 512
+    with pytest.raises(UserError, match="no such file"):
+        load_task(config.task)
+
+
+def test_a_broken_download_is_named(tmp_path: Path) -> None:
+    (tmp_path / "HumanEval.jsonl.gz").write_bytes(os.urandom(99))
+    with pytest.raises(UserError, match="cannot be unpacked"):
+        load_task(HumanEvalConfig("humaneval", folder=tmp_path))
+
+
+def shots() -> list[tuple[str, Task]]:
+    from tpt_jax.tasks import code_contests, humaneval, mbpp
+
+    question = (Question("q", "?", ""),)
+    modules = {"mbpp": mbpp, "humaneval": humaneval, "code_contests": code_contests}
+    return [(n, Task(n, m.INSTRUCTION, "code", question, question, m.SHOTS)) for n, m in modules.items()]
+
+
+@pytest.mark.parametrize(("name", "task"), shots())
+def test_worked_examples_are_right(name: str, task: Task) -> None:
+    """A model is to imitate them: each passes the tests, or gives the outputs, that stand in its own question."""
+    for shot in task.shots:
+        if name == "mbpp":
+            data: dict[str, Any] = {"tests": shot.question.partition("tests:\n")[2].splitlines()}
+        elif name == "humaneval":
+            example = shot.question.partition(">>> ")[2].splitlines()
+            data = {"tests": [f"assert {example[0]} == {example[1].strip()}"]}
+        else:
+            given, _, wanted = shot.question.partition("Example\nInput\n")[2].partition("\nOutput\n")
+            data = {"inputs": [given], "outputs": [wanted]}
+        assert check(Question("q", shot.question, "", data), shot.completion).strict

@@ -1,0 +1,340 @@
+"""What runs in the sandbox around a model's program: started by sandbox.py, never imported.
+
+It is given to Python as text, so that nothing of the project lies in the sandbox, and it imports only what Python has
+loaded in any case, so that it starts in milliseconds. It plays one of three parts:
+
+  script   runs a program that reads standard input and writes standard output;
+  program  runs a program, then calls its functions for the tests, which run in another process;
+  tests    runs tests, for which the program's functions are names that are sent to the other process.
+
+So the tests and the values that they expect are never where the model's program is. Between the two go plain values
+(numbers, texts, lists, ...), each copied and read as what it plainly is, whatever class the program made it of;
+anything else stays where it is, and the tests hold a Remote for it.
+"""
+
+import os
+import resource
+import sys
+
+TYPE_CHECKING = False  # typing takes as long to import as Python to start
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, NoReturn
+
+# How the process ends, for sandbox.py: apart from what Python and the system use.
+OUT_OF_MEMORY, PASSED, FAILED, RAISED, MISSING, UNUSABLE, ENDED = range(80, 87)
+
+LONGEST_MESSAGE = 2**24  # bytes
+LONGEST_ITERATOR = 100_000  # items
+
+
+class UnpassableError(TypeError):
+    """A value that the tests cannot hand to the program."""
+
+
+class ProgramError(Exception):
+    """The program raised something."""
+
+
+# Messages: each value is a letter, a count, ":", and so many bytes, or so many values.
+
+
+def dump(value: "Any", keep: "Callable[[Any], int]") -> bytes:
+    """Writes a value.
+
+    Args:
+      keep: gives the handle of a value that is not plain.
+    """
+    if value is None or isinstance(value, bool):
+        return _leaf("v", repr(value).encode())
+    if isinstance(value, int):
+        return _leaf("i", hex(value).encode())
+    if isinstance(value, float):
+        return _leaf("g", float.hex(value).encode())
+    if isinstance(value, complex):
+        return _leaf("j", f"{value.real.hex()} {value.imag.hex()}".encode())
+    if isinstance(value, str):
+        return _leaf("s", str.encode(value, "utf-8", "surrogatepass"))
+    for letter, kind in _BYTES.items():
+        if isinstance(value, kind):
+            return _leaf(letter, bytes(value))
+    for letter, kind in _CONTAINERS.items():
+        if isinstance(value, kind):
+            return _values(letter, [dump(item, keep) for item in kind.__iter__(value)])
+    if isinstance(value, dict):
+        return _values("d", [dump(item, keep) for pair in dict.items(value) for item in pair])
+    if isinstance(value, range):
+        return _values("r", [dump(item, keep) for item in (value.start, value.stop, value.step)])
+    if hasattr(type(value), "__next__") or isinstance(value, _VIEWS):
+        items = [item for item, _ in zip(value, range(LONGEST_ITERATOR + 1), strict=False)]
+        if len(items) > LONGEST_ITERATOR:
+            raise ValueError("an iterator that does not end")
+        return _values("n", [dump(item, keep) for item in items])
+    return _leaf("o", hex(keep(value)).encode())
+
+
+_BYTES = {"b": bytes, "y": bytearray}
+_CONTAINERS = {"l": list, "t": tuple, "e": set, "z": frozenset}
+_VIEWS = (type({}.keys()), type({}.values()), type({}.items()))
+
+
+def _leaf(letter: str, content: bytes) -> bytes:
+    return b"%b%d:%b" % (letter.encode(), len(content), content)
+
+
+def _values(letter: str, values: list[bytes]) -> bytes:
+    return b"%b%d:%b" % (letter.encode(), len(values), b"".join(values))
+
+
+def load(message: bytes, find: "Callable[[int], Any]") -> "Any":
+    """The value that was written.
+
+    Args:
+      find: gives what a handle stands for.
+
+    Raises:
+      Exception: of any kind, where the message is none.
+    """
+    value, end = _load(message, 0, find)
+    if end != len(message):
+        raise ValueError("more than a value")
+    return value
+
+
+def _load(message: bytes, start: int, find: "Callable[[int], Any]") -> "tuple[Any, int]":
+    letter = chr(message[start])
+    colon = message.index(b":", start, start + 20)
+    count = int(message[start + 1 : colon])
+    if count < 0:
+        raise ValueError("a negative count")
+    end = colon + 1
+    if letter not in "ltezdrn":
+        return _load_leaf(letter, message[end : end + count], find), end + count
+    values = []
+    for _ in range(count):
+        value, end = _load(message, end, find)
+        values.append(value)
+    if letter == "d":
+        return dict(zip(values[::2], values[1::2], strict=True)), end
+    if letter == "r":
+        return range(*values), end
+    return iter(values) if letter == "n" else _CONTAINERS[letter](values), end
+
+
+def _load_leaf(letter: str, content: bytes, find: "Callable[[int], Any]") -> "Any":
+    if letter in _BYTES:
+        return _BYTES[letter](content)
+    if letter == "s":
+        return content.decode("utf-8", "surrogatepass")
+    text = content.decode("ascii")
+    if letter == "v":
+        return {"None": None, "True": True, "False": False}[text]
+    if letter == "i":
+        return int(text, 16)
+    if letter == "g":
+        return float.fromhex(text)
+    if letter == "j":
+        return complex(*map(float.fromhex, text.split(" ")))
+    if letter == "o":
+        return find(int(text, 16))
+    raise ValueError("an unknown letter")
+
+
+def send(pipe: int, message: bytes) -> None:
+    """Sends a message whole.
+
+    Raises:
+      OSError: the other end is gone.
+    """
+    rest = memoryview(len(message).to_bytes(8, "big") + message)
+    while rest:
+        rest = rest[os.write(pipe, rest) :]
+
+
+def receive(pipe: int) -> bytes:
+    """The next message.
+
+    Raises:
+      EOFError: the other end is gone.
+      ValueError: the message is too long.
+    """
+    length = int.from_bytes(_read(pipe, 8), "big")
+    if length > LONGEST_MESSAGE:
+        raise ValueError("too long a message")
+    return _read(pipe, length)
+
+
+def _read(pipe: int, count: int) -> bytes:
+    content = bytearray()
+    while len(content) < count:
+        part = os.read(pipe, count - len(content))
+        if not part:
+            raise EOFError
+        content += part
+    return bytes(content)
+
+
+# The three parts.
+
+
+def new_module(name: str) -> "dict[str, Any]":
+    """The names of a module in which to run something."""
+    module = type(sys)(name)
+    sys.modules[name] = module
+    return module.__dict__
+
+
+def run_script(source: str) -> None:
+    """Runs a program as `python program.py` would."""
+    try:
+        exec(compile(source, "program.py", "exec"), new_module("__main__"))
+    except MemoryError:
+        os._exit(OUT_OF_MEMORY)
+
+
+def serve_program(source: str, pipe: int) -> "NoReturn":
+    """Runs a program, then does for the tests what they ask for."""
+    names: dict[str, Any] = {}
+    objects: list[Any] = []
+
+    def keep(value: "Any") -> int:
+        objects.append(value)
+        return len(objects) - 1
+
+    def answer(verb: str, *arguments: "Any") -> "Any":
+        if verb == "name":
+            return (arguments[0] in names, names.get(arguments[0]))
+        if verb == "call":
+            function, positional, named = arguments
+            return function(*positional, **named)
+        return getattr(*arguments) if verb == "get" else setattr(*arguments)
+
+    try:
+        names = new_module("program")
+        exec(compile(source, "program.py", "exec"), names)
+        while True:
+            request = load(receive(pipe), objects.__getitem__)
+            try:
+                reply = dump((True, answer(*request)), keep)
+            except MemoryError:
+                raise
+            except BaseException as error:  # an exit too: the tests are to know
+                reply = dump((False, type(error).__name__), keep)
+            send(pipe, reply)
+    except MemoryError:
+        os._exit(OUT_OF_MEMORY)
+    except SystemExit:
+        os._exit(0)
+    except BaseException:
+        os._exit(1)
+
+
+class Remote:
+    """For the tests: something of the program's that is not a plain value. It is equal to nothing but itself."""
+
+    __slots__ = ("_ask", "_handle")
+
+    def __init__(self, ask: "Callable[..., Any]", handle: int):
+        object.__setattr__(self, "_ask", ask)
+        object.__setattr__(self, "_handle", handle)
+
+    def __call__(self, *positional: "Any", **named: "Any") -> "Any":
+        return self._ask("call", self, positional, named)
+
+    def __getattr__(self, name: str) -> "Any":
+        if name.startswith("__"):  # asked for by Python's own protocols, for which it is an object like any other
+            raise AttributeError(name)
+        return self._ask("get", self, name)
+
+    def __setattr__(self, name: str, value: "Any") -> None:
+        self._ask("set", self, name, value)
+
+
+def run_tests(given: "dict[str, Any]", pipe: int) -> int:
+    """Runs the tests against the program at the other end, and says how the process is to end."""
+
+    def handle(value: "Any") -> int:
+        if type(value) is Remote:
+            return value._handle
+        raise UnpassableError(type(value).__name__)
+
+    def ask(*request: "Any") -> "Any":
+        send(pipe, dump(request, handle))
+        try:
+            done, value = load(receive(pipe), lambda number: Remote(ask, number))
+        except (EOFError, OSError):
+            raise
+        except Exception as error:
+            raise ProgramError("not a reply") from error
+        if not done:
+            raise ProgramError("raised")
+        return value
+
+    try:
+        names = new_module("tests")
+        for source in given["before"]:
+            exec(source, names)
+        for name in given["names"]:
+            there, value = ask("name", name)
+            if there:
+                names[name] = value
+            else:
+                names.pop(name, None)
+        for source in given["tests"]:
+            exec(source, names)
+    except (EOFError, OSError):
+        return ENDED
+    except ProgramError:
+        return RAISED
+    except NameError:
+        return MISSING
+    except (UnpassableError, ImportError):
+        return UNUSABLE
+    except Exception:  # a failed assertion, or one that cannot even be made of what the program returned
+        return FAILED
+    return PASSED
+
+
+def set_limits(seconds: int, memory: int, output: int) -> None:
+    """From here on the process has so many seconds of a processor, and so many bytes of memory and of output."""
+    wanted = {
+        resource.RLIMIT_CPU: (seconds, seconds + 1),  # the first is a signal, the second the end
+        resource.RLIMIT_FSIZE: (output, output),
+        resource.RLIMIT_NOFILE: (64, 64),
+        resource.RLIMIT_CORE: (0, 0),
+    }
+    if sys.platform == "linux":  # macOS knows the name, and refuses it
+        wanted[resource.RLIMIT_AS] = (memory, memory)
+    for kind, (low, high) in wanted.items():
+        _, most = resource.getrlimit(kind)
+        if most != resource.RLIM_INFINITY:
+            low, high = min(low, most), min(high, most)
+        resource.setrlimit(kind, (low, high))
+
+
+def watch(control: int) -> None:
+    """Ends this process and its children when the one that started it is gone."""
+    os.read(control, 1)  # nothing is ever sent
+    os.killpg(0, 9)
+
+
+def main() -> None:
+    part, seconds, memory, output, control, channel, watched = sys.argv[1], *map(int, sys.argv[2:])
+    sys.argv[:] = ["program.py"]
+    set_limits(seconds, memory, output)
+    os.write(control, b"+")  # bubblewrap has tied us to its parent's life by now, so that the program may come
+    given = load(receive(control), lambda handle: handle)
+    if watched:
+        import _thread
+
+        _thread.start_new_thread(watch, (control,))
+    if part == "script":
+        run_script(given)
+    elif part == "program":
+        serve_program(given, channel)
+    else:
+        os._exit(run_tests(given, channel))
+
+
+if __name__ == "__main__":
+    main()
