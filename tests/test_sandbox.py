@@ -129,7 +129,7 @@ os.execv(sys.executable, [sys.executable, '-S', '-c', 'import os; os.fork(); pri
     "power": "9**9**9",
     "regex": "import re; re.match('(a+)+$', 'a' * 60 + 'b')",
     "stdin": "import sys\nwhile True: sys.stdin.read()",
-    "list": "x = []\nwhile True: x.append([0] * 10**6)",
+    "list": "x = []\nwhile True: x.append(bytearray(10**7))",
     "text": "x = 'x' * 2**40",
     "mmap": "import mmap\nx = []\nwhile True: x.append(mmap.mmap(-1, 2**26))",
     "shared_memory": "from multiprocessing.shared_memory import *; SharedMemory(None, True, 2**20); print('harm')",
