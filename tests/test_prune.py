@@ -236,7 +236,7 @@ def ends_in_the_answer(question: Question, completion: str) -> bool:
         (
             QUESTIONS,
             "7\n" * 9,
-            r"9 of 9 records cannot be used, more than 1%: .*:1: .*:5: a int, not an object.*; \.\.\.",
+            r"9 of 9 records cannot be used, more than 1%: .*:1, .*:5: a int, not an object.*; \.\.\.",
         ),
         (QUESTIONS, "", "holds no traces"),
         (QUESTIONS * 2, '{"id": 3, "trace": "x"}', r"json, item 4: the id '3' is that of an earlier question"),

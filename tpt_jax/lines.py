@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import yaml
@@ -78,21 +78,29 @@ def read_items(
 def _usable(path: str | os.PathLike[str], items: Iterable[tuple[str, Callable[[], Record]]]) -> list[Record]:
     """The records that can be made; items are the places where they stand and what makes them."""
     records: list[Record] = []
-    broken: list[str] = []
+    broken: list[tuple[str, str]] = []
     for place, make in items:
         try:
             records.append(make())
         except UnusableError as error:
-            broken.append(f"{place}: {error}")
+            broken.append((place, str(error)))
     count = len(records) + len(broken)
     if len(broken) > MOST_BROKEN * count:
         raise UserError(
-            f"{path}: {len(broken)} of {count} records cannot be used, more than {MOST_BROKEN:.0%}: "
-            f"{'; '.join(broken[:NAMED])}{'; ...' if len(broken) > NAMED else ''}"
+            f"{path}: {len(broken)} of {count} records cannot be used, more than {MOST_BROKEN:.0%}: {_named(broken)}"
         )
     if broken:
-        say(f"{path}: {len(broken)} of {count} records are left out: {'; '.join(broken[:NAMED])}")
+        say(f"{path}: {len(broken)} of {count} records are left out: {_named(broken)}")
     return records
+
+
+def _named(broken: Sequence[tuple[str, str]]) -> str:
+    """Where the first ones stand and what is wrong with them; those of one fault together."""
+    by_reason: dict[str, list[str]] = {}
+    for place, reason in broken[:NAMED]:
+        by_reason.setdefault(reason, []).append(place)
+    named = "; ".join(f"{', '.join(places)}: {reason}" for reason, places in by_reason.items())
+    return f"{named}; ..." if len(broken) > NAMED else named
 
 
 def _in_order(name: str) -> list[tuple[int, str]]:

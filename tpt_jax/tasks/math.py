@@ -131,7 +131,8 @@ class MathConfig(TaskConfig):
 
     @staticmethod
     def read_question(name: str, line: Mapping[str, Any]) -> Question:
-        problem, answer = line.get("problem"), line.get("answer")
+        """{"problem", "solution"} as published, or {"problem" or "question", "answer"}."""
+        problem, answer = line.get("problem", line.get("question")), line.get("answer")
         if not isinstance(problem, str) or not problem.strip():
             raise UnusableError(f'lacks "problem"; {FORM}')
         if isinstance(answer, (str, int, float)) and str(answer).strip():
