@@ -72,7 +72,7 @@ def check(answer: str, completion: str) -> Verdict:
         ("#### 25%", "0.25", True, False),
         ("#### 0.25", "25%", True, False),
         ("#### 1.5 million dollars", "1500000", True, False),
-        ("#### 1.5 million", "1.5", True, True),
+        ("#### 1.5 million", "1.5", False, False),  # but where the question is about millions: see below
         ("#### $5k", "5000", True, False),
         # Wrong.
         ("#### 17", "18", False, False),
@@ -91,6 +91,58 @@ def check(answer: str, completion: str) -> Verdict:
         ("#### 50%", "50000000", False, False),
         ("#### 50 million", "50%", False, False),
         ("#### One of them", "1", False, False),
+        # Unfinished: the first operand is no answer.
+        ("#### 20 - 5", "20", False, False),
+        ("#### 5 x 5", "5", False, False),
+        ("#### 5 plus 5", "5", False, False),
+        (r"\boxed{5+5}", "5", False, False),
+        (r"#### 20 \div 4", "20", False, False),
+        ("#### 10 divided by 2", "10", False, False),
+        ("#### 2^3", "2", False, False),
+        (r"\boxed{2^{10}}", "2", False, False),
+        (r"\boxed{5x}", "5", False, False),
+        ("#### 2 pi", "2", False, False),
+        ("The answer is 3 : 2", "3", False, False),
+        ("#### > 8", "8", False, False),
+        # Several, or one of two parts.
+        ("#### 4 5", "4", False, False),
+        ("#### 1 hour 30 minutes", "1", False, False),
+        ("#### 6 feet 2 inches", "6", False, False),
+        ("#### 8'6\"", "8", False, False),
+        ("#### Emma: 14, Joe: 7", "7", False, False),
+        ("#### Emma has 14 and Joe has 7", "7", False, False),
+        (r"\boxed{5} and \boxed{7}", "7", False, False),
+        ("#### 16 oz = 1 lb", "1", False, False),
+        # Numbers in words are read whole.
+        ("#### one hundred", "1", False, False),
+        ("#### two hundred fifty dollars", "250", True, False),
+        ("#### twenty thousand", "20000", True, False),
+        ("#### two-thirds", "2", False, False),
+        ("#### one and a half", "1", False, False),
+        ("#### seven or eight", "7", False, False),
+        ("#### negative 3", "3", False, False),
+        ("#### negative 3", "-3", True, False),
+        ("The answer is 1 million", "1", False, False),
+        # What is taken back, or denied, is not announced.
+        ("The answer is 18. Hold on, I forgot 9.\n\nSo the correct answer should be 27.", "18", False, False),
+        ("The answer is 18. Hold on, I forgot 9.\n\nSo the correct answer should be 27.", "27", True, False),
+        ("#### 18\n\nHmm, let me double check: 18 + 9 = 27.\n\nTherefore, the total is **27**.", "18", False, False),
+        ("#### 18\nWait, I made an error: it is 9*3 = 27.", "18", False, False),
+        ("#### 18\nLet me double check: 9 + 9 = 18. That is correct.", "18", True, True),
+        ("The answer is not 18", "18", False, False),
+        # What was thought aloud, and what another says, is not the answer.
+        ("<think>the answer is 20? no</think>The total is 18.", "18", True, False),
+        ("#### 18\n\nQuestion: What is 40 + 2?\nAnswer: #### 42", "18", True, True),
+        ("The final answer is 5.\n\nHuman: What is 2+2?\nAssistant: The answer is 4.", "5", True, False),
+        ("Let me restate.\nQuestion: how many?\nAnswer: 18", "18", True, False),
+        # A reason after the answer, a result before it.
+        ("The answer is 3, since 2 + 2 = 4.", "3", True, False),
+        ("The answer is 10 = 5 + 5", "10", True, False),
+        ("* Money: 9 * $2 = $18\n\nTherefore, Janet makes $18 every day by selling 9 eggs.", "18", True, False),
+        (r"\boxed{70,\!000}", "70000", True, False),
+        ("Total:\n- 4", "4", True, False),
+        ("#### 1 and 1/2", "1.5", True, False),
+        ("The final answer is $18 per day for 7 days.", "18", True, False),
         # No answer, whatever numbers stand before.
         ("", "18", False, False),
         ("####", "18", False, False),
@@ -117,7 +169,13 @@ def test_verdicts(completion: str, answer: str, correct: bool, strict: bool) -> 
     assert not verdict.unknown
 
 
+def test_millions_count_where_the_question_counts_them() -> None:
+    assert check_numeric(Question("q", "How many million dollars?", "1.5"), "#### 1.5 million").correct
+    assert check_numeric(Question("q", "How many dollars?", "1.5 million"), "#### 1500000").correct
+
+
 def test_why_there_is_no_answer() -> None:
+    assert check("18", "#### 18\nWait, that is wrong.").reason == "taken back"
     assert check("18", "nothing").reason == "no answer"
     assert check("18", "#### 17 or 18").reason == "several answers"
     assert check("18", "#### 9 * 2").reason == "unfinished calculation"

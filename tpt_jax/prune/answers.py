@@ -4,12 +4,13 @@ import enum
 import itertools
 import re
 import string
-from collections.abc import Iterator
+from collections.abc import Sequence
 
+from tpt_jax.prune.boxes import Box, boxed_answer, find_boxes
+from tpt_jax.prune.conclusion import conclusion, doubt
 from tpt_jax.prune.numbers import Number, canonical, find_numbers, in_words, plain
 from tpt_jax.records import Question, Verdict
 
-LONGEST_TEXT = 100_000  # characters; a final answer stands at the end, so only the end of a longer trace is read
 LONGEST_ANSWER = 400  # characters after a mark, so that a trace full of marks takes no longer than another
 MOST_MARKS = 500  # the last ones of a trace that is full of them
 
@@ -19,9 +20,13 @@ MARKS = {
     "hashes": re.compile(r"####"),
     "box": re.compile(r"\\(?:boxed|fbox)\s*\{"),
     "tag": re.compile(r"<answer>"),
-    "words": re.compile(r"answer\b[^.\n:=]{0,40}?(?:\bis\b|\bwould be\b|\bwill be\b|=|:)"),
+    "words": re.compile(
+        r"answer\b[^.\n:=]{0,40}?(?:\bis\b|\b(?:would|will|should|must) be\b|\bequals\b|\bcomes to\b|=|:)"
+    ),
     "line": re.compile(r"\n[ \t]*\**a[ \t]*:"),  # "A: 18"
 }
+# Any of them, for finding where a trace has answered.
+ANSWERED = re.compile(r"####|\\boxed|<answer>|\banswer\b[^\n]{0,60}?\d", re.IGNORECASE)
 # lm-evaluation-harness 0.4, tasks/gsm8k/gsm8k.yaml: what strict-match extracts, and what its comparison ignores.
 STRICT = re.compile(r"#### (-?[0-9.,]+)")
 STRICT_IGNORES = re.compile(r",|\$|\.$")
@@ -30,10 +35,15 @@ _LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 _HEADING = re.compile(r"\**\s*(?:step|part)?\s*\d{1,2}[.:)]\**\s+\**[A-Za-z]", re.IGNORECASE)  # "#### Step 3: Divide"
 _BOLD = re.compile(r"\*\*([^*\n]*\d[^*\n]*)\*\*")
 _PARENTHESES = re.compile(r"\([^()]*\)")
-_LIST = re.compile(r"[^\d\n]{0,20}(?:,|\band\b|\bor\b|\bto\b|&|/)\s*(?:about|maybe|perhaps)?\W*$")
-_OPERATOR = re.compile(r"\s*\)?\s*[-+*×÷^–/]\s*[($]*\s*$")
-_NO_NUMBER = re.compile(r"\\sqrt|\\pi\b|[√π]")
+_REASON = re.compile(r"\b(?:since|because|as|given|where|which|so that)\b|\. ")  # what follows is about the answer
+# What stands between two numbers, or around one.
+_OPERATOR = re.compile(r"[\s)}]*(?:[-+*×÷^–/<>≤≥:]|\bx\b|\btimes\b|\bplus\b|\bminus\b|\bover\b|\bdivided by\b)[\s({$]*")
+_PHRASE = re.compile(r"(?!.*(?:[,;&]|\b(?:and|or|to)\b))\W*\w+\W+\w+.*", re.DOTALL)  # two words at least, and no list
+_NO_NUMBER = re.compile(r"\\sqrt|\\pi\b|[√π]|\bpi\b|[<>≤≥]\s*\d")
+_GOES_ON = re.compile(r"\s?(?:\^|\*\*(?=[\d({]))|[nxyz]\b")  # after a number: a power, a variable
+_DENIED = re.compile(r"\W*not\b", re.IGNORECASE)
 _SPACED = re.compile(r"(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d.,])")
+_RESULT = re.compile(r"=([^=\n]*)")
 
 
 class Missing(enum.Enum):
@@ -41,6 +51,7 @@ class Missing(enum.Enum):
 
     NONE = "no answer"
     SEVERAL = "several answers"
+    TAKEN_BACK = "taken back"
     UNFINISHED = "unfinished calculation"
 
 
@@ -52,7 +63,7 @@ def check_numeric(question: Question, completion: str) -> Verdict:
     found = extract(completion)
     if isinstance(found, Missing):
         return Verdict.wrong(found.value)
-    correct = found.equals(reference)
+    correct = found.equals(reference, question.question)
     strict = correct and matches_strictly(question.answer, completion)
     return Verdict(canonical(found.value), strict=strict, correct=correct)
 
@@ -72,20 +83,34 @@ def parse_number(text: str) -> Number | None:
 def extract(completion: str) -> Number | Missing:
     """The final answer of a trace: what its last mark announces, else the last number of all.
 
-    In a trace without marks the last line with a number counts, and in it a number in bold before others.
+    In a trace without marks the last line with a number counts, and in it one in bold, or the last result.
     """
-    text = "\n" + plain(completion[-LONGEST_TEXT:])
+    text = "\n" + plain(conclusion(completion, ANSWERED))
     marks = _marks(text)
+    boxes = find_boxes(text) if any(kind == "box" for kind, _ in marks) else []
+    denied = False
     for kind, end in reversed(marks):
-        line = _line_after(text, kind, end)
-        if kind == "hashes" and _HEADING.match(line):
+        line = _in_box(text, boxes, end) if kind == "box" else _line_after(text, end)
+        denied = denied or _DENIED.match(line) is not None
+        if denied or (kind == "hashes" and _HEADING.match(line)):
             continue
         found = _announced(line)
         if found is not Missing.NONE:
-            return found
+            return _unless_taken_back(found, text[end:])
         if kind == "hashes" and line:  # "#### No solution", or a heading: only what comes after it can be the answer
             return _last_number(text[end:])
-    return Missing.NONE if _ends_in_a_mark(text, marks) else _last_number(text)
+    return Missing.NONE if denied or _ends_in_a_mark(text, marks) else _last_number(text)
+
+
+def _unless_taken_back(found: Number | Missing, after: str) -> Number | Missing:
+    """An announced answer, if what follows it does not doubt it, or comes to the same."""
+    doubted = doubt(after)
+    if doubted is None:
+        return found
+    rest, is_denied = doubted
+    again = _last_number(rest)
+    stands = again == found if isinstance(again, Number) else not is_denied
+    return found if stands else Missing.TAKEN_BACK
 
 
 def _marks(text: str) -> list[tuple[str, int]]:
@@ -95,21 +120,16 @@ def _marks(text: str) -> list[tuple[str, int]]:
     return [(kind, end) for end, kind in sorted(found)[-MOST_MARKS:]]
 
 
-def _line_after(text: str, kind: str, end: int) -> str:
-    after = text[end : end + LONGEST_ANSWER]
-    if kind == "box":
-        return _balanced(after)
-    return after.lstrip("\n*:= \t").partition("\n")[0]
+def _line_after(text: str, end: int) -> str:
+    return text[end : end + LONGEST_ANSWER].lstrip("\n*:= \t").partition("\n")[0]
 
 
-def _balanced(text: str) -> str:
-    """Up to the brace that closes one opened before."""
-    depth = 1
-    for place, character in enumerate(text):
-        depth += (character == "{") - (character == "}")
-        if depth == 0:
-            return text[:place]
-    return text
+def _in_box(text: str, boxes: Sequence[Box], end: int) -> str:
+    """What stands in the box that begins there, with the boxes that it continues; "" where it is none."""
+    for index, box in enumerate(boxes):
+        if box.start < end <= box.end:
+            return boxed_answer(text, boxes[: index + 1])
+    return ""
 
 
 def _ends_in_a_mark(text: str, marks: list[tuple[str, int]]) -> bool:
@@ -119,40 +139,51 @@ def _ends_in_a_mark(text: str, marks: list[tuple[str, int]]) -> bool:
 
 def _announced(line: str) -> Number | Missing:
     """The answer in what follows a mark: "$18 dollars"; 20 in "4 * 5 = 20"; 4 in "he is 5 feet tall in **4 years**"."""
-    for text in _candidates(line):
-        if _NO_NUMBER.search(text):
-            return Missing.UNFINISHED
-        text = _SPACED.sub(lambda match: match[0].replace(" ", ""), text)
-        found = find_numbers(text)
-        if not found:
-            continue
-        if len({number for _, number in found}) == 1:
-            return found[0][1]
-        between = [text[left.end() : right.start()] for (left, _), (right, _) in itertools.pairwise(found)]
-        if any(_OPERATOR.fullmatch(gap) for gap in between):
-            return Missing.UNFINISHED
-        if any(_LIST.fullmatch(gap) for gap in between):
-            return Missing.SEVERAL
-        begins = not text[: found[0][0].start()].strip("*[( \t")
-        return found[0][1] if begins else found[-1][1]
-    return in_words(line.lstrip("*[( \t")) or Missing.NONE
+    clause = _REASON.split(line, maxsplit=1)[0]
+    clause = clause if re.search(r"\d", clause) else line
+    sides = {side: _single(side) for side in clause.split("=")}
+    values = {side: found for side, found in sides.items() if isinstance(found, Number)}
+    if len(set(values.values())) > 1:  # "32 / 3 = 10.67"
+        values = {side: found for side, found in values.items() if "/" not in side}
+    if values:  # several: "16 oz = 1 lb"
+        return Missing.SEVERAL if len(set(values.values())) > 1 else values.popitem()[1]
+    missing = [found for found in sides.values() if isinstance(found, Missing) and found is not Missing.NONE]
+    return missing[-1] if missing else in_words(line.lstrip("*[( \t")) or Missing.NONE
 
 
-def _candidates(line: str) -> Iterator[str]:
-    """The parts of a line in which its answer may stand, the likeliest first."""
-    left, _, right = line.rpartition("=")
-    for side in (right, left):
-        bold = _BOLD.search(side)
-        if bold:
-            yield bold[1]
-        yield _PARENTHESES.sub(" ", side)
-        yield side
+def _single(text: str) -> Number | Missing:
+    """The one number of a text without "="."""
+    bold = _BOLD.search(text)
+    without = _PARENTHESES.sub(" ", text)
+    text = bold[1] if bold else without if re.search(r"\d", without) else text
+    text = _SPACED.sub(lambda match: match[0].replace(" ", ""), text)
+    found = find_numbers(text)
+    if not found:
+        return Missing.NONE
+    if _NO_NUMBER.search(text) or any(_GOES_ON.match(text, match.end()) for match, _ in found):
+        return Missing.UNFINISHED
+    gaps = [
+        text[left.end() : right.start()] + (right["sign"] or "" if right.start() > left.end() else "")
+        for (left, _), (right, _) in itertools.pairwise(found)
+    ]
+    if any(map(_OPERATOR.fullmatch, gaps)):
+        return Missing.UNFINISHED
+    first = found[0][1]
+    if all(number == first for _, number in found):
+        return first
+    begins = not text[: found[0][0].start()].strip("*[( \t")
+    return first if begins and _PHRASE.match(gaps[0]) else Missing.SEVERAL
 
 
 def _last_number(text: str) -> Number | Missing:
+    """Of the last line that has one: in bold, else the result that the trace has come to, else the last."""
     for line in reversed(text.splitlines()):
-        found = find_numbers(line)
-        if found:
-            bold = [number for part in _BOLD.findall(line) for _, number in find_numbers(part)]
-            return bold[-1] if bold else found[-1][1]
+        numbers = [number for _, number in find_numbers(line)]
+        if not numbers:
+            continue
+        bold = [number for part in _BOLD.findall(line) for _, number in find_numbers(part)]
+        if bold:
+            return bold[-1]
+        results = [number for _, number in find_numbers(_RESULT.findall(text)[-1])] if "=" in text else []
+        return results[0] if results and results[0] in numbers else numbers[-1]
     return Missing.NONE

@@ -1,4 +1,4 @@
-"""Which part of a trace speaks for it in the end: not its thinking aloud, not what it takes back, not another's turn."""
+"""What of a trace speaks for it in the end: not its thinking aloud, not what it takes back, not another's turn."""
 
 import re
 
@@ -6,14 +6,14 @@ LONGEST_TEXT = 100_000  # characters; a final answer stands at the end, so only 
 
 _THOUGHT = "</think>"  # as R1, Qwen 3 and their like end what is not for the reader
 _NEXT_TURN = re.compile(r"\n[ \t]*(?:#{1,6}[ \t]*)?\**(?:Question|Human|User)\**[ \t]*:")  # base models go on with one
-_TAKEN_BACK = re.compile(
+_DENIED = re.compile(
     r"(?:^|[.!?,;:\n(–—])\W*(?:but |no,? |oh,? )?(?:wait|hold on|actually|oops|hmm+|correction|scratch that)\b"
-    r"|\blet me (?:re-?check|re-?calculate|re-?consider|double[- ]check|correct)\b"
-    r"|\b(?:that|this|it|which) (?:is|was|'s|isn't|wasn't)(?: not)? (?:wrong|incorrect|right|correct|a mistake|an error)\b"
+    r"|\b(?:that|this|it)(?:'s| is| was| isn't| wasn't)(?: not)? (?:wrong|incorrect|right|correct|a mistake|an error)\b"
     r"|\bi (?:made|forgot|overlooked|miscounted|miscalculated)\b|\bon second thought",
     re.IGNORECASE,
 )
-_CONFIRMED = re.compile(r"\b(?:that|this|it|which) (?:is|was|'s) (?:right|correct)\b", re.IGNORECASE)
+_DOUBTED = re.compile(r"\blet me (?:re-?check|re-?calculate|re-?consider|double[- ]check|correct)\b", re.IGNORECASE)
+_CONFIRMED = re.compile(r"(?:that|this|it)(?:'s| is| was) (?:right|correct)", re.IGNORECASE)
 
 
 def conclusion(completion: str, mark: re.Pattern[str]) -> str:
@@ -23,11 +23,26 @@ def conclusion(completion: str, mark: re.Pattern[str]) -> str:
       mark: what announces a final answer; a question after one is another's turn, one before it may be a restatement.
     """
     text = completion[-LONGEST_TEXT:].rpartition(_THOUGHT)[2]
+    if not _NEXT_TURN.search(text):
+        return text
     answered = mark.search(text)
     following = _NEXT_TURN.search(text, answered.end()) if answered else None
     return text[: following.start()] if following else text
 
 
 def is_taken_back(after: str) -> bool:
-    """Whether what follows an announced answer takes it back, as in "Wait, I forgot 9": it has to be said anew then."""
-    return any(not _CONFIRMED.fullmatch(match.group()) for match in _TAKEN_BACK.finditer(after))
+    """Whether what follows an announced answer takes it back, as in "Wait, I forgot 9", or doubts it.
+
+    Such an answer stands only where what comes after the doubt is the same: see doubt.
+    """
+    return doubt(after) is not None
+
+
+def doubt(after: str) -> tuple[str, bool] | None:
+    """What follows the first doubt in an answer; and whether it is a denial, after which silence is no answer.
+
+    "18. Let me double check: 9 + 9 = 18" doubts, "18. Wait, that is wrong" denies, "18. That is right" does neither.
+    """
+    denials = [match for match in _DENIED.finditer(after) if not _CONFIRMED.fullmatch(match.group())]
+    doubts = sorted([*denials[:1], *_DOUBTED.finditer(after)], key=lambda match: match.start())
+    return (after[doubts[0].end() :], bool(denials)) if doubts else None

@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from fractions import Fraction
 
 LONGEST_NUMBER = 60  # characters; a longer one is no answer to any question, and big integers are slow
-ONE = Fraction(1)
 
-# What follows a number may scale it, or name the unit that the question asks for: both readings stand.
+# What may follow a number and scale it.
 SCALES: Mapping[str, Fraction] = {
     "%": Fraction(1, 100),
     "percent": Fraction(1, 100),
@@ -31,10 +30,17 @@ _WHOLE = (
     r"|\d++(?:\.\d++)?+|\.\d++"
 )
 NUMBER = re.compile(
-    rf"(?<![\w.^])(?<!\d:)(?P<sign>[-−–])?[$£€₹]?\s?(?P<minus>[-−])?(?P<whole>{_WHOLE})(?::00)?(?!:\d|\d)"
-    r"(?:[eE](?P<exponent>[-+]?\d{1,2})(?!\d)|\s?(?:×|\*|x)\s?10\s?(?:\^|\*\*)\s?\{?(?P<power>[-−]?\d{1,2})\}?(?!\d))?"
-    r"(?:(?:\s(?P<mixed>\d++))?\s?/\s?(?P<under>\d++(?:\.\d++)?+)(?![\d/]))?"
-    r"(?:(?P<scale>k\b)|\s?(?P<percent>%|percent\b)|\s(?P<word>dozen|hundred|thousand|million|billion)\b)?"
+    rf"""
+    (?<![\w.^])(?<!\d:)
+    (?:(?<![\d)%]\ )\b(?P<negative>negative|minus)\ )?
+    (?P<sign>[-−–])?(?:[$£€₹]\s?)?(?P<minus>[-−])?
+    (?P<whole>{_WHOLE})(?::00)?(?!:\d|\d)
+    (?:[eE](?P<exponent>[-+]?\d{{1,2}})(?!\d)
+      |\s?(?:×|\*|x)\s?10\s?(?:\^|\*\*)\s?\{{?(?P<power>[-−]?\d{{1,2}})\}}?(?!\d))?
+    (?:(?:\s(?:and\s)?(?P<mixed>\d++))?\s?/\s?(?P<under>\d++(?:\.\d++)?+)(?![\d/]))?
+    (?:(?P<scale>k\b)|\s?(?P<percent>%|percent\b)|\s(?P<word>dozen|hundred|thousand|million|billion)\b)?
+    """,
+    re.VERBOSE,
 )
 
 _LATEX = (
@@ -43,9 +49,11 @@ _LATEX = (
     (re.compile(r"\\(?:text|mathrm|mathbf|textbf|mbox)\s*\{"), " "),
     (re.compile(r"\{,\}|\\,(?=\d{3})"), ","),
     (re.compile(r"\\(?:times|cdot)\b"), "×"),
+    (re.compile(r"\\div\b"), "÷"),
     (re.compile(r"\\approx\b"), "="),
     (re.compile(r"\\([$%])"), r"\1"),
-    (re.compile(r"\\[!,;: ]|\\(?:left|right)\b|\^\s*\{?\\circ\}?"), " "),
+    (re.compile(r"\\!"), ""),
+    (re.compile(r"\\[,;: ]|\\(?:left|right)\b|\^\s*\{?\\circ\}?"), " "),
 )
 _VULGAR = {
     **{"½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4", "⅕": "1/5", "⅖": "2/5", "⅗": "3/5", "⅘": "4/5"},
@@ -63,10 +71,15 @@ _WORDS: Mapping[str, int] = {
     **{word: value for value, word in enumerate(_UNITS)},
     **{word: 10 * value for value, word in enumerate(_TENS, start=2)},
 }
-_IN_WORDS = re.compile(
-    rf"(?P<tens>{'|'.join(_TENS)})(?:[- ](?P<unit>{'|'.join(_UNITS[1:10])}))?\b|(?P<only>{'|'.join(_UNITS)})\b",
-    re.IGNORECASE,
+_LARGE = {"hundred": 100, "thousand": 1_000, "million": 1_000_000, "billion": 1_000_000_000}
+# After number words: they are part of more than a whole number.
+_MORE = frozenset(
+    (
+        *("half", "halves", "third", "thirds", "quarter", "quarters", "fourth", "fourths", "fifth", "fifths", "tenth"),
+        *("tenths", "point", "dozen", "percent", "or", "to", "of", "plus", "minus", "times", "divided", "more", "less"),
+    )
 )
+_WORD = re.compile(r"[a-z]+")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -74,17 +87,25 @@ class Number:
     """A number that was read.
 
     Attributes:
-      scale: of the word or sign after it; "50%" has the value 50 and the scale 1/100.
+      unit: the word or sign after it that scales it, a key of SCALES; "" for none.
     """
 
     value: Fraction
-    scale: Fraction = ONE
+    unit: str = ""
 
-    def equals(self, other: "Number") -> bool:
-        """Whether they can mean the same: 50% is 50, and is 0.5; it is not 50 million."""
-        if self.scale != ONE and other.scale != ONE:
-            return self.value * self.scale == other.value * other.scale
-        return self.value == other.value or self.value * self.scale == other.value * other.scale
+    def readings(self, question: str) -> frozenset[Fraction]:
+        """What it can mean: 50% is 0.5, and is 50; 3 million is 3 only where a question is about millions."""
+        if not self.unit:
+            return frozenset((self.value,))
+        scaled = self.value * SCALES[self.unit]
+        both = self.unit in ("%", "percent") or (self.unit != "k" and self.unit in question.lower())
+        return frozenset((self.value, scaled) if both else (scaled,))
+
+    def equals(self, other: "Number", question: str = "") -> bool:
+        """Whether the two can mean the same in an answer to the question."""
+        if self.unit and other.unit:
+            return self.value * SCALES[self.unit] == other.value * SCALES[other.unit]
+        return not self.readings(question).isdisjoint(other.readings(question))
 
 
 def plain(text: str) -> str:
@@ -104,13 +125,27 @@ def find_numbers(text: str) -> list[tuple[re.Match[str], Number]]:
 
 
 def in_words(text: str) -> Number | None:
-    """The number that a text begins with, in words: "Twenty-five apples"; None for "one of them"."""
-    match = _IN_WORDS.match(text)
-    if match is None or text[match.end() :].lstrip().startswith("of"):
+    """The whole number that a text begins with, in words: "Twenty-five apples"; None for "one of them", "one half"."""
+    words = _WORD.findall(text[:LONGEST_NUMBER].lower())
+    is_negative = words[:1] in (["negative"], ["minus"])
+    whole = part = place = 0
+    words = words[is_negative:]
+    for place, word in enumerate([*words, ""]):
+        if word in _WORDS:
+            if part % 10 or (part % 100 and _WORDS[word] > 9):  # "one two"
+                return None
+            part += _WORDS[word]
+        elif word == "hundred" and place:
+            part *= 100
+        elif word in _LARGE and place:
+            whole, part = whole + part * _LARGE[word], 0
+        elif word != "and" or not place or words[place - 1] not in _LARGE:
+            break
+    if place == 0 or (words[place : place + 1] and words[place] in _MORE):
         return None
-    if match["only"]:
-        return Number(Fraction(_WORDS[match["only"].lower()]))
-    return Number(Fraction(_WORDS[match["tens"].lower()] + _WORDS.get((match["unit"] or "zero").lower(), 0)))
+    if words[place : place + 1] == ["and"] and set(words[place + 1 : place + 3]) & (_MORE | _WORDS.keys()):
+        return None
+    return Number(Fraction(-(whole + part) if is_negative else whole + part))
 
 
 def canonical(value: Fraction) -> str:
@@ -142,5 +177,5 @@ def _value(match: re.Match[str]) -> Number | None:
         if divisor == 0:
             return None
         value = value + Fraction(mixed) / divisor if mixed is not None else value / divisor
-    scale = match["scale"] or match["percent"] or match["word"]
-    return Number(-value if match["sign"] or match["minus"] else value, SCALES[scale] if scale else ONE)
+    is_negative = match["negative"] or match["sign"] or match["minus"]
+    return Number(-value if is_negative else value, match["scale"] or match["percent"] or match["word"] or "")
