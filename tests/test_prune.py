@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import multiprocessing
 import os
 import random
 import re
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tpt_jax.errors import UserError
+from tpt_jax.errors import MachineError, UserError
 from tpt_jax.prune import command
 from tpt_jax.prune.answers import check_numeric
 from tpt_jax.prune.checkers import get_checker
@@ -53,6 +54,40 @@ def test_a_checker_that_hangs_dies_or_eats_memory_costs_one_trace_only() -> None
     reasons = [verdict.reason for verdict in verdicts if verdict.extracted is None]
     assert reasons == ["time limit", "checker died", "checker raised ValueError", "memory limit"]
     assert time.monotonic() - started < 20
+
+
+def machine_checker(question: Question, completion: str) -> Verdict:
+    raise MachineError("no more processes")
+
+
+def test_a_worker_that_is_ended_from_outside_costs_no_trace() -> None:
+    with CheckerPool("numeric", 1, seconds_per_trace=5.0) as pool:
+        pool.wait_until_ready()
+        for process in multiprocessing.active_children():
+            process.kill()
+            process.join()
+        assert [verdict.correct for verdict in pool.judge(pairs("7", "8"))] == [True, False]
+
+
+def test_a_machine_that_fails_is_not_held_against_a_trace() -> None:
+    with CheckerPool(f"{__name__}:machine_checker", 1, seconds_per_trace=5.0) as pool:
+        future = pool.submit_batch(pairs("7"))
+        with pytest.raises(MachineError, match="no more processes"):
+            future.result()
+
+
+def test_whoever_leaves_early_waits_for_nothing() -> None:
+    """Ctrl-C and a failure end the checks that are under way, and those that are queued."""
+    started = time.monotonic()
+    with (
+        pytest.raises(KeyboardInterrupt),
+        CheckerPool(f"{__name__}:hanging_checker", 1, seconds_per_trace=60.0) as pool,
+    ):
+        pool.wait_until_ready()
+        pool.submit_batch(pairs(*["hang"] * 200))
+        time.sleep(0.2)
+        raise KeyboardInterrupt
+    assert time.monotonic() - started < 10
 
 
 def test_hostile_traces() -> None:

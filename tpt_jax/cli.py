@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tpt_jax.arguments import OneLineParser, natural, positive
-from tpt_jax.errors import HostsError, Stopped, UserError
+from tpt_jax.errors import HostsError, MachineError, Stopped, UserError
 
 Verb = Callable[[argparse.Namespace, dict[str, str]], int]
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # a folder that may not be written, a full disk
         print(f"tpt: {error}", file=sys.stderr)
         return 1
-    except (FloatingPointError, HostsError) as error:
+    except (FloatingPointError, HostsError, MachineError) as error:
         print(f"tpt: {error}", file=sys.stderr)
         return 1
     except RuntimeError as error:

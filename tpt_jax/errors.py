@@ -17,6 +17,10 @@ class UnusableError(Exception):
     """One line of a file is not what it should be; whoever reads the file knows which, and says so."""
 
 
+class MachineError(Exception):
+    """The machine cannot do what it could at the start, such as run a program in the sandbox: no fault of a trace's."""
+
+
 class HostsError(Exception):
     """Another host is late or gone; the message names it. The command line exits with status 1."""
 

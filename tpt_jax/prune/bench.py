@@ -21,7 +21,7 @@ def main(args: argparse.Namespace) -> int:
     for num_workers in sorted({1, args.num_workers or os.cpu_count() or 1}):
         with given.pool(num_workers) as pool:
             started = time.perf_counter()
-            list(pool.judge(pairs[:num_workers]))
+            pool.wait_until_ready()
             ready = time.perf_counter()
             list(pool.judge(pairs))
             rate = len(pairs) / (time.perf_counter() - ready)

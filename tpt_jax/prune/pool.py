@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, Self
 
+from tpt_jax.errors import MachineError
 from tpt_jax.prune.checkers import get_checker, require
 from tpt_jax.records import Question, Trace, Verdict
 
@@ -28,6 +29,7 @@ MOST_CHARACTERS = 2**20
 JOBS_AHEAD = 16  # for each worker; whoever submits more waits
 SECONDS_BETWEEN_MESSAGES = 0.02  # a message for each quick verdict would cost more than the verdict
 SECONDS_TO_START = 60.0
+DIED = "checker died"
 MEMORY_LIMIT = 2**30  # bytes of address space that a check may take on top of what its process has at the start
 BATCH = 1_024  # traces, of which judge has two under way
 
@@ -40,7 +42,7 @@ class CheckerPool:
     """
 
     def __init__(self, checker: str, num_workers: int | None, seconds_per_trace: float):
-        """Starts the workers.
+        """Starts the workers, and does not wait for them.
 
         Args:
           checker: a name for get_checker.
@@ -52,10 +54,7 @@ class CheckerPool:
         require(checker)
         num_workers = num_workers or os.cpu_count() or 1
         self._jobs: queue.Queue[Job | None] = queue.Queue(maxsize=JOBS_AHEAD * num_workers)
-        self._managers = [
-            threading.Thread(target=_manage, args=(checker, seconds_per_trace, self._jobs), daemon=True)
-            for _ in range(num_workers)
-        ]
+        self._managers = [_Manager(checker, seconds_per_trace, self._jobs) for _ in range(num_workers)]
         for manager in self._managers:
             manager.start()
 
@@ -65,11 +64,22 @@ class CheckerPool:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Ends the workers once what was submitted is judged."""
+        """Ends the workers once what was submitted is judged; at once where the caller failed or was interrupted."""
+        if kind is not None:
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    self._jobs.get_nowait()
+            for manager in self._managers:
+                manager.stop()
         for _ in self._managers:
             self._jobs.put(None)
         for manager in self._managers:
             manager.join()
+
+    def wait_until_ready(self) -> None:
+        """Waits for the workers to start."""
+        for manager in self._managers:
+            manager.ready.wait()
 
     def submit_batch(self, pairs: Sequence[tuple[Question, Trace]]) -> Future[list[Verdict]]:
         """Judges in the background; the result is in the order given. Waits while the workers are far behind."""
@@ -160,35 +170,75 @@ class _Worker:
         self.pipe.close()
 
 
-def _manage(checker: str, seconds: float, jobs: "queue.Queue[Job | None]") -> None:
-    """One thread: feeds chunks to one worker, and replaces it when a trace has cost it its life."""
-    worker: _Worker | None = None
-    while (job := jobs.get()) is not None:
-        pairs, future = job
+class _Manager(threading.Thread):
+    """Feeds chunks to one worker, and replaces it when a trace has cost it its life.
+
+    Attributes:
+      ready: set once there is a worker, or cannot be one.
+    """
+
+    def __init__(self, checker: str, seconds: float, jobs: "queue.Queue[Job | None]"):
+        super().__init__(daemon=True)
+        self.ready = threading.Event()
+        self._checker = checker
+        self._seconds = seconds
+        self._jobs = jobs
+        self._worker: _Worker | None = None
+        self._stopped = False
+
+    def run(self) -> None:
+        with contextlib.suppress(Exception):  # whoever gives it a job is told
+            self._worker = _Worker(self._checker)
+        self.ready.set()
+        while (job := self._jobs.get()) is not None and not self._stopped:
+            pairs, future = job
+            try:
+                future.set_result(self._judge(pairs))
+            except Exception as error:
+                future.set_exception(error)
+        self._replace()
+
+    def stop(self) -> None:
+        """Ends the worker, whatever it is doing."""
+        self._stopped = True
+        if (worker := self._worker) is not None:
+            worker.kill()
+
+    def _replace(self) -> None:
+        if self._worker is not None:
+            self._worker.kill()
+        self._worker = None
+
+    def _judge(self, pairs: list[Pair]) -> list[Verdict]:
         verdicts: list[Verdict] = []
         failed: dict[int, Verdict] = {}  # by place; what the worker had judged and not yet sent is judged again
-        try:
-            while len(verdicts) < len(pairs):
-                start = len(verdicts)
-                if start in failed:
-                    verdicts.append(failed[start])
-                    continue
-                worker = worker or _Worker(checker)
-                stop = min((place for place in failed if place > start), default=len(pairs))
-                reason = _check(worker, pairs[start:stop], seconds, verdicts)
-                if reason is not None:
-                    worker.kill()
-                    failed[start + worker.current.value] = Verdict.wrong(reason)
-                    worker = None
-            future.set_result(verdicts)
-        except Exception as error:  # whoever waits for the verdicts is told
-            future.set_exception(error)
-    if worker is not None:
-        worker.kill()
+        suspects: set[int] = set()  # a worker died with them; it may have been ended from outside
+        while len(verdicts) < len(pairs):
+            start = len(verdicts)
+            if start in failed:
+                verdicts.append(failed[start])
+                continue
+            if self._stopped:
+                raise RuntimeError("the pool was left")
+            worker = self._worker = self._worker or _Worker(self._checker)
+            stop = min((place for place in failed if place > start), default=len(pairs))
+            reason = _check(worker, pairs[start:stop], self._seconds, verdicts)
+            if reason is None:
+                continue
+            self._replace()
+            place = start + worker.current.value
+            if reason != DIED or place in suspects:
+                failed[place] = Verdict.wrong(reason)
+            suspects.add(place)
+        return verdicts
 
 
 def _check(worker: _Worker, pairs: list[Pair], seconds: float, verdicts: list[Verdict]) -> str | None:
-    """Appends verdicts on the pairs; says why, if the worker has to be replaced before it has sent them all."""
+    """Appends verdicts on the pairs; says why, if the worker has to be replaced before it has sent them all.
+
+    Raises:
+      MachineError: no verdict is possible on this machine.
+    """
     wanted = len(verdicts) + len(pairs)
     worker.current.value = 0
     try:
@@ -197,16 +247,21 @@ def _check(worker: _Worker, pairs: list[Pair], seconds: float, verdicts: list[Ve
             if not worker.pipe.poll(seconds + SECONDS_BETWEEN_MESSAGES):
                 return "time limit"
             message = worker.pipe.recv()
+            if isinstance(message, MachineError):
+                raise message
             if message is None:
                 return "memory limit"
             verdicts.extend(message)
     except (EOFError, OSError):
-        return "checker died"
+        return DIED
     return None
 
 
 def _serve(checker: str, pipe: Connection, current: Any) -> None:
-    """The worker: judges what comes through the pipe until it closes. None says that it ran out of memory."""
+    """The worker: judges what comes through the pipe until it closes.
+
+    It sends lists of verdicts; None says that it ran out of memory, a MachineError that the machine is at fault.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which ends us
     check = get_checker(checker)
     _limit_memory()
@@ -224,6 +279,9 @@ def _serve(checker: str, pipe: Connection, current: Any) -> None:
                 verdict = check(question, completion)
             except MemoryError:  # whatever the checker was in the middle of: a new process goes on
                 pipe.send(None)
+                return
+            except MachineError as error:
+                pipe.send(error)
                 return
             except Exception as error:  # a checker's own mistake costs one trace, and is named
                 verdict = Verdict.wrong(f"checker raised {type(error).__name__}")
