@@ -102,6 +102,7 @@ def test_what_a_file_of_traces_is_trained_on(folder: Path, tmp_path: Path, capsy
             {"question": "?", "finish_reason": "eos_token"},
             r"the finish_reason 'eos_token' is neither \"stop\" nor \"length\"; write",
         ),
+        ({"question": ["?"], "id": "7"}, 'lacks a text under "question"'),
         ({"question": "?", "id": [1]}, 'has an "id" that is a list'),
         ({}, 'lacks an "id"; write that of its question'),
     ],

@@ -22,14 +22,14 @@ Record = TypeVar("Record")
 
 
 class _Loader(yaml.SafeLoader):
-    """Gives texts as they stand: to YAML 1.1, as PyYAML reads it, 12:30 is 750, 010 is 8 and no is false."""
+    """Gives texts as they stand, but for the plainest numbers: to PyYAML's YAML 1.1, 12:30 is 750 and no is false."""
 
     yaml_implicit_resolvers = {}  # noqa: RUF012 (as PyYAML declares it)
 
 
 for _kind, _pattern in {
-    "null": "|~|null",
-    "bool": "true|false",
+    "null": "|~|null|Null|NULL",
+    "bool": "true|True|TRUE|false|False|FALSE",
     "int": "[-+]?(0|[1-9][0-9]*)",
     "float": r"[-+]?(0|[1-9][0-9]*)\.[0-9]+",
     "merge": "<<",

@@ -20,6 +20,7 @@ from tpt_jax.run_dir import saved_steps
 from tpt_jax.stages import fine_tune, prompt_of
 from tpt_jax.tasks import Task, load_task
 from tpt_jax.tasks.decontamination import normalised, texts_of
+from tpt_jax.tasks.task import text_of
 from tpt_jax.terminal import say
 from tpt_jax.train.data import split_by_length
 from tpt_jax.train.fit import StepRecord
@@ -142,11 +143,10 @@ def _question_of(line: Mapping[str, Any], texts: Mapping[str, set[str]]) -> str:
     """The line's own question, or the one that its id means.
 
     Raises:
-      UnusableError: it has none, or its id means two.
+      UnusableError: it has none, one that is no text, or its id means two.
     """
-    question = line.get("question")
-    if isinstance(question, str):
-        return question
+    if line.get("question") is not None:
+        return text_of(line, "question", '{"id", "question", "completion"}')
     name = id_of(line, None)
     found = texts.get(name, set())
     if not found:

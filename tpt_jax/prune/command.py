@@ -109,7 +109,7 @@ def what_is_wrong(judged: Sequence[JudgedTrace]) -> str | None:
     if all(reason.startswith("checker ") for reason in reasons):
         return f"it failed on every trace ({listed(sorted(reasons))}); mend it, or name another one"
     asked = {trace.trace.id for trace in judged}
-    unknown = sorted({trace.trace.id for trace in judged if trace.verdict.unknown})
+    unknown = list(dict.fromkeys(trace.trace.id for trace in judged if trace.verdict.unknown))
     if len(unknown) > MOST_BROKEN * len(asked):
         return (
             f"it cannot read the reference answers of {len(unknown)} of {len(asked)} questions, more than "
