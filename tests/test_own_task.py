@@ -33,9 +33,13 @@ def test_questions_keep_all_that_the_file_says(tmp_path: Path) -> None:
     task = load_task(config)
     assert task.train == (
         Question("a", "3 + 4?", "7", {"level": "easy", "tests": [1, 2]}),
-        Question("1", "Half of 1?", "1/2"),
+        Question("file/train/1", "Half of 1?", "1/2"),
     )
-    assert (task.test, task.instruction, task.checker) == ((Question("0", "9 + 9?", "18"),), "Answer.", "numeric")
+    assert (task.test, task.instruction, task.checker) == (
+        (Question("file/test/0", "9 + 9?", "18"),),
+        "Answer.",
+        "numeric",
+    )
     assert config.num_questions() == (2, 1)
 
 
@@ -58,6 +62,19 @@ def test_json_lines_a_json_list_and_yaml_say_the_same(tmp_path: Path) -> None:
         )
     )
     assert load_task(FileConfig("file", tmp_path / "train.yaml", tmp_path / "test.jsonl")).train == expected
+
+
+@pytest.mark.parametrize("answer", ["12:30", "010", "1_000", "no", "2024-01-02", "1e3", "0x10", "7", "-2.5", "007.5"])
+def test_answers_in_yaml_are_what_is_written(tmp_path: Path, answer: str) -> None:
+    config = write(tmp_path)
+    (tmp_path / "train.yaml").write_text(f"- question: What?\n  answer: {answer}\n")
+    train = load_task(FileConfig("file", tmp_path / "train.yaml", config.test)).train
+    assert [question.answer for question in train] == [answer]
+
+
+@pytest.mark.parametrize("lines", ["\n".join(map(json.dumps, LINES)), json.dumps(LINES)])
+def test_a_byte_order_mark_is_no_fault(tmp_path: Path, lines: str) -> None:
+    assert load_task(write(tmp_path, train=f"\ufeff{lines}")).train == load_task(write(tmp_path)).train
 
 
 def test_shots_come_from_a_file(tmp_path: Path) -> None:
@@ -91,8 +108,12 @@ def test_a_few_broken_lines_are_left_out_and_named(tmp_path: Path, capsys: pytes
         ([{"question": "?", "level": "easy"}], r'lacks "answer", with which the checker numeric compares'),
         ([{"question": "?", "answer": True}], r"has an answer that is a bool; write a number or a quoted text"),
         ([{"question": "?", "answer": ["7"]}], r"has an answer that is a list"),
+        ([{"id": 1.5, "question": "?", "answer": 7}], r'has an "id" that is a float; write a text or a whole number'),
         ([*LINES, LINES[0]], r"train\.jsonl:3: has the id 'a' of an earlier one; make ids unique"),
-        ([*LINES, {"id": 1, "question": "?", "answer": "7"}], r"train\.jsonl:3: has the id '1' of an earlier one"),
+        (
+            [*LINES, {"id": "file/train/1", "question": "?", "answer": "7"}],
+            r"train\.jsonl:3: has the id 'file/train/1' of an earlier one",
+        ),
         ("", r"no training questions"),
         ('[{"question": "?"', r"train\.jsonl: not JSON"),
         ("[7]", r"train\.jsonl, item 1: a int, not an object"),
@@ -109,7 +130,7 @@ def test_mistakes_are_named(tmp_path: Path, train: Any, message: str) -> None:
     [
         ("- question: [", r"train\.yaml: not YAML"),
         ("question: 1 + 1?\nanswer: 2", r"train\.yaml: a dict, not a list"),
-        ("- question: 1 + 1?\n  answer: no", r"train\.yaml, item 1: has an answer that is a bool"),
+        ("- question: 1 + 1?\n  answer: false", r"train\.yaml, item 1: has an answer that is a bool"),
         ("- !!python/object/apply:os.getcwd []", r"train\.yaml: not YAML"),
         ("", r"no training questions"),
     ],

@@ -14,6 +14,7 @@ from tpt_jax.quickstart.make_base import CHAT_TEMPLATE, write_tokenizer
 from tpt_jax.records import Question
 from tpt_jax.sft import read_examples
 from tpt_jax.tasks import Shot, Task
+from tpt_jax.think.command import read_prompts
 from tpt_jax.verbs import show_prompts
 
 QUESTION = Question("q", "How many apples are 3 apples and 4 apples?", "7")
@@ -84,6 +85,45 @@ def test_what_a_file_of_traces_is_trained_on(folder: Path, tmp_path: Path, capsy
     path.write_text('{"id": "unheard of", "completion": "#### 7"}')
     with pytest.raises(UserError, match=r"traces\.jsonl:1: lacks a \"question\", and no question of the task has"):
         read_examples(path, task, prompt, vocab_size=10_000)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"id": 7}, "the id '7' is that of a training and of a test question; write the \"question\" too"),
+        ({"question": "?", "token_ids": 5}, "has token_ids that the model's vocabulary has not"),
+        ({"question": "?", "token_ids": "ab"}, "has token_ids that"),
+        ({"question": "?", "token_ids": [True]}, "has token_ids that"),
+        ({"question": "?", "token_ids": [10_000]}, "has token_ids that"),
+        ({"question": "?", "kept": "false"}, 'has a "kept" that is a str; write true or false, without quotes'),
+        ({"question": "?", "sample": -1}, "the sample -1 is no whole number from 0"),
+        ({"question": "?", "sample": True}, "the sample True is no whole number"),
+        (
+            {"question": "?", "finish_reason": "eos_token"},
+            r"the finish_reason 'eos_token' is neither \"stop\" nor \"length\"; write",
+        ),
+        ({"question": ["?"], "id": "7"}, 'lacks a text under "question"'),
+        ({"question": "?", "id": [1]}, 'has an "id" that is a list'),
+        ({}, 'lacks an "id"; write that of its question'),
+    ],
+)
+def test_lines_that_are_no_traces_are_named(folder: Path, tmp_path: Path, line: dict[str, Any], message: str) -> None:
+    task = Task("mine", "", "numeric", (Question("7", "1 + 6?", "7"),), (Question("7", "2 + 5?", "7"),))
+    path = tmp_path / "traces.jsonl"
+    path.write_text(json.dumps({"completion": "#### 7", **line}))
+    with pytest.raises(UserError, match=rf"traces\.jsonl:1: {message}"):
+        read_examples(path, task, load_prompt(folder), vocab_size=10_000)
+
+
+def test_what_is_null_counts_as_not_given(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "traces.jsonl"
+    nothing = dict.fromkeys(("kept", "sample", "question", "finish_reason", "token_ids"))
+    path.write_text(json.dumps({"id": 7.0, "completion": "#### 7", **nothing}))
+    task = Task("mine", "", "numeric", (Question("7", "1 + 6?", "7"),), (Question("t", "2 + 5?", "7"),))
+    (example,) = read_examples(path, task, load_prompt(folder), vocab_size=10_000)
+    assert example.id == "7/0"
+    path.write_text('{"id": null, "prompt": "a"}\n{"id": 2.0, "prompt": "b"}')
+    assert read_prompts(path) == {"0": "a", "2": "b"}
 
 
 def test_prompts_are_shown_as_the_model_reads_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -186,7 +187,7 @@ def test_the_control_keeps_right_and_wrong_alike() -> None:
 # The verb.
 
 
-def prune(folder: Path, questions: object, traces: str, *more: str) -> list[dict]:
+def prune(folder: Path, questions: object, traces: str, *more: str, status: int = 0) -> list[dict]:
     (folder / "questions.json").write_text(json.dumps(questions))
     (folder / "traces.jsonl").write_text(traces)
     parser = argparse.ArgumentParser()
@@ -199,7 +200,7 @@ def prune(folder: Path, questions: object, traces: str, *more: str) -> list[dict
         "--output",
         f"{folder}/out.jsonl",
     )
-    assert command.main(parser.parse_args(["--task", "gsm8k", *paths, *more])) == 0
+    assert command.main(parser.parse_args(["--task", "gsm8k", *paths, *more])) == status
     return list(read_jsonl(folder / "out.jsonl"))
 
 
@@ -209,7 +210,7 @@ QUESTIONS = [
     {"id": 5, "question": "What is the meaning of it all?", "answer": "unclear"},
 ]
 TRACES = [
-    {"id": 3, "sample": 0, "trace": "#### 7"},
+    {"id": 3, "sample": 0, "trace": "#### 7", "finish_reason": None},
     {"id": 3, "sample": 1, "trace": "so $7"},
     {"id": 4, "trace": "9"},
     {"id": 4, "trace": "no idea"},
@@ -223,13 +224,15 @@ def as_lines(items: Iterable[object]) -> str:
 
 
 def test_prune_adds_verdicts_to_the_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = prune(tmp_path, QUESTIONS, as_lines(TRACES), "--max_per_question", "1", "--num_workers", "1")
+    out = prune(tmp_path, QUESTIONS, as_lines(TRACES), "--max_per_question", "1", "--num_workers", "1", status=1)
     verdicts = [(line["correct"], line["strict"], line["unknown"]) for line in out]
     assert verdicts == [(True, True, False), (True, False, False), *[(False, False, False)] * 3, (False, False, True)]
     assert sum(line["kept"] for line in out) == 1
     assert out[2]["trace"] == "9"
     assert [line["sample"] for line in out if "sample" in line] == [0, 1]
-    table = {cells[0]: cells[1:] for cells in map(_cells, capsys.readouterr().out.splitlines()) if len(cells) > 1}
+    printed = capsys.readouterr()
+    assert "it cannot read the reference answers of 1 of 3 questions, more than 1%: 5; mend them" in printed.err
+    table = {cells[0]: cells[1:] for cells in map(_cells, printed.out.splitlines()) if len(cells) > 1}
     assert table["correct"] == ["50.0% (0.0% to 100.0%)"] * 2  # Pass@1 and Pass@2 of the two questions that count
     assert [cell.partition(" ")[0] for cell in table["strict"]] == ["25.0%", "50.0%"]
     for row in ("right, in another format", "wrong answer", "no answer", "several answers", "truncated", "kept"):
@@ -259,12 +262,107 @@ def ends_in_the_answer(question: Question, completion: str) -> bool:
     return completion.endswith(question.answer)
 
 
+def asks_for_what_is_not_there(question: Question, completion: str) -> bool:
+    return question.data["no such key"] == completion
+
+
+def says_so_in_words(question: Question, completion: str) -> Any:
+    return "wrong"
+
+
+@pytest.mark.parametrize(
+    ("checker", "reason"),
+    [("asks_for_what_is_not_there", "checker raised KeyError"), ("says_so_in_words", "checker raised TypeError")],
+)
+def test_a_checker_that_always_fails_is_told_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], checker: str, reason: str
+) -> None:
+    traces = as_lines([{"id": 4, "trace": "#### 8"}] * 2)
+    out = prune(tmp_path, QUESTIONS, traces, "--checker", f"{__name__}:{checker}", "--num_workers", "1", status=1)
+    assert [(line["correct"], line["reason"]) for line in out] == [(False, reason)] * 2
+    assert f"it failed on every trace ({reason})" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("raise RuntimeError('no\\nGPU')", "RuntimeError: no GPU; write module:function"),
+        ("import sys\nsys.exit(3)", "SystemExit: 3; write module:function"),
+        ("", "AttributeError: .* has no attribute 'check'"),
+        ("check = 3", "a int; write a function of a question and a completion"),
+        ("def check(question): return True", "does not take these two .*; write a function"),
+    ],
+)
+def test_what_is_no_checker_is_refused_before_it_judges(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, message: str
+) -> None:
+    module = f"no_checker_{len(source)}"
+    (tmp_path / f"{module}.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=message) as caught:
+        get_checker(f"{module}:check")
+    assert "\n" not in str(caught.value)
+
+
+PYTHON = {"text": "Add.", "code": "def f(): pass", "test_list": ["assert f() is None"], "prompt": "def f():"}
+
+
+@pytest.mark.parametrize(
+    ("task", "file", "question", "name", "wanted"),
+    [
+        ("gsm8k", "train.jsonl", {"question": "?", "answer": "7"}, "gsm8k/train/0", "0"),
+        ("gsm8k", "train.jsonl", {"question": "?", "answer": "7"}, 0.0, "0"),
+        ("gsm8k", "train.jsonl", {"question": "?", "answer": "7", "id": None}, "0", "0"),
+        ("gsm8k", "train.jsonl", {"question": "?", "answer": "7", "id": 2.0}, 2, "2"),
+        ("gsm8k", "test.jsonl", {"question": "?", "answer": "7"}, "gsm8k/train/0", None),
+        ("gsm8k", "train.jsonl", {"question": "?", "answer": "7", "id": "a"}, "gsm8k/train/0", None),
+        ("mbpp", "mbpp.jsonl", {**PYTHON, "task_id": 601}, "mbpp/601", "mbpp/601"),
+        (
+            "humaneval",
+            "x",
+            {**PYTHON, "test": "", "entry_point": "f", "task_id": "HumanEval/0"},
+            "HumanEval/0",
+            "HumanEval/0",
+        ),
+        ("gsm8k", "train.jsonl", {"question": "?", "answer": "7"}, None, None),
+        ("gsm8k", "train.jsonl", {"question": "?", "answer": "7", "id": "True"}, True, None),
+    ],
+)
+def test_traces_call_questions_as_a_run_does(
+    tmp_path: Path, task: str, file: str, question: dict[str, Any], name: object, wanted: str | None
+) -> None:
+    (tmp_path / file).write_text(json.dumps(question))
+    (tmp_path / "traces.jsonl").write_text(json.dumps({"id": name, "completion": "#### 7"}))
+    parser = argparse.ArgumentParser()
+    command.add_input_arguments(parser)
+    paths = ("--questions", f"{tmp_path}/{file}", "--traces", f"{tmp_path}/traces.jsonl")
+    args = parser.parse_args(["--task", task, "--checker", "numeric", *paths])
+    if wanted is None:
+        with pytest.raises(UserError, match=r"traces\.jsonl:1: (no question has the id|lacks an \"id\"|has an \"id\")"):
+            command.read_input(args)
+    else:
+        ((_, trace),) = command.read_input(args).lines
+        assert trace.id == wanted
+
+
+def test_a_folder_is_no_output(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--output .*: a folder; give a file"):
+        prune(tmp_path, QUESTIONS, as_lines(TRACES), "--output", str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("questions", "traces", "message"),
     [
         (QUESTIONS, '{"id": 9, "trace": "x"}', r"traces\.jsonl:1: no question has the id '9'"),
         (QUESTIONS, '{"id": 3}', r'traces\.jsonl:1: lacks a text under "completion"'),
         (QUESTIONS, '{"id": 3, "sample": "a", "trace": "x"}', "the sample 'a' is no whole number"),
+        (QUESTIONS, '{"id": 3, "sample": -1, "trace": "x"}', "the sample -1 is no whole number from 0"),
+        (QUESTIONS, '{"id": 3, "sample": true, "trace": "x"}', "the sample True is no whole number"),
+        (QUESTIONS, '{"id": 3, "trace": "x", "finish_reason": "eos_token"}', "'eos_token' is neither \"stop\" nor"),
+        (QUESTIONS, '{"id": [3], "trace": "x"}', 'has an "id" that is a list; write a text or a whole number'),
+        ([{"question": ["?"], "answer": 7}], '{"id": 0, "trace": "x"}', 'lacks a text under "question"'),
+        ([{"question": "?", "answer": True}], '{"id": 0, "trace": "x"}', "has an answer that is a bool"),
+        ([{"question": "?", "answer": [3]}], '{"id": 0, "trace": "x"}', "has an answer that is a list"),
         (QUESTIONS, '{"id": 3, "trace": "x"}\n{"id": 3, "sample": 0, "trace": "y"}', r":2: sample 0 of question '3' a"),
         (QUESTIONS, '{"id": 3, "trace"', r"traces\.jsonl:1: not JSON"),
         (QUESTIONS, "[" * 100_000, r"traces\.jsonl: not JSON"),

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from tpt_jax.errors import UserError
+from tpt_jax.errors import UnusableError, UserError
 from tpt_jax.prune.answers import check_numeric
 from tpt_jax.prune.pool import CheckerPool
 from tpt_jax.quickstart.corpus import drills, worked_solutions
 from tpt_jax.records import Question, Verdict
 from tpt_jax.stages import without_unreadable
-from tpt_jax.tasks import Gsm8kConfig, GsmSymbolicConfig, Task, load_task
+from tpt_jax.tasks import Gsm8kConfig, GsmSymbolicConfig, MathConfig, MultipleChoiceConfig, Task, load_task
 from tpt_jax.tasks.decontamination import normalised, without_test_questions
 from tpt_jax.tasks.gsm_symbolic import Problem, draw_problems
 
@@ -100,6 +100,22 @@ def test_gsm8k_mistakes_are_named(tmp_path: Path) -> None:
         load_task(write_gsm8k(tmp_path, []))
 
 
+def test_choices_without_an_id_are_numbered(tmp_path: Path) -> None:
+    lines = [{"id": None, "question": "?", "choices": ["a", "b"], "answer": 0}]
+    lines.append({**lines[0], "id": 2.0, "question": "!"})
+    for split in ("train", "test"):
+        of_split = [{**line, "question": f"{line['question']} {split}"} for line in lines]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, of_split)))
+    task = load_task(MultipleChoiceConfig("multiple_choice", tmp_path / "train.jsonl", tmp_path / "test.jsonl"))
+    assert [question.id for question in task.train] == ["multiple_choice/train/0", "2"]
+
+
+def test_a_math_answer_is_a_text_or_a_number() -> None:
+    assert MathConfig.read_question("q", {"problem": "?", "answer": 7}).answer == "7"
+    with pytest.raises(UnusableError, match="has an answer that is a bool"):
+        MathConfig.read_question("q", {"problem": "?", "answer": True})
+
+
 def made_up(answers: list[str], *, test: tuple[Question, ...] = (Question("t", "1 + 1?", "2"),)) -> Task:
     train = tuple(Question(str(number), f"{number} + 1?", answer) for number, answer in enumerate(answers))
     return Task("mine", "", "numeric", train, test)
@@ -121,9 +137,21 @@ def test_questions_whose_answers_cannot_be_read_are_left_out(capsys: pytest.Capt
     with CheckerPool("numeric", 1, seconds_per_trace=5.0) as pool:
         task = without_unreadable(made_up(["7"] * 199 + ["see above"]), pool)
         assert len(task.train) == 199
-        assert "1 questions are left out, their answers cannot be read: 199 ('see above')" in capsys.readouterr().err
-        with pytest.raises(UserError, match=r"cannot read 2 of 4 reference answers, more than 1%: 1 \(''\), t \('x'\)"):
-            without_unreadable(made_up(["7", "", "8"], test=(Question("t", "?", "x"),)), pool)
+        said = "1 train questions are left out, their answers cannot be read: 199 ('see above')"
+        assert said in capsys.readouterr().err
+        with pytest.raises(
+            UserError, match=r"cannot read 2 of 3 train reference answers, more than 1%: 1 \(''\), 2 \('x'"
+        ):
+            without_unreadable(made_up(["7", "", "x"]), pool)
+        with pytest.raises(UserError, match=r"cannot read 1 of 1 test reference answers, more than 1%: t \('x'\)"):
+            without_unreadable(made_up(["7"] * 199, test=(Question("t", "?", "x"),)), pool)
+
+
+def test_a_test_question_does_not_go_with_a_training_question_of_its_id() -> None:
+    test = tuple(Question(str(number), f"{number} + 2?", str(number + 2)) for number in range(200))
+    with CheckerPool("numeric", 1, seconds_per_trace=5.0) as pool:
+        task = without_unreadable(made_up(["7"] * 150 + ["see above"] + ["7"] * 49, test=test), pool)
+    assert (len(task.train), task.test) == (199, test)
 
 
 def test_ids_are_unique() -> None:

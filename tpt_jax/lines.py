@@ -1,16 +1,17 @@
 """Reading a file of many records, a few of which may be broken: those are named and counted, and the rest goes on."""
 
+import codecs
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import yaml
 
 from tpt_jax.errors import UnusableError, UserError
 from tpt_jax.paths import AnyPath, to_path
-from tpt_jax.records import parse_line
+from tpt_jax.records import FinishReason, parse_line
 from tpt_jax.terminal import say
 
 MOST_BROKEN = 0.01  # of a file's records; where more are broken, the file is not what its user thinks it is
@@ -18,6 +19,22 @@ NAMED = 5
 YAML = (".yaml", ".yml")
 
 Record = TypeVar("Record")
+
+
+class _Loader(yaml.SafeLoader):
+    """Gives texts as they stand, but for the plainest numbers: to PyYAML's YAML 1.1, 12:30 is 750 and no is false."""
+
+    yaml_implicit_resolvers = {}  # noqa: RUF012 (as PyYAML declares it)
+
+
+for _kind, _pattern in {
+    "null": "|~|null|Null|NULL",
+    "bool": "true|True|TRUE|false|False|FALSE",
+    "int": "[-+]?(0|[1-9][0-9]*)",
+    "float": r"[-+]?(0|[1-9][0-9]*)\.[0-9]+",
+    "merge": "<<",
+}.items():
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(rf"(?:{_pattern})\Z"), None)
 
 
 def read_records(path: str | os.PathLike[str], read: Callable[[int, dict[str, Any]], Record]) -> list[Record]:
@@ -53,7 +70,7 @@ def read_folder(
         raise UserError(f"{root}: holds no {pattern}; give a folder of JSON files, one object each")
     return _usable(
         root,
-        ((f"{root}/{name}", lambda name=name: read(name, parse_line((root / name).read_bytes()))) for name in names),
+        ((f"{root}/{name}", lambda name=name: read(name, parse_line(_content(root / name)))) for name in names),
     )
 
 
@@ -73,6 +90,56 @@ def read_items(
         source,
         ((f"{source}, item {index + 1}", lambda index=index, item=item: read(index, item)) for index, item in numbered),
     )
+
+
+def id_of(line: Mapping[str, Any], default: int | str | None) -> str:
+    """What a record is called: its "id", else the default.
+
+    Raises:
+      UnusableError: it has neither, or its id is neither a text nor a whole number.
+    """
+    given = _whole(line.get("id"))
+    name = default if given is None else given
+    if name is None:
+        raise UnusableError('lacks an "id"; write that of its question')
+    if isinstance(name, bool) or not isinstance(name, int | str):
+        raise UnusableError(f'has an "id" that is a {type(name).__name__}; write a text or a whole number')
+    return str(name)
+
+
+def sample_of(line: Mapping[str, Any], default: int) -> int:
+    """Which of its question's traces one is.
+
+    Raises:
+      UnusableError: it is no whole number from 0.
+    """
+    given = _whole(line.get("sample"))
+    sample = default if given is None else given
+    if isinstance(sample, bool) or not isinstance(sample, int) or sample < 0:
+        raise UnusableError(f"the sample {sample!r:.80} is no whole number from 0; number samples from 0")
+    return sample
+
+
+def finish_reason_of(line: Mapping[str, Any]) -> FinishReason:
+    """How a trace ended; one that does not say so came to its end.
+
+    Raises:
+      UnusableError: in another way than the two that there are.
+    """
+    given = line.get("finish_reason")
+    if given is None or given == "stop":
+        return "stop"
+    if given == "length":
+        return "length"
+    raise UnusableError(
+        f'the finish_reason {given!r:.80} is neither "stop" nor "length"; write "stop" where the model ended its turn '
+        '(text-generation-inference says eos_token or stop_sequence), "length" where it was cut'
+    )
+
+
+def _whole(value: Any) -> Any:
+    """2 for 2.0: as such do tables with gaps write whole numbers."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _usable(path: str | os.PathLike[str], items: Iterable[tuple[str, Callable[[], Record]]]) -> list[Record]:
@@ -112,7 +179,7 @@ def _items(path: AnyPath) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     """Where each record stands, and what gives it or raises UnusableError."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; give a JSON-lines file, one object a line")
-    content = path.read_bytes()
+    content = _content(path)
     if path.suffix in YAML or content.lstrip().startswith(b"["):
         for index, item in enumerate(_list(path, content)):
             yield f"{path}, item {index + 1}", lambda item=item: _object(item)
@@ -122,10 +189,15 @@ def _items(path: AnyPath) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
             yield f"{path}:{number}", lambda line=line: parse_line(line)
 
 
+def _content(path: AnyPath) -> bytes:
+    """Without the byte-order mark that editors on Windows begin a file with."""
+    return path.read_bytes().removeprefix(codecs.BOM_UTF8)
+
+
 def _list(path: AnyPath, content: bytes) -> list[Any]:
     kind = "YAML" if path.suffix in YAML else "JSON"
     try:
-        items = yaml.safe_load(content) if kind == "YAML" else json.loads(content)
+        items = yaml.load(content, _Loader) if kind == "YAML" else json.loads(content)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: not {kind} ({reason}); write a list of objects, or JSON lines") from error

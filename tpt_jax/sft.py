@@ -2,13 +2,14 @@
 
 import collections
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from tpt_jax import hosts
 from tpt_jax.checkpoint import CheckpointWriter, ModelFolder, is_complete
 from tpt_jax.config import RunConfig, dump_config
 from tpt_jax.errors import UnusableError, UserError
-from tpt_jax.lines import read_records
+from tpt_jax.lines import finish_reason_of, id_of, read_records, sample_of
 from tpt_jax.mesh import make_mesh
 from tpt_jax.metrics import MetricsLog, import_wandb
 from tpt_jax.paths import AnyPath, Path, to_path
@@ -19,6 +20,7 @@ from tpt_jax.run_dir import saved_steps
 from tpt_jax.stages import fine_tune, prompt_of
 from tpt_jax.tasks import Task, load_task
 from tpt_jax.tasks.decontamination import normalised, texts_of
+from tpt_jax.tasks.task import text_of
 from tpt_jax.terminal import say
 from tpt_jax.train.data import split_by_length
 from tpt_jax.train.fit import StepRecord
@@ -102,34 +104,64 @@ def read_examples(path: AnyPath, task: Task, prompt: Prompt, vocab_size: int) ->
     Raises:
       UserError: more than 1% of the lines have no completion, or no question of their own or of the task.
     """
-    texts = {question.id: question.question for question in (*task.test, *task.train)}
+    texts: collections.defaultdict[str, set[str]] = collections.defaultdict(set)
+    for question in (*task.train, *task.test):
+        texts[question.id].add(question.question)
     tested = texts_of(task.test)
     left_out: collections.Counter[str] = collections.Counter()
 
     def read(index: int, line: dict[str, Any]) -> Example | None:
-        if not line.get("kept", True):
+        if not _is_kept(line):
             return None
         completion = line.get("completion", line.get("trace"))
-        question = line.get("question", texts.get(str(line.get("id"))))
         if not isinstance(completion, str):
             raise UnusableError('lacks a text under "completion"')
-        if not isinstance(question, str):
-            raise UnusableError(f'lacks a "question", and no question of the task has the id {line.get("id")!r}')
-        if line.get("finish_reason", "stop") != "stop":
+        question = _question_of(line, texts)
+        name = f"{id_of(line, index)}/{sample_of(line, default=0)}"
+        if finish_reason_of(line) != "stop":
             left_out["cut before their end"] += 1  # an end of turn after it would teach the model to stop in the middle
             return None
         if normalised(question) in tested:
             left_out["of test questions"] += 1
             return None
-        ids = line.get("token_ids") or prompt.completion_ids(completion)
-        if not all(isinstance(token, int) and 0 <= token < vocab_size for token in ids):
-            raise UnusableError("has token_ids that the model's vocabulary has not; leave them out")
-        return prompt.example(question, ids, f"{line.get('id', index)}/{line.get('sample', 0)}")
+        return prompt.example(question, _token_ids(line, vocab_size) or prompt.completion_ids(completion), name)
 
     examples = [example for example in read_records(path, read) if example is not None]
     for reason, count in left_out.items():
         say(f"{path}: {count} traces are left out, {reason}")
     return examples
+
+
+def _is_kept(line: Mapping[str, Any]) -> bool:
+    kept = line.get("kept")
+    if not isinstance(kept, bool | None):
+        raise UnusableError(f'has a "kept" that is a {type(kept).__name__}; write true or false, without quotes')
+    return kept is not False
+
+
+def _question_of(line: Mapping[str, Any], texts: Mapping[str, set[str]]) -> str:
+    """The line's own question, or the one that its id means.
+
+    Raises:
+      UnusableError: it has none, one that is no text, or its id means two.
+    """
+    if line.get("question") is not None:
+        return text_of(line, "question", '{"id", "question", "completion"}')
+    name = id_of(line, None)
+    found = texts.get(name, set())
+    if not found:
+        raise UnusableError(f'lacks a "question", and no question of the task has the id {name!r}')
+    if len(found) > 1:
+        raise UnusableError(f'the id {name!r} is that of a training and of a test question; write the "question" too')
+    return next(iter(found))
+
+
+def _token_ids(line: Mapping[str, Any], vocab_size: int) -> list[int]:
+    """Those that were sampled; none where only the text is known."""
+    ids = line.get("token_ids") or []
+    if not isinstance(ids, list) or not all(type(token) is int and 0 <= token < vocab_size for token in ids):
+        raise UnusableError("has token_ids that the model's vocabulary has not; leave them out")
+    return ids
 
 
 def _refuse_others(partial: Path, settings: dict[str, Any]) -> None:

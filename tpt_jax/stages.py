@@ -99,28 +99,31 @@ def set_up(config: RunConfig, samplings: Sequence[Sampling]) -> Iterator[Setup]:
 def without_unreadable(task: Task, pool: CheckerPool) -> Task:
     """The task without questions whose reference answer the checker cannot read: nobody could say what is right.
 
+    Each host looks at some of them.
+
     Raises:
-      UserError: they are more than 1%; names the first five.
+      UserError: they are more than 1% of a split; names the first five.
     """
     questions = (*task.train, *task.test)
-
-    def find() -> list[str]:
-        verdicts = pool.judge((question, Trace(question.id, 0, "")) for question in questions)
-        return [question.id for question, verdict in zip(questions, verdicts, strict=True) if verdict.unknown]
-
-    unreadable = set(hosts.agree("reference answers", find))
-    named = [f"{question.id} ({question.answer[:40]!r})" for question in questions if question.id in unreadable]
-    if len(named) > MOST_BROKEN * len(questions):
-        raise UserError(
-            f"task {task.name}: checker {task.checker!r} cannot read {len(named)} of {len(questions)} reference "
-            f"answers, more than {MOST_BROKEN:.0%}: {listed(named)}; mend them, or name another checker"
-        )
-    if named:
-        say(f"task {task.name}: {len(named)} questions are left out, their answers cannot be read: {listed(named)}")
-    train, test = (
-        tuple(question for question in split if question.id not in unreadable) for split in (task.train, task.test)
-    )
-    return dataclasses.replace(task, train=train, test=test)
+    places = hosts.own_part(range(len(questions)))  # ids would not do: both splits may have the same
+    verdicts = pool.judge((questions[place], Trace(questions[place].id, 0, "")) for place in places)
+    own = [place for place, verdict in zip(places, verdicts, strict=True) if verdict.unknown]
+    unreadable = {place for part in hosts.exchange("reference answers", own) for place in part}
+    readable: dict[str, tuple[Question, ...]] = {}
+    for split, start, of_split in (("train", 0, task.train), ("test", len(task.train), task.test)):
+        readable[split] = tuple(question for place, question in enumerate(of_split, start) if place not in unreadable)
+        left_out = [question for place, question in enumerate(of_split, start) if place in unreadable]
+        if not left_out:
+            continue
+        named = listed([f"{question.id} ({question.answer[:40]!r})" for question in left_out])
+        if len(left_out) > MOST_BROKEN * len(of_split):
+            raise UserError(
+                f"task {task.name}: checker {task.checker!r} cannot read {len(left_out)} of {len(of_split)} {split} "
+                f"reference answers, more than {MOST_BROKEN:.0%}: {named}; mend them, or name another checker"
+            )
+        what = f"{len(left_out)} {split} questions are left out, their answers cannot be read"
+        say(f"task {task.name}: {what}: {named}")
+    return dataclasses.replace(task, **readable)
 
 
 def prompt_of(config: RunConfig, model: ModelFolder, task: Task) -> Prompt:

@@ -3,9 +3,11 @@
 import difflib
 import functools
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from tpt_jax.errors import UserError
 from tpt_jax.records import Question, Verdict
@@ -27,7 +29,7 @@ def get_checker(name: str) -> Checker:
     """A checker by its name, or a user's own as "module:function".
 
     The user's function is given a Question and a completion. It returns a Verdict; or True or False; or None where the
-    reference cannot be read.
+    reference cannot be read. Anything else is a mistake, and costs that trace.
 
     Raises:
       UserError: there is none of that name.
@@ -35,7 +37,9 @@ def get_checker(name: str) -> Checker:
     if name in CHECKERS:
         return _import(CHECKERS[name])
     if ":" in name:
-        return functools.partial(_judge, _import(name))
+        function = _import(name)
+        _refuse_others(name, function)
+        return functools.partial(_judge, function)
     nearest = difflib.get_close_matches(name, CHECKERS, n=1)
     hint = f"did you mean {nearest[0]}?" if nearest else f"choose from {', '.join(CHECKERS)}, or module:function"
     raise UserError(f"checker {name!r}: unknown; {hint}")
@@ -55,16 +59,32 @@ def without_sandbox(name: str) -> str:
     return "code_without_sandbox" if name == "code" else name
 
 
-def _import(name: str) -> Callable:
-    module, _, function = name.partition(":")
+def _import(name: str) -> Any:
+    module, _, attribute = name.partition(":")
     if os.getcwd() not in sys.path:  # a user's module is looked for where the command runs
         sys.path.append(os.getcwd())
     try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, SyntaxError, ValueError) as error:
+        return getattr(importlib.import_module(module), attribute)
+    except (Exception, SystemExit) as error:  # a user's module does what it likes when it is imported
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(
-            f"checker {name!r}: {error}; write module:function of something that can be imported"
+            f"checker {name!r}: {reason}; write module:function of something that can be imported"
         ) from error
+
+
+def _refuse_others(name: str, function: Any) -> None:
+    """Raises UserError for what cannot be called with a question and a completion."""
+    wanted = "write a function of a question and a completion"
+    if not callable(function):
+        raise UserError(f"checker {name!r}: a {type(function).__name__}; {wanted}")
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # some of those that are written in C do not tell
+        return
+    try:
+        signature.bind("question", "completion")
+    except TypeError as error:
+        raise UserError(f"checker {name!r}: does not take these two ({error}); {wanted}") from error
 
 
 def _judge(function: Callable[[Question, str], Verdict | bool | None], question: Question, completion: str) -> Verdict:
@@ -73,4 +93,6 @@ def _judge(function: Callable[[Question, str], Verdict | bool | None], question:
         return result
     if result is None:
         return Verdict.not_known("unreadable reference answer")
+    if result not in (True, False):  # "wrong", 0.5 or a coroutine would be as good as True
+        raise TypeError(f"a checker gave a {type(result).__name__}")
     return Verdict(None, strict=bool(result), correct=bool(result))

@@ -2,19 +2,21 @@
 
 import argparse
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tpt_jax.arguments import natural, positive, positive_number
 from tpt_jax.errors import UnusableError, UserError
-from tpt_jax.lines import read_records
+from tpt_jax.lines import MOST_BROKEN, finish_reason_of, id_of, read_records, sample_of
 from tpt_jax.records import JudgedTrace, Question, Trace, write_jsonl
+from tpt_jax.terminal import listed, say
 
 if TYPE_CHECKING:
     from tpt_jax.prune.pool import CheckerPool
 
 ReadQuestion = Callable[[str, dict[str, Any]], Question]
+NameQuestion = Callable[[int, Mapping[str, Any]], Iterable[str]]
 
 
 def add_input_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,10 +26,14 @@ def add_input_arguments(parser: argparse.ArgumentParser) -> None:
         "--questions",
         type=Path,
         required=True,
-        help='JSON lines or list, as the task\'s are published: {"id", "question", "answer"}',
+        help='JSON lines or list, as the task\'s are published: {"id", "question", "answer"}; without an id, traces '
+        "may call one by its number from 0, or as a run does: gsm8k/train/0 is the first one of train.jsonl",
     )
     parser.add_argument(
-        "--traces", type=Path, required=True, help='JSON lines: {"id", "sample", "completion" or "trace"}'
+        "--traces",
+        type=Path,
+        required=True,
+        help='JSON lines: {"id", "sample", "completion" or "trace"}, and "finish_reason": "length" if one was cut',
     )
     parser.add_argument("--checker", help="judge with this one: a name, or your own module:function")
     parser.add_argument("--num_workers", type=positive, help="checker processes; one a processor core if not given")
@@ -54,7 +60,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Judges, writes the output whole or not at all, and prints a summary to standard output."""
+    """Judges, writes the output whole or not at all, and prints a summary to standard output.
+
+    The exit status is 1 where the verdicts are there and say nothing.
+    """
     from rich.console import Console
 
     from tpt_jax.prune.select import select
@@ -62,6 +71,8 @@ def main(args: argparse.Namespace) -> int:
     from tpt_jax.tasks import task_class
     from tpt_jax.tasks.decontamination import normalised, texts_of
 
+    if args.output.is_dir():
+        raise UserError(f"--output {args.output}: a folder; give a file")
     given = read_input(args)
     questions, traces = given.questions, [trace for _, trace in given.lines]
     held_out = read_questions(args.held_out, task_class(args.task).read_question) if args.held_out else {}
@@ -86,7 +97,25 @@ def main(args: argparse.Namespace) -> int:
         ),
     )
     print_summary(Console(), judged, selection)
-    return 0
+    fault = what_is_wrong(judged)
+    if fault is not None:
+        say(f"tpt: checker {given.checker!r}: {fault}")
+    return 0 if fault is None else 1
+
+
+def what_is_wrong(judged: Sequence[JudgedTrace]) -> str | None:
+    """Why verdicts are none: the checker cannot judge, or not these questions; None where they are."""
+    reasons = {trace.verdict.reason for trace in judged}
+    if all(reason.startswith("checker ") for reason in reasons):
+        return f"it failed on every trace ({listed(sorted(reasons))}); mend it, or name another one"
+    asked = {trace.trace.id for trace in judged}
+    unknown = list(dict.fromkeys(trace.trace.id for trace in judged if trace.verdict.unknown))
+    if len(unknown) > MOST_BROKEN * len(asked):
+        return (
+            f"it cannot read the reference answers of {len(unknown)} of {len(asked)} questions, more than "
+            f"{MOST_BROKEN:.0%}: {listed(unknown)}; mend them, or name another checker"
+        )
+    return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,16 +147,23 @@ def read_input(args: argparse.Namespace) -> Input:
     if args.run_code_without_sandbox:
         checker = without_sandbox(checker)
     require(checker)  # before the files are read
-    questions = read_questions(args.questions, task.read_question)
+
+    def names(index: int, line: Mapping[str, Any]) -> Iterable[str]:
+        return task.default_id(index, line), f"{args.task}/{args.questions.stem}/{index}"
+
+    questions = read_questions(args.questions, task.read_question, names)
     seconds = args.seconds_per_trace or task.seconds_per_trace
     return Input(questions, read_traces(args.traces, questions), checker, seconds)
 
 
-def read_questions(path: Path, read: ReadQuestion) -> dict[str, Question]:
-    """Questions by id; one without an id has its number (from 0) for one.
+def read_questions(
+    path: Path, read: ReadQuestion, names: NameQuestion = lambda index, _: [str(index)]
+) -> dict[str, Question]:
+    """Questions by name: by their ids, which the lines give.
 
     Args:
       read: a task's read_question.
+      names: what a question without an id is called, by its number (from 0) and line; the first one is its id.
 
     Raises:
       UserError: there are none, or more than 1% are no questions, named by file and line.
@@ -135,10 +171,12 @@ def read_questions(path: Path, read: ReadQuestion) -> dict[str, Question]:
     questions: dict[str, Question] = {}
 
     def add(index: int, line: dict[str, Any]) -> None:
-        name = str(line.get("id", index))
-        if name in questions:
-            raise UnusableError(f"the id {name!r} is that of an earlier question; make ids unique")
-        questions[name] = read(name, line)
+        called = [*names(index, line)] if line.get("id") is None else [id_of(line, None)]
+        for name in called:
+            if name in questions:
+                raise UnusableError(f"the id {name!r} is that of an earlier question; make ids unique")
+        question = read(called[0], line)
+        questions.update(dict.fromkeys(called, question))
 
     read_records(path, add)
     if not questions:
@@ -152,21 +190,21 @@ def read_traces(path: Path, questions: dict[str, Question]) -> list[tuple[dict[s
     Raises:
       UserError: there are none, or more than 1% are no traces of these questions, named by file and line.
     """
-    samples: dict[str, set[int]] = {name: set() for name in questions}
+    samples: dict[str, set[int]] = {question.id: set() for question in questions.values()}
 
     def read(_: int, line: dict[str, Any]) -> tuple[dict[str, Any], Trace]:
-        name, completion = str(line.get("id")), line.get("completion", line.get("trace"))
-        if name not in samples:
-            raise UnusableError(f"no question has the id {name!r}; give the questions that the traces answer")
+        given, completion = id_of(line, None), line.get("completion", line.get("trace"))
+        if given not in questions:
+            raise UnusableError(f"no question has the id {given!r}; give the questions that the traces answer")
         if not isinstance(completion, str):
             raise UnusableError('lacks a text under "completion" or "trace"')
-        sample = line.get("sample", len(samples[name]))
-        if not isinstance(sample, int):
-            raise UnusableError(f"the sample {sample!r} is no whole number; number samples from 0")
+        name = questions[given].id
+        sample = sample_of(line, default=len(samples[name]))
         if sample in samples[name]:
             raise UnusableError(f"sample {sample} of question {name!r} a second time; number them apart")
+        trace = Trace(name, sample, completion, finish_reason=finish_reason_of(line))
         samples[name].add(sample)
-        return line, Trace(name, sample, completion, finish_reason=line.get("finish_reason", "stop"))
+        return line, trace
 
     traces = read_records(path, read)
     if not traces:

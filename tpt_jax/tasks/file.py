@@ -1,5 +1,6 @@
 """A task of the user's own: questions, answers and worked examples from files, judged by a checker of their choice."""
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,11 +9,12 @@ from typing import Any, ClassVar, Literal
 from pydantic.dataclasses import dataclass
 
 from tpt_jax.errors import STRICT, UnusableError
-from tpt_jax.lines import read_records
+from tpt_jax.lines import id_of, read_records
 from tpt_jax.prune.checkers import get_checker
 from tpt_jax.records import Question
-from tpt_jax.tasks.task import Shot, Task, TaskConfig, read_plain_question
+from tpt_jax.tasks.task import Shot, Task, TaskConfig, answer_of, read_plain_question, text_of
 
+FORM = '{"id", "question", "answer"}'
 NEED_AN_ANSWER = ("numeric", "math", "choice")  # checkers that compare with nothing else
 
 
@@ -21,7 +23,7 @@ class FileConfig(TaskConfig):
     """Where the questions are, and who judges.
 
     A question is {"id", "question", "answer"}; what else stands there is given to the checker as the question's data.
-    Without an id, its number in the file (from 0) is one; a checker that does not look at the answer needs none.
+    Without an id, the eighth one is file/train/7; a checker that does not look at the answer needs none.
 
     Attributes:
       train, test: files of questions: JSON lines, a JSON list, or a YAML list (.yaml, .yml).
@@ -47,11 +49,11 @@ class FileConfig(TaskConfig):
         """
         get_checker(self.checker)
         shots = () if self.shots is None else tuple(read_records(self.shots.expanduser(), _read_shot))
-        return Task(self.name, self.instruction, self.checker, self._read(self.train), self._read(self.test), shots)
+        return Task(self.name, self.instruction, self.checker, self._read("train"), self._read("test"), shots)
 
     def num_questions(self) -> tuple[int, int]:
         """Those in the files: they have to be there."""
-        return len(self._read(self.train)), len(self._read(self.test))
+        return len(self._read("train")), len(self._read("test"))
 
     @staticmethod
     def read_question(name: str, line: Mapping[str, Any]) -> Question:
@@ -60,25 +62,18 @@ class FileConfig(TaskConfig):
         Raises:
           UnusableError: there is no question, or nothing that tells right from wrong.
         """
-        question, answer = line.get("question"), line.get("answer")
         data = {key: value for key, value in line.items() if key not in ("id", "question", "answer")}
-        if not isinstance(question, str) or not question.strip():
-            raise UnusableError('lacks a text under "question"; write {"id", "question", "answer"}')
-        if answer in (None, "") and data:
-            return Question(name, question, "", data)
-        if isinstance(answer, bool) or not isinstance(answer, str | int | float | None):
-            raise UnusableError(f"has an answer that is a {type(answer).__name__}; write a number or a quoted text")
-        plain = read_plain_question(name, line)
-        return Question(name, question, plain.answer, data)
+        if data and not answer_of(line):
+            return Question(name, text_of(line, "question", FORM), "", data)
+        return dataclasses.replace(read_plain_question(name, line), data=data)
 
-    def _read(self, path: Path) -> tuple[Question, ...]:
-        read = functools.partial(self._read_new, seen=set())
-        return tuple(read_records(path.expanduser(), read))
+    def _read(self, split: Literal["train", "test"]) -> tuple[Question, ...]:
+        read = functools.partial(self._read_new, split=split, seen=set())
+        return tuple(read_records((self.train if split == "train" else self.test).expanduser(), read))
 
-    def _read_new(self, index: int, line: Mapping[str, Any], seen: set[str]) -> Question:
+    def _read_new(self, index: int, line: Mapping[str, Any], split: str, seen: set[str]) -> Question:
         """A question whose id is none of the seen ones, to which it is added."""
-        given = line.get("id")
-        question = self.read_question(str(index if given is None else given), line)
+        question = self.read_question(id_of(line, f"{self.name}/{split}/{index}"), line)
         if question.answer == "" and self.checker in NEED_AN_ANSWER:
             raise UnusableError(f'lacks "answer", with which the checker {self.checker} compares')
         if question.id in seen:
@@ -87,8 +82,6 @@ class FileConfig(TaskConfig):
         return question
 
 
-def _read_shot(index: int, line: Mapping[str, Any]) -> Shot:
-    for key in ("question", "completion"):
-        if not isinstance(line.get(key), str) or not line[key].strip():
-            raise UnusableError(f'lacks a text under "{key}"; write {{"question", "completion"}}')
-    return Shot(line["question"], line["completion"])
+def _read_shot(_: int, line: Mapping[str, Any]) -> Shot:
+    form = '{"question", "completion"}'
+    return Shot(text_of(line, "question", form), text_of(line, "completion", form))

@@ -71,6 +71,10 @@ class HumanEvalConfig(TaskConfig):
         return num_train, NUM_QUESTIONS - num_train
 
     @staticmethod
+    def default_id(index: int, line: Mapping[str, Any]) -> str:
+        return str(line.get("task_id", index))
+
+    @staticmethod
     def read_question(name: str, line: Mapping[str, Any]) -> Question:
         """{"prompt", "entry_point", "test"}, where "test" defines check(candidate)."""
         missing = [key for key in ("prompt", "entry_point", "test") if not isinstance(line.get(key), str)]

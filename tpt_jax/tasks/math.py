@@ -13,7 +13,7 @@ from tpt_jax.lines import read_folder, read_items, read_records
 from tpt_jax.prune.boxes import boxed_answer, find_boxes
 from tpt_jax.records import Question
 from tpt_jax.tasks.download import read_builder
-from tpt_jax.tasks.task import Generation, Shot, Task, TaskConfig
+from tpt_jax.tasks.task import Generation, Shot, Task, TaskConfig, answer_of
 
 NUM_TRAIN, NUM_TEST = 7_500, 5_000  # as published
 INSTRUCTION = r"Solve the problem step by step. Put the final answer into a box at the end, as in: \boxed{42}"
@@ -132,11 +132,11 @@ class MathConfig(TaskConfig):
     @staticmethod
     def read_question(name: str, line: Mapping[str, Any]) -> Question:
         """{"problem", "solution"} as published, or {"problem" or "question", "answer"}."""
-        problem, answer = line.get("problem", line.get("question")), line.get("answer")
+        problem, answer = line.get("problem", line.get("question")), answer_of(line)
         if not isinstance(problem, str) or not problem.strip():
             raise UnusableError(f'lacks "problem"; {FORM}')
-        if isinstance(answer, (str, int, float)) and str(answer).strip():
-            return Question(name, problem, str(answer).strip())
+        if answer:
+            return Question(name, problem, answer)
         solution = str(line.get("solution", ""))
         boxes = find_boxes(solution)
         if not boxes:

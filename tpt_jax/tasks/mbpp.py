@@ -89,6 +89,10 @@ class MbppConfig(TaskConfig):
         return len(TRAIN), len(TEST)
 
     @staticmethod
+    def default_id(index: int, line: Mapping[str, Any]) -> str:
+        return f"mbpp/{line.get('task_id', index)}"
+
+    @staticmethod
     def read_question(name: str, line: Mapping[str, Any]) -> Question:
         """{"text", "code", "test_list", "test_setup_code"}, or the sanitized file's {"prompt", ..., "test_imports"}.
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic.dataclasses import dataclass
 
 from tpt_jax.errors import STRICT, UnusableError
-from tpt_jax.lines import read_records
+from tpt_jax.lines import id_of, read_records
 from tpt_jax.records import Question
 from tpt_jax.tasks.task import Generation, Shot, Task, TaskConfig
 
@@ -82,7 +82,7 @@ class MultipleChoiceConfig(TaskConfig):
 
     def _read(self, split: Literal["train", "test"]) -> tuple[Question, ...]:
         def read(index: int, line: Mapping[str, Any]) -> Question:
-            return self.read_question(str(line.get("id", f"{self.name}/{split}/{index}")), line)
+            return self.read_question(id_of(line, f"{self.name}/{split}/{index}"), line)
 
         return tuple(read_records((self.train if split == "train" else self.test).expanduser(), read))
 

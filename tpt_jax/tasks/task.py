@@ -85,6 +85,11 @@ class TaskConfig(abc.ABC):
         """How many there are to train on and to test on, without having them."""
 
     @staticmethod
+    def default_id(index: int, line: Mapping[str, Any]) -> str:
+        """What a question without "id" in such a file is called: its number (from 0), or as its publishers do."""
+        return str(index)
+
+    @staticmethod
     def read_question(name: str, line: Mapping[str, Any]) -> Question:
         """A question from one object of a file in the form that the task's questions are published in.
 
@@ -101,10 +106,37 @@ def read_plain_question(name: str, line: Mapping[str, Any]) -> Question:
     """{"question", "answer"}; a worked answer in GSM8K's form is cut to what follows its last "####".
 
     Raises:
-      UnusableError: one of the two is missing or empty.
+      UnusableError: one of the two is missing, empty, or of another kind.
     """
-    missing = [key for key in ("question", "answer") if line.get(key) in (None, "")]
-    answer = "" if missing else str(line["answer"]).rpartition("####")[2].strip()
-    if missing or not answer:
-        raise UnusableError(f'lacks "{missing[0] if missing else "answer"}"; write {{"id", "question", "answer"}}')
-    return Question(name, str(line["question"]), answer)
+    form = '{"id", "question", "answer"}'
+    question, answer = text_of(line, "question", form), answer_of(line).rpartition("####")[2].strip()
+    if not answer:
+        raise UnusableError(f'lacks "answer"; write {form}')
+    return Question(name, question, answer)
+
+
+def text_of(line: Mapping[str, Any], key: str, form: str) -> str:
+    """What stands under the key.
+
+    Args:
+      form: how the whole line is to be written, for the message.
+
+    Raises:
+      UnusableError: it is no text, or an empty one.
+    """
+    text = line.get(key)
+    if not isinstance(text, str) or not text.strip():
+        raise UnusableError(f'lacks a text under "{key}"; write {form}')
+    return text
+
+
+def answer_of(line: Mapping[str, Any]) -> str:
+    """The "answer" as text; "" where there is none.
+
+    Raises:
+      UnusableError: it is neither a text nor a number.
+    """
+    answer = line.get("answer")
+    if isinstance(answer, bool) or not isinstance(answer, str | int | float | None):
+        raise UnusableError(f"has an answer that is a {type(answer).__name__}; write a number or a quoted text")
+    return "" if answer is None else str(answer).strip()

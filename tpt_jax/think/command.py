@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 from tpt_jax.arguments import fraction, non_negative, not_empty, positive, seed
 from tpt_jax.errors import UnusableError, UserError
-from tpt_jax.lines import read_records
+from tpt_jax.lines import id_of, read_records
 from tpt_jax.records import Trace, digest, write_jsonl
 
 # What decides which traces come out, and so what a file that was begun can be gone on with.
@@ -103,7 +103,7 @@ def read_prompts(path: Path) -> dict[str, str]:
     prompts: dict[str, str] = {}
 
     def read(index: int, line: dict[str, Any]) -> None:
-        text, name = line.get("prompt"), str(line.get("id", index))
+        text, name = line.get("prompt"), id_of(line, index)
         if not isinstance(text, str):
             raise UnusableError('lacks a text under "prompt"; write {"id", "prompt"}')
         if name in prompts:
