@@ -70,7 +70,7 @@ def read_folder(
         raise UserError(f"{root}: holds no {pattern}; give a folder of JSON files, one object each")
     return _usable(
         root,
-        ((f"{root}/{name}", lambda name=name: read(name, parse_line(_content(root / name)))) for name in names),
+        ((f"{root}/{name}", lambda name=name: read(name, parse_line((root / name).read_bytes()))) for name in names),
     )
 
 

@@ -123,7 +123,7 @@ def parse_line(line: bytes) -> dict[str, Any]:
       UnusableError: there is none.
     """
     try:
-        value = json.loads(line.decode("utf-8"))
+        value = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise UnusableError(f"not UTF-8 ({error.reason}); write the file in UTF-8") from error
     except json.JSONDecodeError as error:

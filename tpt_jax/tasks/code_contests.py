@@ -14,7 +14,7 @@ from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass
 
 from tpt_jax.errors import STRICT, UnusableError
-from tpt_jax.lines import read_records
+from tpt_jax.lines import id_of, read_records
 from tpt_jax.records import Question
 from tpt_jax.tasks.task import Generation, Shot, Task, TaskConfig
 
@@ -74,7 +74,7 @@ class CodeContestsConfig(TaskConfig):
 
         def questions(split: str) -> tuple[Question, ...]:
             def question(index: int, line: Mapping[str, Any]) -> Question:
-                name = str(line.get("id", f"code_contests/{split}/{index}"))
+                name = id_of(line, f"{self.name}/{split}/{index}")
                 of_line = self.read_question(name, line)
                 first = {key: texts[: self.max_tests] for key, texts in of_line.data.items()}
                 return Question(of_line.id, of_line.question, "", first)
