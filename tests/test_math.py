@@ -259,6 +259,18 @@ def choose(completion: str) -> Verdict:
         r"$\boxed{\textbf{(C)}}$",
         "<answer> (C) </answer>",
         "A is in France.\nSo choice (C) is correct.",
+        "The answer should be C.",
+        "Ans: C",
+        "Answer - C",
+        "Since A is wrong, the answer is C.",
+        "If it were 2, then A; so the answer is C because Paris is in France",
+        "The incorrect answer is A. The correct one is C.",
+        "The city is Rome (C).",
+        "The answer is A.\nWait, I misread it. The answer is C.",
+        "The answer is A. Hold on.\nC",
+        "The answer is C. Let me double-check: A is in France, so C.",
+        "<think>The answer is A.</think>The answer is C.",
+        "The answer is C.\n\nHuman: Next?\nAssistant: The answer is A.",
     ],
 )
 def test_a_choice_is_read(completion: str) -> None:
@@ -286,11 +298,37 @@ def test_a_choice_is_read(completion: str) -> None:
         ("The answer is A triangle", ""),
         ("#### C\nNo, the answer is B", ""),
         ("C\n#### A", ""),
+        ("The answer is C, no wait, A.", "taken back"),
+        ("The answer is C.\nWait, actually it's A.", "taken back"),
+        ("The answer is C. Wait, that is wrong.", "taken back"),
+        ("<think>The answer is C.</think>Hm.", "no answer"),
+        ("The answer is A.\n\nHuman: Next?\nAssistant: The answer is C.", ""),
+        ("The wrong answer is C", "no answer"),
+        ("The incorrect answer is C. The correct one is A.", ""),
+        ("A tempting but wrong choice is C", "no answer"),
+        ("I thought the answer is C but that is wrong", "no answer"),
+        ("If the answer is C, then it is. That contradicts.", "no answer"),
+        ("Suppose the answer is C. Contradiction.", "no answer"),
+        ("We can rule out option C.", "no answer"),
+        ("Option C seems unlikely.", "no answer"),
+        ("Option C is the least likely.", "no answer"),
+        ("Option C is in Italy.", "no answer"),
+        ("(C) can be excluded.", "no answer"),
+        ("Is it option C?", "no answer"),
+        ("The answer is C?", "no answer"),
+        ("The answer is C, which is Paris", "several answers"),
+        ("The answer is C: Paris is the capital", "several answers"),
     ],
 )
 def test_what_is_no_choice_of_c(completion: str, reason: str) -> None:
     verdict = choose(completion)
     assert (verdict.correct, verdict.reason) == (False, reason)
+
+
+def test_i_is_a_word_before_it_is_a_choice() -> None:
+    question = Question("q", "?", "I", {"choices": [f"{n} apples" for n in range(10)]})
+    assert not any(check_choice(question, f"The answer is I {rest}").correct for rest in ("don't know", "think B"))
+    assert check_choice(question, "The answer is I because it is 8.").correct
 
 
 def test_a_strict_choice_is_the_line_asked_for() -> None:
