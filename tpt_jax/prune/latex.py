@@ -368,10 +368,26 @@ def _is_value(expression: Any) -> bool:
 
 
 def _are_close(left: Any, right: Any, tolerance: float) -> bool:
-    """False where both are numbers that differ though they round alike."""
+    """False where they are numbers, or hold numbers, that differ though they round alike."""
+    if left == right:
+        return True
+    parts = _parts(left), _parts(right)
+    if parts[0] and parts[1]:
+        return all(any(_are_close(one, other, tolerance) for other in parts[1]) for one in parts[0])
     if hasattr(left, "rhs") != hasattr(right, "rhs"):  # x = 5 and 5
         left, right = (getattr(side, "rhs", side) for side in (left, right))
     if not _is_value(left) or not _is_value(right):  # sets, variables: nothing to measure
         return True
     values = [side.evalf(DIGITS).doit() for side in (left, right)]  # \gcd is left to be done
     return bool(abs(values[0] - values[1]) <= tolerance * max(map(abs, values)))
+
+
+def _parts(collection: Any) -> tuple[Any, ...]:
+    """Of a set, an interval, a tuple or a matrix; nothing of an expression or a relation."""
+    from sympy import Interval, MatrixBase, Set, Tuple
+
+    if isinstance(collection, Interval):
+        return collection.start, collection.end
+    if isinstance(collection, MatrixBase):
+        return tuple(collection.flat())
+    return collection.args if isinstance(collection, Set | Tuple) else ()
