@@ -63,6 +63,26 @@ def check(answer: str, completion: str) -> Verdict:
         ("3i+2", "2+3i"),
         (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}"),
         ("9^{9^{9}}", "9^{9^{9}}"),
+        ("10000000", r"10\text{ million}"),
+        ("1500", "1.5 thousand dollars"),
+        (r"10\text{ million}", "10,000,000"),
+        (r"10\text{ cm}", r"10\text{ centimeters}"),
+        (r"6\text{ p.m.}", r"6\text{ PM}"),
+        (r"\frac{\sqrt{2}}{2}", r"0.5\sqrt{2}"),
+        (r"50\%", "0.5"),
+        ("listen", r"\text{listen}"),
+        (r"(\frac{1}{2}, \sqrt{8})", r"(0.5, 2\sqrt{2})"),
+        (r"(-\infty, 0.5)", r"(-\infty, \frac{1}{2})"),
+        (r"\frac{1}{2}, 3", "3, 0.5"),
+        (r"\log_2 8", "3"),
+        ("3", r"\log_2 8"),
+        (r"\log_2 100", r"2\log_2 10"),
+        ("10", "**10**"),
+        ("10", r"\approx 10"),
+        ("10", r"\gcd(10,20)"),
+        ("10", r"\underline{10}"),
+        ("10", r"\text{The answer is }10"),
+        ("-3", r"\text{negative }3"),
     ],
 )
 def test_equal_answers(reference: str, boxed: str) -> None:
@@ -110,6 +130,28 @@ def test_equal_answers(reference: str, boxed: str) -> None:
         (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}2\\1\end{pmatrix}"),
         (r"\text{listen}", "silent"),
         (r"\text{June 20}", "20"),
+        ("10", r"10\text{ million}"),
+        ("10", "10 Million"),
+        (r"\frac{1}{2}", r"\frac{1}{2} million"),
+        ("10", r"10\text{ thousand}"),
+        ("10", r"10\text{ dozen}"),
+        ("10", r"10\text{ hundred}"),
+        ("10", r"10\text{ is wrong}"),
+        (r"10\text{ cm}", r"10\text{ m}"),
+        (r"6\text{ p.m.}", r"6\text{ a.m.}"),
+        (r"\pi", "3.1415926"),
+        (r"\sqrt{2}", "1.41421356"),
+        (r"\frac13", "0.333333"),
+        (r"\frac{x}{3}", "0.333333x"),
+        (r"(\sqrt{2}, 2)", "(1.41421356, 2)"),
+        (r"(\sqrt{2}, 2, 3)", "(1.41421356, 2, 3)"),
+        (r"\sqrt{2}, 2", "2, 1.41421356"),
+        (r"\begin{pmatrix}\sqrt{2}\\2\end{pmatrix}", r"\begin{pmatrix}1.41421356\\2\end{pmatrix}"),
+        (r"\frac13", r"33.3333\%"),
+        ("listen", "silent"),
+        ("10", "10_a"),
+        ("10", r"\text{negative }10"),
+        ("10", r"\text{The answer is not }10"),
     ],
 )
 def test_different_answers(reference: str, boxed: str) -> None:
@@ -160,11 +202,57 @@ def test_a_root_is_itself_in_every_form_and_no_other(factor: int, under: int, sh
         ("#### 1,234", "1234", False),
         (r"so we get $\frac{1}{2}$ in the end", r"\frac12", False),
         ("Altogether there are 12 of 30 left.", "30", False),
+        ("The answer is about 10", "10", False),
+        ("The answer should be 10.", "10", False),
+        ("The answer must be a multiple of 5, so I get 10.", "10", False),
+        ("The final answer comes to $10$.", "10", False),
+        ("So $x = 1$ or $x = 2$.", "1,2", False),
+        (r"$\boxed{10}$. Let me double-check: $2 \cdot 5 = 10$.", "10", True),
+        (r"$\boxed{10}$. Wait, I forgot 2. The answer is 12.", "12", False),
+        (r"$\boxed{10}$. Wait, I forgot 2: $\boxed{12}$.", "12", True),
+        (r"<think>\boxed{10}? no</think>The answer is 20.", "20", False),
+        ("The answer is 20.\n\nHuman: 2 + 2?\nAssistant: The answer is 4.", "20", False),
+        (r"$5 + 5 = \boxed{10}$, and $y = 1$", "10", True),
+        (r"Answer - \boxed{10}!", "10", True),
+        (r"- **\boxed{10}**", "10", True),
+        (r"$\left(\boxed{10}\right)$", "10", True),
+        (r"$\boxed{10}\text{ cm}^2$", r"10\text{ cm}^2", True),
+        (r"\boxed{10}^\circ", "10", True),
+        (r"\boxed{101}_2", "101_2", True),
+        (r"$-\boxed{10}$", "-10", True),
+        (r"\boxed{10} million", "10000000", True),
     ],
 )
 def test_where_the_answer_stands(completion: str, answer: str, strict: bool) -> None:
     verdict = check(answer, completion)
     assert (verdict.correct, verdict.strict) == (True, strict)
+
+
+@pytest.mark.parametrize(
+    ("completion", "reason"),
+    [
+        ("$\\boxed{10}$\n\nWait, let me recheck: actually it's 12.", "taken back"),
+        (r"\boxed{10}. That is wrong.", "taken back"),
+        ("The answer is 10, no wait, 12.", ""),
+        ("So we get 10. Oops.", "taken back"),
+        ("<think>the answer is 10? no</think>I cannot tell.", "no answer"),
+        ("The answer is 4.\n\nHuman: 5 + 5?\nAssistant: The answer is 10.", ""),
+        (r"-\boxed{10}", ""),
+        (r"2\cdot\boxed{10}", ""),
+        (r"$2 \cdot \boxed{10}$", ""),
+        (r"\boxed{10}^2", ""),
+        (r"\boxed{10}x", ""),
+        (r"$\boxed{10}\text{ or }12$", ""),
+        (r"$12\text{ or }\boxed{10}$", ""),
+        (r"$\frac{\boxed{10}}{2}$", ""),
+        (r"\boxed{10} \text{million}", ""),
+        ("So $y = 12$ and $x = 10$.", ""),
+        ("The answer is negative 10", ""),
+    ],
+)
+def test_where_the_answer_10_does_not_stand(completion: str, reason: str) -> None:
+    verdict = check("10", completion)
+    assert (verdict.correct, verdict.reason) == (False, reason)
 
 
 @pytest.mark.parametrize("completion", ["", "  ", r"\boxed{}", r"so it is \boxed{1", "no idea", r"\text{}", "."])
@@ -259,6 +347,18 @@ def choose(completion: str) -> Verdict:
         r"$\boxed{\textbf{(C)}}$",
         "<answer> (C) </answer>",
         "A is in France.\nSo choice (C) is correct.",
+        "The answer should be C.",
+        "Ans: C",
+        "Answer - C",
+        "Since A is wrong, the answer is C.",
+        "If it were 2, then A; so the answer is C because Paris is in France",
+        "The incorrect answer is A. The correct one is C.",
+        "The city is Rome (C).",
+        "The answer is A.\nWait, I misread it. The answer is C.",
+        "The answer is A. Hold on.\nC",
+        "The answer is C. Let me double-check: A is in France, so C.",
+        "<think>The answer is A.</think>The answer is C.",
+        "The answer is C.\n\nHuman: Next?\nAssistant: The answer is A.",
     ],
 )
 def test_a_choice_is_read(completion: str) -> None:
@@ -286,11 +386,37 @@ def test_a_choice_is_read(completion: str) -> None:
         ("The answer is A triangle", ""),
         ("#### C\nNo, the answer is B", ""),
         ("C\n#### A", ""),
+        ("The answer is C, no wait, A.", "taken back"),
+        ("The answer is C.\nWait, actually it's A.", "taken back"),
+        ("The answer is C. Wait, that is wrong.", "taken back"),
+        ("<think>The answer is C.</think>Hm.", "no answer"),
+        ("The answer is A.\n\nHuman: Next?\nAssistant: The answer is C.", ""),
+        ("The wrong answer is C", "no answer"),
+        ("The incorrect answer is C. The correct one is A.", ""),
+        ("A tempting but wrong choice is C", "no answer"),
+        ("I thought the answer is C but that is wrong", "no answer"),
+        ("If the answer is C, then it is. That contradicts.", "no answer"),
+        ("Suppose the answer is C. Contradiction.", "no answer"),
+        ("We can rule out option C.", "no answer"),
+        ("Option C seems unlikely.", "no answer"),
+        ("Option C is the least likely.", "no answer"),
+        ("Option C is in Italy.", "no answer"),
+        ("(C) can be excluded.", "no answer"),
+        ("Is it option C?", "no answer"),
+        ("The answer is C?", "no answer"),
+        ("The answer is C, which is Paris", "several answers"),
+        ("The answer is C: Paris is the capital", "several answers"),
     ],
 )
 def test_what_is_no_choice_of_c(completion: str, reason: str) -> None:
     verdict = choose(completion)
     assert (verdict.correct, verdict.reason) == (False, reason)
+
+
+def test_i_is_a_word_before_it_is_a_choice() -> None:
+    question = Question("q", "?", "I", {"choices": [f"{n} apples" for n in range(10)]})
+    assert not any(check_choice(question, f"The answer is I {rest}").correct for rest in ("don't know", "think B"))
+    assert check_choice(question, "The answer is I because it is 8.").correct
 
 
 def test_a_strict_choice_is_the_line_asked_for() -> None:

@@ -8,6 +8,7 @@ import re
 import string
 from collections.abc import Sequence
 
+from tpt_jax.prune.conclusion import conclusion, is_taken_back
 from tpt_jax.records import Question, Verdict
 
 LONGEST_TEXT = 20_000  # characters; a final answer stands at the end, so only the end of a longer trace is read
@@ -16,8 +17,13 @@ MOST_MARKS = 50  # the last ones of a trace that is full of them
 
 STRICT = re.compile(r"^#### ([A-Z])[ \t]*$", re.MULTILINE)
 _MARK = re.compile(
-    r"####|<answer>|\\boxed\s*\{|\b(?:answer|option|choice)(?:\s+is|\s*=|\s*:|\s+would be|\s+must be)",
+    r"(?P<form>####|<answer>|\\boxed\s*\{)|\b(?:answer|ans|option|choice|(?:correct|right)\s+one)\**"
+    r"(?:\s+(?:is|equals|(?:would|must|should|will|has\s+to)\s+be)\b|\s*[=:]|\s+[-–—](?=\s))",
     re.IGNORECASE,
+)
+_CLAUSE = re.compile(r"[.!?;:,\n]|\b(?:so|thus|hence|then|therefore)\b", re.IGNORECASE)  # begins after one of these
+_DOUBT = re.compile(
+    r"\b(?:wrong|incorrect|false|if|suppos\w+|assum\w+|thought(?! about)|tempting|worst|unlikely)\b", re.IGNORECASE
 )
 _MARKUP = re.compile(r"\\(?:text|textbf|mathrm|mathbf|boxed)\b\s*|\\[()\[\],;!]|[*_$`{}]|</?\w+>")
 _FILLER = re.compile(
@@ -29,10 +35,20 @@ _FIRST = re.compile(_LETTER)
 _MORE = re.compile(
     r"\W{0,3}\s*(?:,|/|&|\bor\b|\band\b)\s*(?:(?:option|choice|maybe|perhaps|possibly)\s+)*" + _LETTER, re.IGNORECASE
 )
-_ARTICLE = re.compile(
+_ARTICLE = re.compile(  # what follows the A of "A triangle" and the I of "I think"
     r"\s+(?!because\b|since\b|as\b|is\b|and\b|or\b|which\b)[a-z]"
-)  # what follows the A of "A triangle"
-_NEGATION = re.compile(r"\b(?:not|no|never|wrong|false|incorrect|neither|except|eliminate\w*)\b|n't\b", re.IGNORECASE)
+)
+_NEGATION = re.compile(
+    r"\b(?:not|no|never|wrong|false|incorrect|neither|except|eliminate\w*|exclud\w+|rul\w+ out|least|unlikely|unsure"
+    r"|if|suppos\w+|thought|tempting)\b|n't\b|\?",
+    re.IGNORECASE,
+)
+_AFFIRMATION = re.compile(
+    r"\b(?:answer|correct|right|true|best|must|so|thus|hence|therefore|choose|pick|select|go with|maybe)\b",
+    re.IGNORECASE,
+)
+_SAYS_TEXT = re.compile(r"[\s).:,;–-]*(?:\b(?:which|that|it) is\b|\bi\.e\.,?|\bnamely\b)?[\s:]*", re.IGNORECASE)
+_LATER = re.compile(r"(?<![\w'])(?!(?:A|I)\s+[a-z])([A-Z])(?![\w'])")
 _NAMED = re.compile(r"\(([A-Z])\)|\b(?:[Oo]ption|[Cc]hoice|OPTION|CHOICE)\s+\(?([A-Z])\b")
 
 
@@ -46,10 +62,15 @@ def check_choice(question: Question, completion: str) -> Verdict:
     reference = question.answer.strip()
     if len(reference) != 1 or reference not in letters:
         return Verdict.not_known("unreadable reference answer")
-    text = completion[-LONGEST_TEXT:]
-    found = _announced(text, choices, letters) or _last_line(text, choices, letters) or _named(text, letters)
+    text = conclusion(completion, _MARK)[-LONGEST_TEXT:]
+    found, after = _announced(text, choices, letters)
+    taken_back = is_taken_back(after) and [*found] != _LATER.findall(after)[1:][-1:]  # the first is the announced one
+    if taken_back:
+        found = _last_line(text, choices, letters)
+    elif not found:
+        found = _last_line(text, choices, letters) or _named(text, choices, letters)
     if not found:
-        return Verdict.wrong("no answer")
+        return Verdict.wrong("taken back" if taken_back else "no answer")
     if len(found) > 1:
         return Verdict.wrong("several answers")
     (letter,) = found
@@ -58,14 +79,17 @@ def check_choice(question: Question, completion: str) -> Verdict:
     return Verdict(letter, strict=correct and strict[-1:] == [letter], correct=correct)
 
 
-def _announced(text: str, choices: Sequence[str], letters: str) -> set[str]:
-    """The letters after the last mark that has some."""
+def _announced(text: str, choices: Sequence[str], letters: str) -> tuple[set[str], str]:
+    """The letters after the last mark that has some, and all that follows it."""
     for mark in reversed(list(_MARK.finditer(text))[-MOST_MARKS:]):
-        line = text[mark.end() : mark.end() + LONGEST_ANSWER].lstrip().partition("\n")[0]
-        found = _read(line, choices, letters)
+        before = _CLAUSE.split(text[max(0, mark.start() - LONGEST_ANSWER) : mark.start()])[-1]
+        if mark["form"] is None and _DOUBT.search(before):
+            continue
+        after = text[mark.end() :]
+        found = _read(after[:LONGEST_ANSWER].lstrip().partition("\n")[0], choices, letters)
         if found:
-            return found
-    return set()
+            return found, after
+    return set(), ""
 
 
 def _last_line(text: str, choices: Sequence[str], letters: str) -> set[str]:
@@ -88,10 +112,15 @@ def _labelled(plain: str, choices: Sequence[str], letters: str) -> set[str]:
     return {label[1]} & _of_text(plain[label.end() :], choices, letters) if label else set()
 
 
-def _named(text: str, letters: str) -> set[str]:
+def _named(text: str, choices: Sequence[str], letters: str) -> set[str]:
     """The letters that stand in parentheses or after "option", where the last line affirms one."""
     last = text.rstrip().rpartition("\n")[2]
-    if _NEGATION.search(last) or not _NAMED.search(last):
+    named = _NAMED.search(last)
+    if named is None or _NEGATION.search(last):
+        return set()
+    before, alone = _spelling(last[: named.start()]), not re.search(r"\w", last.replace(named.group(), ""))
+    is_text = any(before.endswith(f"is {_spelling(choice)}") for choice in choices)  # "It is Rome (C)"
+    if not (alone or is_text or _AFFIRMATION.search(last)):
         return set()
     return {first or second for first, second in _NAMED.findall(text)} & set(letters)
 
@@ -103,17 +132,29 @@ def _read(line: str, choices: Sequence[str], letters: str) -> set[str]:
     if by_text:
         return by_text
     first = _FIRST.match(plain)
-    if first is None or (first.group() == "A" and _ARTICLE.match(plain, first.end())):
+    if first is None or (first.group() in ("A", "I") and _ARTICLE.match(plain, first.end())):
         return set()
     found = {_letter(first)}
     position = first.end()
     while more := _MORE.match(plain, position):
         found.add(_letter(more))
         position = more.end()
-    rest = plain[first.end() :].lstrip(").:,;- \t")
-    if len(found) == 1:
-        found |= _of_text(rest, choices, letters)  # "C) Paris" where Paris is B decides on nothing
-    return found & set(letters)
+    rest = plain[position:]
+    if rest.lstrip(" )").startswith("?"):
+        return set()
+    return (found | _beginning(_SAYS_TEXT.sub("", rest, count=1), choices, letters)) & set(letters)
+
+
+def _beginning(text: str, choices: Sequence[str], letters: str) -> set[str]:
+    """The choice with whose text another begins: "C) Paris" where Paris is B decides on nothing."""
+    spelt = _spelling(text)
+    spellings = [(_spelling(choice), letter) for letter, choice in zip(letters, choices, strict=False)]
+    begun = [
+        (len(choice), letter)
+        for choice, letter in spellings
+        if choice and re.match(rf"{re.escape(choice)}(?!\w)", spelt)
+    ]
+    return {max(begun)[1]} if begun else set()
 
 
 def _letter(match: re.Match[str]) -> str:

@@ -3,7 +3,8 @@ r"""Where a trace says its final answer, in LaTeX or in words: \boxed{}, "the an
 import dataclasses
 import re
 
-from tpt_jax.prune.boxes import boxed_answer, find_boxes, has_box
+from tpt_jax.prune.boxes import BOX, boxed_term, find_boxes, has_box
+from tpt_jax.prune.conclusion import conclusion, is_taken_back
 
 LONGEST_TEXT = 20_000  # characters; a final answer stands at the end, so only the end of a longer trace is read
 LONGEST_ANSWER = 500
@@ -11,8 +12,12 @@ MOST_MARKS = 50  # the last ones of a trace that is full of them
 LONGEST_LINE = 100  # of a trace that is nothing but an answer
 
 _MARK = re.compile(
-    r"####|<answer>|\banswer\s*(?:is|=|:|would be|will be)|^[ \t]*\**A[ \t]*:", re.IGNORECASE | re.MULTILINE
+    r"####|<answer>|\banswer\s*(?:is|=|:|would be|will be|equals|comes to)|^[ \t]*\**A[ \t]*:"
+    r"|\banswer\s*(?:should|must|has to) be(?=[\s:*]*[-\d$\\])",  # not "the answer must be a multiple of 3"
+    re.IGNORECASE | re.MULTILINE,
 )
+_ANNOUNCED = re.compile(f"{_MARK.pattern}|{BOX.pattern}", re.IGNORECASE | re.MULTILINE)
+_ABOUT = re.compile(r"(?:about|approximately|around|roughly|exactly)\s+", re.IGNORECASE)
 _FINAL = re.compile(r"\bfinal answer\s*(?:is|:)|<answer>", re.IGNORECASE)  # outdoes a box further up
 _FORMULA = re.compile(
     r"(?<!\\)\$\$((?:[^$\\]|\\.){1,600}?)\$\$"
@@ -27,6 +32,7 @@ _NUMBER = re.compile(
     r"|(?<![\w.,])-?[$£€]?-?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:\s?/\s?\d+)?"
     r"(?:\s*(?:\\?%|percent\b|pct\b))?"
 )
+_JOIN = re.compile(r"[ \t]*,?[ \t]*(?:and|or)?[ \t]*")  # ties two formulas
 _SENTENCE_END = re.compile(r"\.(?=\s|$)|</|I hope it is")
 _WORD = re.compile(r"[A-Za-z]{2}")
 _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}\s+[A-Za-z]{2,}(?!\s*\})")
@@ -39,30 +45,43 @@ class FinalAnswer:
     Attributes:
       text: LaTeX without delimiters; several answers are separated by commas.
       boxed: it stands in a box.
+      taken_back: what follows it says that it is wrong; the answer stands where the trace comes to the same again.
+      later: the last formula or number after what is taken back; empty where there is none.
     """
 
     text: str
     boxed: bool
+    taken_back: bool = False
+    later: str = ""
 
 
 def final_answer(completion: str) -> FinalAnswer | None:
     """The answer of the last box or, where there is none, of the last mark, else the last formula or number."""
-    text = completion[-LONGEST_TEXT:]
+    text = conclusion(completion, _ANNOUNCED)[-LONGEST_TEXT:]
     boxes = find_boxes(text)
     if boxes:
-        for mark in list(_FINAL.finditer(text, boxes[-1].end))[-1:]:
+        after = text[boxes[-1].end :]
+        for mark in list((_MARK if is_taken_back(after) else _FINAL).finditer(text, boxes[-1].end))[-1:]:
             announced = _after(text, mark)
             if announced and not _WORD.match(announced):
-                return FinalAnswer(announced, boxed=False)
-        return FinalAnswer(_with_percent(text, boxed_answer(text, boxes), boxes[-1].end), boxed=True)
+                return _stated(announced, text[mark.end() :])
+        return _stated(_with_percent(text, boxed_term(text, boxes), boxes[-1].end), after, boxed=True)
     if has_box(text):
         return None  # empty, or cut off in the middle: what was to stand there is not known
     for mark in reversed(list(_MARK.finditer(text))[-MOST_MARKS:]):
         announced = _after(text, mark)
         if re.search(r"\w", announced):
-            return FinalAnswer(announced, boxed=False)
+            return _stated(announced, text[mark.end() :])
     found = _in_prose(text)
-    return FinalAnswer(found, boxed=False) if found else None
+    return _stated(found, "\n".join(text.rsplit(found, 1)[1:])) if found else None
+
+
+def _stated(answer: str, rest: str, *, boxed: bool = False) -> FinalAnswer:
+    """An answer and whether the rest of its trace, which may begin with it, takes it back."""
+    after = rest if boxed or answer not in rest else rest.partition(answer)[2]
+    if not is_taken_back(after):
+        return FinalAnswer(answer, boxed)
+    return FinalAnswer(answer, boxed, taken_back=True, later=_in_prose(after))
 
 
 def without_delimiters(text: str) -> str:
@@ -83,6 +102,8 @@ def _after(text: str, mark: re.Match[str]) -> str:
 def _announced(rest: str) -> str:
     """The answer at the start of a text."""
     rest = rest.lstrip("*:= \t\n")
+    about = _ABOUT.match(rest)
+    rest = rest[about.end() :] if about else rest
     formula = _FORMULA.match(rest)
     if formula:
         return _joined(rest, formula)
@@ -105,7 +126,10 @@ def _in_prose(text: str) -> str:
         return stripped
     numbers = list(_NUMBER.finditer(text))
     if formulas and (not numbers or numbers[-1].start() < formulas[-1].end()):
-        return _with_percent(text, _inside(formulas[-1]), formulas[-1].end())
+        first = len(formulas) - 1
+        while first and _JOIN.fullmatch(text, formulas[first - 1].end(), formulas[first].start()):
+            first -= 1
+        return _joined(text, formulas[first])
     return numbers[-1].group() if numbers else ""
 
 
@@ -113,7 +137,7 @@ def _joined(text: str, formula: re.Match[str]) -> str:
     """A formula, and those that "and", "or" or a comma ties to it: "$x = 1$ or $x = 2$" is "x = 1, x = 2"."""
     parts = [_with_percent(text, _inside(formula), formula.end())]
     for following in _FORMULA.finditer(text, formula.end()):
-        if not re.fullmatch(r"[ \t]*,?[ \t]*(?:and|or)?[ \t]*", text[formula.end() : following.start()]):
+        if not _JOIN.fullmatch(text, formula.end(), following.start()):
             break
         formula = following
         parts.append(_with_percent(text, _inside(formula), formula.end()))

@@ -5,11 +5,11 @@ not: they are signals, which a hanging C function ignores; a CheckerPool kills t
 
 What is decided before the library is asked, or against it, has one reason each:
   - equal spellings and plain numbers, which are most answers: they cost microseconds, a parse costs milliseconds;
-  - units: it takes the t of 4t for one;
-  - words: the library calls \text{listen} a symbol and "silent" a product of seven;
+  - units: it takes the t of 4t for one, and drops all: m is not cm where the reference has one, a million is no unit;
+  - words of four letters or more: the library calls \text{listen} a symbol and "silent" a product of six;
   - digits in a base: it reads 101_2 and 101_3 as 101;
   - a set in braces is no pair in parentheses;
-  - 1/2004! is not 1/2006!: it compares sizes after rounding to 6 places;
+  - 1/2004! is not 1/2006!, 3.1415926 is not \pi: it compares sizes after rounding to 6 places;
   - expressions whose value has millions of digits.
 """
 
@@ -28,67 +28,99 @@ from math_verify.parser import parse_latex_cached
 
 from tpt_jax.prune.answers import parse_number
 from tpt_jax.prune.final_answer import LONGEST_ANSWER, final_answer, without_delimiters
-from tpt_jax.prune.numbers import canonical
+from tpt_jax.prune.numbers import SCALES, canonical
 from tpt_jax.records import Question, Verdict
 
 DEEPEST = 12  # brackets within brackets; the parser's time doubles with every other one
 LARGEST = 10_000.0  # digits of a value or of a power's parts, about
 LARGEST_FACTORIAL = 5_000
+SHORTEST_WORD = 4  # letters with no \text around them; fewer may be variables that are multiplied
 LONGEST_SPELLING = 200  # characters of an answer as a verdict names it
-TOLERANCE = 1e-5  # relative; the library's own is absolute, 6 places
+TOLERANCE = 1e-5  # relative, where the reference is a decimal; the library's own is absolute, 6 places
+DIGITS = 30  # that values are worked out to
+EXACT = 1e-14  # relative, where it is none: 3.1415926 is not \pi; evalf's own noise is far below
 
 NORMALISED = NormalizationConfig(
     basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none", equations=False
 )
 
+_SCALE = "dozen|hundred|thousand|million|billion"
 _UNITS = "cm|mm|km|kg|mg|ml|mL|ft|in|lbs?|mph|sec|min|hrs?"  # with no \\text around them; longer words need no list
 _SIMPLER = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"[−–]", "-"),
-        (r"</?[A-Za-z]+\s*/?>|\\(?:scriptsize|small|large|Large|bf|color\s*\{\w+\})(?![A-Za-z])", ""),
+        (r"</?[A-Za-z]+\s*/?>|\\(?:scriptsize|small|large|Large|bf|underline|color\s*\{\w+\})(?![A-Za-z])", ""),
         (r"\\!\s*|\{,\}(?=\d{3})\s*|\\displaystyle(?![a-z])", ""),
-        (r"(?<![\d.,])\d{1,3}(?:(?:\\,|\\ |\s)\d{3})+(?![\d,]|\s+\d)", lambda match: re.sub(r"\D", "", match.group())),
+        (
+            r"(?<![\d.,_^])\d{1,3}(?:(?:\\,|\\ |\s)\d{3})+(?![\d,]|\s+\d)",
+            lambda match: re.sub(r"\D", "", match.group()),
+        ),
         (r"\s*(?:\\?%|\b(?:percent|pct)\b)", r"\\%"),
         (r"\\(?:left|right|[bB]igg?[lr]?)(?![a-z])\.?", ""),
         (r"\\[dtc]frac(?![a-z])", r"\\frac"),
         (r"\\math(?:rm|it|bf)\s*\{(\w)\}", r"\1"),
         (r"\\(?:mbox|textbf|textit|textrm|textnormal|mathrm|mathbf|mathit)(?=\s*\{)", r"\\text"),
         (r"\\text\s*\{([^{}]*?)\b(?:or|and)\b([^{}]*)\}", r"\\text{\1},\2"),
+        (
+            rf"(?<![\d.,/])(\d+(?:,\d{{3}})*(?:\.\d+)?)(\s*\\text\s*\{{)?\s*\b((?i:{_SCALE}))s?\b",
+            lambda match: _scaled(match),
+        ),
         (r"\\text\s*\{\s*,?\s*\}", ""),
+        (r"\\text\s*\{\s*(?:[Nn]egative|[Mm]inus)\s*\}\s*|\b(?:negative|minus)\s+(?=[\d\\.])", "-"),
+        (r"\\approx(?![a-z])|≈", "="),
+        (r"^\s*(?:\\text\s*\{(?![^{}]*\bnot\b)[^{}]*\b(?:is|are|equals):?\s*\}|=)\s*(?=\S)", ""),
+        (r"^\*\*(.*)\*\*$|^\{([^{}\\]*)\}$", r"\1\2"),
         (r"\^\s*\{?\s*\\circ\s*\}?|\\degree(?![a-z])|°", ""),
         (r"\\\$|(?<!\\)\$", ""),
         (r"(?<!\\)\\(?:q?quad(?![a-z])|[,;: ])|~", " "),
-        (r"(?<=\d)\s+(?=\d+(?!\d*/))", ";"),  # 5 6 are two numbers; 5 1/2 is one
+        (r"(?<=\d)(?<![_^]\d)\s+(?=\d+(?!\d*/))", ";"),  # 5 6 are two numbers; 5 1/2 is one, and so is \log_2 8
         (r",\s*,", ","),
-        (r"(?<=[^\s])\s*\\text\s*\{[^{}\d]*\}(?:\s*\^\s*\{?\d\}?)?$", ""),  # units
-        (rf"(?<=\d)\s*(?:{_UNITS})(?:\s*\^\s*\{{?\d\}}?)?$|(?<=[\d}}])(?:\s+[A-Za-z]{{4,}})+$", ""),
         (r"[\s.,;]+$", ""),
     )
 )
+_NO_UNIT = rf"(?![^{{}}]*\b(?i:is|are|was|not|no|wrong|incorrect|{_SCALE}|trillion)\b)"
+_UNIT = re.compile(
+    rf"(?<=\S)\s*\\text\s*\{{{_NO_UNIT}[^{{}}\d]*\}}(?:\s*\^\s*\{{?\d\}}?)?$"
+    rf"|(?<=\d)\s*(?:{_UNITS})(?:\s*\^\s*\{{?\d\}}?)?$|(?<=[\d}}]){_NO_UNIT}(?:\s+[A-Za-z]{{4,}})+$"
+)
+_UNIT_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]+")
+_UNIT_NAMES = {
+    name: names.split()[0]
+    for names in (
+        *("mm millimeter millimetre", "cm centimeter centimetre", "m meter metre", "km kilometer kilometre"),
+        *("in inch inche", "ft foot feet", "yd yard", "mi mile", "mg milligram", "g gram", "kg kilogram", "lb pound"),
+        *("oz ounce", "s sec second", "min minute", "h hr hour", "day", "week", "month", "year", "l liter litre"),
+        *("ml milliliter millilitre", "cent", "dollar", "am", "pm"),
+    )
+    for name in names.split()
+}
 _FRACTION = re.compile(r"(-?)\\frac(?:\{(-?\d+)\}\{(-?\d+)\}|(\d)(\d))")
 _NUMBER = re.compile(r"-?(?:\d+|\d{1,3}(?:,\d{3})+|\d+ \d+/\d+|\d+/\d+|(?:\d+|\d{1,3}(?:,\d{3})+)?\.\d+)")
 _REPEATING = re.compile(r"(-?)(\d*)\.(\d*)\\overline\{(\d+)\}")
 _WORDS = re.compile(
     r"\\text\s*\{\s*\(?([A-Za-z][A-Za-z\s'-]*?)\)?\s*\}|\(?([A-Za-z])\)?|([A-Za-z]{3,}(?:[ -][A-Za-z]+)*)"
 )
+_INDEXED_DIGITS = re.compile(r"\d\s*_\s*\{?\s*[A-Za-z]")  # 10_a, which the library reads as 10
 _BASED = re.compile(r"([0-9A-Fa-f]+)_\{?(\d{1,2})\}?")
 
 
 def check_math(question: Question, completion: str) -> Verdict:
     r"""Compares final answers as mathematics: \frac12, 0.5 and 2/4 are one; strict where the answer is in \boxed{}."""
-    reference = _reference(question.answer)
-    if reference is None:
+    reference, unit = _reference(question.answer)
+    if not reference:
         return Verdict.not_known("unreadable reference answer")
     found = final_answer(completion)
     if found is None:
         return Verdict.wrong("no answer")
     if len(found.text) > LONGEST_ANSWER or _depth(found.text) > DEEPEST:
         return Verdict.wrong("absurd answer")
-    answer = _simple(found.text)
+    answer, its_unit = _simple(found.text)
     if not answer:
         return Verdict.wrong("no answer")
-    if not are_equal(reference, answer):
+    if found.taken_back and (len(found.later) > LONGEST_ANSWER or not are_equal(answer, _simple(found.later)[0])):
+        return Verdict.wrong("taken back")
+    if not (unit <= its_unit or its_unit <= unit) or not are_equal(reference, answer):
         return Verdict.wrong("", spelling(answer))
     return Verdict(spelling(reference), strict=found.boxed, correct=True)
 
@@ -104,15 +136,20 @@ def are_equal(reference: str, answer: str) -> bool:
     if numbers[0] is not None and numbers[1] is not None:
         if numbers[0] == numbers[1]:
             return True
-        if "." not in reference + answer:
+        if "." not in reference:
             return False
-    if ("%" in reference) != ("%" in answer) and are_equal(*(text.replace(r"\%", "") for text in (reference, answer))):
-        return True
+    if ("%" in reference) != ("%" in answer):
+        bare, other = reference.replace(r"\%", ""), answer.replace(r"\%", "")
+        if are_equal(bare, other):
+            return True
+        values = _number(bare), _number(other)
+        if values[0] is not None and values[1] is not None:
+            return values[0] == 100 * values[1] if "%" in reference else values[1] == 100 * values[0]
     based = _based(reference), _based(answer)
     if based[0] or based[1]:
         return _are_equal_in_bases(based[0], based[1], numbers)
     words = _words(reference)
-    if words is not None and reference.startswith(r"\text"):
+    if words is not None and (reference.startswith(r"\text") or len(words) >= SHORTEST_WORD):
         return words == _words(answer)
     return _are_equal_to_sympy(reference, answer)
 
@@ -128,19 +165,29 @@ def spelling(answer: str) -> str:
 
 
 @functools.lru_cache(maxsize=256)
-def _reference(text: str) -> str | None:
+def _reference(text: str) -> tuple[str, frozenset[str]]:
     if len(text) > LONGEST_ANSWER or r"\boxed" in text:
         found = final_answer(text)
         text = found.text if found is not None and len(found.text) <= LONGEST_ANSWER else ""
-    return _simple(text) or None
+    return _simple(text)
 
 
-def _simple(text: str) -> str:
-    """Without what changes the look and not the value."""
+def _simple(text: str) -> tuple[str, frozenset[str]]:
+    """Without what changes the look and not the value; and the known units of measurement that stood after it."""
     text = without_delimiters(text.strip())
     for pattern, replacement in _SIMPLER:
         text = pattern.sub(replacement, text)
-    return text.strip()
+    unit = _UNIT.search(text)
+    if unit is None:
+        return text.strip(), frozenset()
+    words = (word.casefold() for word in _UNIT_WORD.findall(unit.group().replace(".", "")))
+    names = (_UNIT_NAMES.get(word) or _UNIT_NAMES.get(word.removesuffix("s")) for word in words)
+    return text[: unit.start()].strip(" .,;"), frozenset(filter(None, names))
+
+
+def _scaled(match: re.Match[str]) -> str:
+    """10000000 for 10 million, and what was opened between the two."""
+    return canonical(Fraction(match[1].replace(",", "")) * SCALES[match[3].lower()]) + (match[2] or " ")
 
 
 def _compact(text: str) -> str:
@@ -202,14 +249,15 @@ def _value(digits: str, base: int) -> int | None:
 def _are_equal_to_sympy(reference: str, answer: str) -> bool:
     if _is_set(reference) != _is_set(answer) and _is_pair(reference) != _is_pair(answer):
         return False
+    tolerance = TOLERANCE if "." in reference else EXACT
     left, right = _parse(reference), _parse(answer)
     if left is None or right is None or _is_absurd(left) or _is_absurd(right):
         return False
     try:
-        if "%" not in reference + answer and _differ(left, right):
+        if "%" not in reference + answer and _differ(left, right, tolerance):
             return False
         if sympy_expr_eq(left, right, float_rounding=6, numeric_precision=15, allow_set_relation_comp=True):
-            return "%" in reference + answer or _are_close(left, right)
+            return "%" in reference + answer or _are_close(left, right, tolerance)
         return _is_value(left) and _is_value(right) and bool(left.doit() == right.doit())  # 4^1002 and 2^2004
     except (ArithmeticError, AttributeError, LookupError, NotImplementedError, RecursionError, TypeError, ValueError):
         return False  # what sympy raises where it knows no comparison
@@ -226,7 +274,7 @@ def _is_pair(text: str) -> bool:
 @functools.lru_cache(maxsize=256)
 def _parse(text: str) -> Any:
     """A sympy object that is not evaluated yet; None where the text is no formula."""
-    if _depth(text) > DEEPEST:
+    if _depth(text) > DEEPEST or _INDEXED_DIGITS.search(text):
         return None
     normalised = normalize_latex(text, NORMALISED)
     try:
@@ -301,7 +349,7 @@ def _size(expression: Any) -> float:
         return float("inf")
 
 
-def _differ(left: Any, right: Any) -> bool:
+def _differ(left: Any, right: Any, tolerance: float) -> bool:
     """Whether two expressions have different values at a point; to find that out the library simplifies for long."""
     from sympy import Expr, Rational, Symbol
 
@@ -309,21 +357,37 @@ def _differ(left: Any, right: Any) -> bool:
         return False  # sets and relations; a symbol may be a word
     symbols = sorted(left.free_symbols | right.free_symbols, key=str)
     point = {symbol: Rational(37 + 10 * index, 53) for index, symbol in enumerate(symbols)}
-    values = [side.evalf(15, subs=point) for side in (left, right)]
+    values = [side.evalf(DIGITS, subs=point) for side in (left, right)]
     if not all(value.is_number and value.is_finite for value in values):
         return False
-    return bool(abs(values[0] - values[1]) > TOLERANCE * max(1, *map(abs, values)))
+    return bool(abs(values[0] - values[1]) > tolerance * max(1, *map(abs, values)))
 
 
 def _is_value(expression: Any) -> bool:
     return getattr(expression, "is_number", False)
 
 
-def _are_close(left: Any, right: Any) -> bool:
-    """False where both are numbers that differ though they round alike."""
+def _are_close(left: Any, right: Any, tolerance: float) -> bool:
+    """False where they are numbers, or hold numbers, that differ though they round alike."""
+    if left == right:
+        return True
+    parts = _parts(left), _parts(right)
+    if parts[0] and parts[1]:
+        return all(any(_are_close(one, other, tolerance) for other in parts[1]) for one in parts[0])
     if hasattr(left, "rhs") != hasattr(right, "rhs"):  # x = 5 and 5
         left, right = (getattr(side, "rhs", side) for side in (left, right))
     if not _is_value(left) or not _is_value(right):  # sets, variables: nothing to measure
         return True
-    values = left.evalf(), right.evalf()
-    return bool(abs(values[0] - values[1]) <= TOLERANCE * max(map(abs, values)))
+    values = [side.evalf(DIGITS).doit() for side in (left, right)]  # \gcd is left to be done
+    return bool(abs(values[0] - values[1]) <= tolerance * max(map(abs, values)))
+
+
+def _parts(collection: Any) -> tuple[Any, ...]:
+    """Of a set, an interval, a tuple or a matrix; nothing of an expression or a relation."""
+    from sympy import Interval, MatrixBase, Set, Tuple
+
+    if isinstance(collection, Interval):
+        return collection.start, collection.end
+    if isinstance(collection, MatrixBase):
+        return tuple(collection.flat())
+    return collection.args if isinstance(collection, Set | Tuple) else ()
