@@ -9,11 +9,14 @@ _NEXT_TURN = re.compile(r"\n[ \t]*(?:#{1,6}[ \t]*)?\**(?:Question|Human|User)\**
 _DENIED = re.compile(
     r"(?:^|[.!?,;:\n(–—])\W*(?:but |no,? |oh,? )?(?:wait|hold on|actually|oops|hmm+|correction|scratch that)\b"
     r"|\b(?:that|this|it)(?:'s| is| was| isn't| wasn't)(?: not)? (?:wrong|incorrect|right|correct|a mistake|an error)\b"
-    r"|\bi (?:made|forgot|overlooked|miscounted|miscalculated)\b|\bon second thought",
+    r"|\bi (?:made (?:a mistake|an error)|forgot|overlooked|miscounted|miscalculated)\b|\bon second thought",
     re.IGNORECASE,
 )
 _DOUBTED = re.compile(r"\blet me (?:re-?check|re-?calculate|re-?consider|double[- ]check|correct)\b", re.IGNORECASE)
 _CONFIRMED = re.compile(r"(?:that|this|it)(?:'s| is| was) (?:right|correct)", re.IGNORECASE)
+_AGREED = re.compile(
+    r"[^.\n]{0,20}\b(?:that|this|it)(?:'s| is| was) (?:right|correct)\b", re.IGNORECASE
+)  # after a sign
 
 
 def conclusion(completion: str, mark: re.Pattern[str]) -> str:
@@ -43,6 +46,10 @@ def doubt(after: str) -> tuple[str, bool] | None:
 
     "18. Let me double check: 9 + 9 = 18" doubts, "18. Wait, that is wrong" denies, "18. That is right" does neither.
     """
-    denials = [match for match in _DENIED.finditer(after) if not _CONFIRMED.fullmatch(match.group())]
+    denials = [
+        match
+        for match in _DENIED.finditer(after)
+        if not _CONFIRMED.fullmatch(match.group()) and not _AGREED.match(after, match.end())
+    ]
     doubts = sorted([*denials[:1], *_DOUBTED.finditer(after)], key=lambda match: match.start())
     return (after[doubts[0].end() :], bool(denials)) if doubts else None
