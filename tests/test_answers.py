@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tpt_jax.prune.answers import Missing, check_numeric, extract, parse_number
+from tpt_jax.prune.conclusion import is_taken_back
 from tpt_jax.prune.numbers import canonical
 from tpt_jax.records import Question, Verdict, read_jsonl
 
@@ -167,6 +168,23 @@ def test_verdicts(completion: str, answer: str, correct: bool, strict: bool) -> 
     verdict = check(answer, completion)
     assert (verdict.correct, verdict.strict) == (correct, strict)
     assert not verdict.unknown
+
+
+@pytest.mark.parametrize(
+    ("after", "expected"),
+    [
+        (" Wait, I made an error: it is 27.", True),
+        (", no wait, 27.", True),
+        (" That was not right.", True),
+        (" Let me double-check that.", True),
+        (" Actually, that is correct.", False),
+        (" That is right. I made 3 groups of 4.", False),
+        ("\nTherefore, she waits 3 hours. This is actually simple.", False),
+        ("\nLet me know if you have other problems!", False),
+    ],
+)
+def test_doubts(after: str, expected: bool) -> None:
+    assert is_taken_back(after) == expected
 
 
 def test_millions_count_where_the_question_counts_them() -> None:
