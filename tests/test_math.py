@@ -244,7 +244,6 @@ def test_where_the_answer_stands(completion: str, answer: str, strict: bool) -> 
         (r"\boxed{10}x", ""),
         (r"$\boxed{10}\text{ or }12$", ""),
         (r"$12\text{ or }\boxed{10}$", ""),
-        (r"$\frac{\boxed{10}}{2}$", ""),
         (r"\boxed{10} \text{million}", ""),
         ("So $y = 12$ and $x = 10$.", ""),
         ("The answer is negative 10", ""),

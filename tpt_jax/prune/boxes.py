@@ -4,33 +4,23 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
-LONGESTBOX = 2_000  # characters; a longer one is not closed, as far as we are concerned
-MOSTBOXES = 50  # the last ones of a text that is full of them
+LONGEST_BOX = 2_000  # characters; a longer one is not closed, as far as we are concerned
+MOST_BOXES = 50  # the last ones of a text that is full of them
 MOST_IN_ANSWER = 10
 LONGEST_JOIN = 60  # characters between two boxes of one answer
 
 BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|(?P<bare>[^\s{}$\\]+))")
 # What may stand between two boxes of one answer, once the LaTeX around the words is taken away.
 _AROUND = re.compile(r"\\(?:q?quad|text|[,;: ()\[\]])|[${}]|[A-Za-z](?:_\d)?\s*=\s*$")
-_FARTHEST = 80  # characters beside a box that may belong to it
-_LOOK = re.compile(
-    r"\\(?:q?quad|left|right|displaystyle|[lL]arge|LARGE|[hH]uge|bf|color\s*\{\w+\})(?![A-Za-z])|\\[,;:! $]|~|\*\*"
+# What belongs to a box though it stands outside: before it a sign, a factor; after it a power, a unit, a text, a scale.
+_SIGN = re.compile(r"(?:^|[$=(:,\s])[-−]$")
+_FACTOR = re.compile(r"[^\s$=,;:]*(?:\d|\\(?:cdot|times)[ ]?|[×·/+][ ]?|\\text\s*\{\s*(?:or|and|not|negative)\s*\})$")
+_SUFFIX = re.compile(
+    r"\^[ ]?(?:\{[^{}]*\}|\w)|_\{?\w+\}?|[A-Za-z](?![A-Za-z])|[ ]?\\(?:pi|sqrt)(?![a-z])(?:\{[^{}]*\})?|°|\\?%"
+    r"|[ ]?\\(?:text|mathrm|mbox)[ ]?\{[^{}]*\}[ ]?[\d.]*|[ ](?:dozen|hundred|thousand|million|billion)\b"
 )
-_BETWEEN = re.compile(  # a box and what has nothing to do with it
-    r"(?P<text>\\(?:text\w*|mathrm|mbox)\s*\{[^{}]*\})"
-    r"|(?<!\\)\$|\\[()\[\]]|\\\\|[-=]*=>|-+>|[=≈&,;:?!\"\n]|\.(?!\d)|[^\x00-\x7f−×÷·°]|</?[\w|]+>"
-    r"|\\(?:begin|end|tag)\s*\{[^{}]*\}|\\(?:text\w*|math\w+|mbox)\s*\{"
-    r"|(?<![\\A-Za-z])(?!(?:dozen|hundred|thousand|million|billion)\b)[A-Za-z]{2,}"
-    r"|\\(?:therefore|because|approx|equiv|to|implies|iff|\w*[rR]ightarrow|[bB]ox|\w*square|checkmark)(?![a-z])"
-)
-_TIED = re.compile(r"\b(?:or|and|not|negative|minus)\b", re.IGNORECASE)  # a text before a box that changes its meaning
-_APART = re.compile(r"\b(?:(?:is|are) the|for|when|because|since|as|so)\b")  # a text after a box that does not
-_BULLET = re.compile(r"(?:^|(?<=[.:*])|(?<=[A-Za-z]{2}))[ \t]*[-*+>][ \t]+$", re.MULTILINE)
-_OPERATOR = r"(?:[-+/^_|<>−×÷·]|\\(?:cdot|times|div|pm|mp|neq?|[lg]eq?|[lg]t)(?![a-z]))"
-_OPERATOR_LAST = re.compile(rf"{_OPERATOR}\s*$")
-_BELONGS = re.compile(rf"\S|\s*(?:{_OPERATOR}|\\(?:text|mathrm|mbox)|(?:dozen|hundred|thousand|million|billion)\b)")
-_EMPTY = re.compile(r"[\s()\[\]{}*#'`_]*|\s+-+\s*")
-_SUFFIX = re.compile(r"\s*(?:\\(?:text|mathrm|mbox)|\^\s*\{?\s*\\circ|°|\\?%|_|dozen|hundred|thousand|million|billion)")
+_FARTHEST = 80  # characters beside a box that are looked at
+
 _JOIN = re.compile(r",?\s*(?:and|or)?|;|(?:[\w()]+\s+){1,4}(?:and|or)", re.IGNORECASE)
 _CONCLUSION = re.compile(r"\b(?:so|thus|then|hence|therefore|is|are|total)\b", re.IGNORECASE)
 
@@ -52,7 +42,7 @@ def has_box(text: str) -> bool:
 def find_boxes(text: str) -> list[Box]:
     """The last boxes that hold something; of boxes in boxes the outermost."""
     boxes = []
-    for match in list(BOX.finditer(text))[-MOSTBOXES:]:
+    for match in list(BOX.finditer(text))[-MOST_BOXES:]:
         if match["bare"] is not None:
             boxes.append(Box(match["bare"].rstrip(".,;"), match.start(), match.end()))
             continue
@@ -78,39 +68,23 @@ def boxed_answer(text: str, boxes: Sequence[Box]) -> str:
 
 
 def boxed_term(text: str, boxes: Sequence[Box]) -> str:
-    r"""boxed_answer with what belongs to the box and stands around it: "-\boxed{10}" is "-(10)"."""
+    r"""boxed_answer with what belongs to the box and stands outside: "-\boxed{10}" is "-(10)"."""
     answer, box = boxed_answer(text, boxes), boxes[-1]
     if answer != box.content:
         return answer
-    before = _before(text[max(0, box.start - _FARTHEST) : box.start])
-    after = _after(text[box.end : box.end + _FARTHEST])
-    if not before and (not after or _SUFFIX.match(after)):
-        return answer + after
-    return f"{before}({answer}){after}"
-
-
-def _before(text: str) -> str:
-    """What a formula holds before the box at the end of this text."""
-    text = _BULLET.sub("\n", _LOOK.sub(" ", text))
-    ends = [match.end() for match in _BETWEEN.finditer(text) if not (match["text"] and _TIED.search(match["text"]))]
-    term = text[ends[-1] if ends else 0 :]
-    belongs = not term[-1:].isspace() or _OPERATOR_LAST.search(term)
-    return "" if _EMPTY.fullmatch(term) or not belongs else term.strip()
-
-
-def _after(text: str) -> str:
-    """What a formula holds after the box at the beginning of this text."""
-    text = _LOOK.sub(" ", text)
-    starts = (match.start() for match in _BETWEEN.finditer(text) if not match["text"] or _APART.search(match["text"]))
-    term = _OPERATOR_LAST.sub("", text[: next(starts, None)])  # "-" of "\\boxed{10}-th" has nothing to act on
-    return "" if _EMPTY.fullmatch(term) or not _BELONGS.match(term) else term.rstrip()
+    before, after = text[max(0, box.start - _FARTHEST) : box.start], text[box.end : box.end + _FARTHEST]
+    suffix = _SUFFIX.match(after)
+    factor = _FACTOR.search(before)
+    prefix = "-" if _SIGN.search(before) else factor.group() if factor else ""
+    following = suffix.group() if suffix else ""
+    return f"{prefix}({answer}){following}" if prefix or following.startswith("^") else answer + following
 
 
 def _closing_brace(text: str, start: int) -> int | None:
     """Where the brace closes that was opened before `start`."""
     depth = 1
     position = start
-    while position < min(len(text), start + LONGESTBOX):
+    while position < min(len(text), start + LONGEST_BOX):
         character = text[position]
         if character == "\\":
             position += 1  # \{ and \} are no braces
