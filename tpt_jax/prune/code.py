@@ -15,6 +15,9 @@ plain values (inside.py). A program can therefore leave early, patch builtins, l
 that are equal to everything or write what it likes: the tests see values, compare them themselves, and have passed
 when their own process says so. What is left to a program that cheats: it sees what it is called with, and can answer
 from a table. Because values are copied, tests do not see what a program changes in its arguments.
+
+Whether tests can be used at all is a question's matter and not a program's: it is found by a rehearsal, with nothing but
+a stand-in for what the tests call, before the completion is read.
 """
 
 import dataclasses
@@ -113,8 +116,8 @@ class CodeChecker:
         ):
             ours.close()  # so that each process sees the other's end
             theirs.close()
-            program.start(source)
             tests.start({**given, "rehearsal": False})
+            program.start(source)  # last, so that no program is at fault where a process does not start
             deadline = time.monotonic() + LIMITS.seconds
             kind = tests.wait(deadline)
             if tests.status == inside.PASSED:
