@@ -61,6 +61,16 @@ def judge(program: str, *tests: str, **data: Any) -> Verdict:
         ("x" * (LONGEST_COMPLETION + 1), "too long", False),
         ("1. Do:\n   ```python\n   def f(): return 1\n   ```", "def f(): return 1\n", True),
         ("````python\ndef f(): return '```'\n````", "def f(): return '```'\n", False),
+        (
+            "<think>\n```python\ndef f(): return 2\n```\n</think>\n```python\ndef f(): return 1\n```",
+            "def f(): return 1\n",
+            True,
+        ),
+        (
+            "```python\ndef f(): return 1\n```\n\nQuestion: 2?\n```python\ndef f(): return 2\n```",
+            "def f(): return 1\n",
+            True,
+        ),
         ("~~~python\ndef f(): return 1\n~~~", "def f(): return 1\n", False),
         (
             "```python\ndef g(): return 1\n```\n```python\ndef f(): return g()\n```\n```\nf()\n```",
@@ -290,7 +300,7 @@ def test_a_message_is_read_as_it_was_written(value: object) -> None:
     assert inside.load(inside.dump(value, id), id) == value
 
 
-@given(st.binary(max_size=60) | st.text("vigsbldtezrno0123456789:-xF", max_size=60).map(str.encode))
+@given(st.binary(max_size=60) | st.text("vigsbldtezrnom0123456789:-xF", max_size=60).map(str.encode))
 def test_a_message_that_is_none_is_refused(message: bytes) -> None:
     try:
         value = inside.load(message, lambda number: number)

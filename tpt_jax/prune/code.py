@@ -16,8 +16,8 @@ that are equal to everything or write what it likes: the tests see values, compa
 when their own process says so. What is left to a program that cheats: it sees what it is called with, and can answer
 from a table. Because values are copied, tests do not see what a program changes in its arguments.
 
-Whether tests can be used at all is a question's matter and not a program's: it is found by a rehearsal, with nothing but
-a stand-in for what the tests call, before the completion is read.
+Whether tests can be used at all is a question's matter and not a program's: it is found by a rehearsal, with a stand-in
+for all that the tests call, before the completion is read.
 """
 
 import dataclasses

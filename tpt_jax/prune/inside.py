@@ -299,7 +299,6 @@ def run_tests(given: "dict[str, Any]", pipe: int) -> int:
 
     A rehearsal is without a program, and tells only whether the tests are UNUSABLE, whatever program comes.
     """
-    rehearsal = given["rehearsal"]
 
     def handle(value: "Any") -> int:
         if isinstance(value, Remote):
@@ -308,7 +307,7 @@ def run_tests(given: "dict[str, Any]", pipe: int) -> int:
 
     def ask(*request: "Any") -> "Any":
         message = dump(request, handle)
-        if rehearsal:
+        if given["rehearsal"]:
             anything = Anything(ask, 0)
             given_back = {"name": (True, anything), "iter": iter([anything])}
             return given_back.get(request[0]) or _CONVERSIONS.get(request[0], lambda _: anything)("0")
@@ -340,7 +339,7 @@ def run_tests(given: "dict[str, Any]", pipe: int) -> int:
             except (UnpassableError, ImportError):
                 raise
             except Exception:
-                if not rehearsal:
+                if not given["rehearsal"]:
                     raise
     except ProgramError:
         return RAISED

@@ -9,8 +9,11 @@ import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
+from tpt_jax.prune.conclusion import conclusion
+
 LONGEST_COMPLETION = 100_000  # characters; nobody's answer to these tasks is longer, and parsing is not quick
 
+_CLOSED = re.compile(r"^[ \t]*(?:`{3,}|~{3,})[ \t]*$", re.MULTILINE)
 _FENCE = re.compile(r"(`{3,}(?=[^`]*$)|~{3,})(.*)")
 
 
@@ -57,6 +60,7 @@ def find_program(completion: str, names: Iterable[str] = (), header: str = "") -
     """
     if len(completion) > LONGEST_COMPLETION:
         return "too long"
+    completion = conclusion(completion, _CLOSED)
     blocks = list(_fenced_blocks(completion))
     wanted = set(names)
     texts = [block.text for block in blocks] or [completion]
