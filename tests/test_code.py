@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tpt_jax.config import parse_config
-from tpt_jax.errors import UnusableError, UserError
+from tpt_jax.errors import MachineError, UnusableError, UserError
 from tpt_jax.prune import inside, sandbox
 from tpt_jax.prune.code import check_code, check_code_without_sandbox, same_words
 from tpt_jax.prune.pool import CheckerPool
@@ -59,6 +59,34 @@ def judge(program: str, *tests: str, **data: Any) -> Verdict:
         ("```python\nf = " + "(" * 5000 + ")" * 5000 + "\n```", "syntax error", False),
         ("```python\nf = " + "-" * 50_000 + "1\n```", "syntax error", False),
         ("x" * (LONGEST_COMPLETION + 1), "too long", False),
+        ("1. Do:\n   ```python\n   def f(): return 1\n   ```", "def f(): return 1\n", True),
+        ("````python\ndef f(): return '```'\n````", "def f(): return '```'\n", False),
+        (
+            "<think>\n```python\ndef f(): return 2\n```\n</think>\n```python\ndef f(): return 1\n```",
+            "def f(): return 1\n",
+            True,
+        ),
+        (
+            "```python\ndef f(): return 1\n```\n\nQuestion: 2?\n```python\ndef f(): return 2\n```",
+            "def f(): return 1\n",
+            True,
+        ),
+        ("~~~python\ndef f(): return 1\n~~~", "def f(): return 1\n", False),
+        (
+            "```python\ndef g(): return 1\n```\n```python\ndef f(): return g()\n```\n```\nf()\n```",
+            "def g(): return 1\n\ndef f(): return g()\n",
+            False,
+        ),
+        (
+            "```python\ndef f(): return g()\n```\nwhere\n```python\ndef g(): return h\n```\n```python\nh = 1\n```",
+            "def f(): return g()\n\ndef g(): return h\n\nh = 1\n",
+            False,
+        ),
+        (
+            "```python\ndef f(): return 1\ndef g(): return 1\n```\nno:\n```python\ndef f(): return 2\n```",
+            "def f(): return 2\n",
+            False,
+        ),
     ],
 )
 def test_the_program_is_found(completion: str, source: str, strict: bool) -> None:
@@ -80,6 +108,8 @@ HEADER = 'import math\n\n\ndef half(x):\n    return x / 2\n\n\ndef f(x):\n    ""
         "```python\n    return half(x) * 2\n```",
         "```python\ndef f(x):\n    return math.floor(half(x) * 2)\n```",
         f"Here:\n```python\n{HEADER}    return half(x) * 2\n```\n```python\nprint(f(2))\n```",
+        "```python\n    return half(x) * two\n```\n```python\ntwo = 0 + 1 * 2\n```",
+        "- So:\n  ```python\n  def f(x):\n      return math.floor(half(x) * 2)\n  ```",
     ],
 )
 def test_a_header_is_gone_on_from_or_defined_again(completion: str) -> None:
@@ -120,6 +150,11 @@ RIGHT = "def f(x): return x + 1"
         ("def f(x): return 'x' * 2**25", "assert f(2) == 3", "error"),  # too long a message
         ("import itertools\ndef f(x): return itertools.count()", "assert list(f(2)) == 3", "error"),
         ("def f(x): return f(x)", "assert f(2) == 3", "error"),
+        ("def f(x): return object()", "assert f(2)", "failed test"),
+        ("def f(x): raise OSError", "assert f(2) == 3", "error"),
+        ("def f(x): raise ImportError", "assert f(2) == 3", "error"),
+        ("def f(x): raise StopIteration", "assert list(map(f, [1])) == []", "error"),
+        ("def f(x): return 0", "try:\n    f(-1)\n    assert False\nexcept ValueError:\n    pass", "failed test"),
         ("def sum(a, b): return a + b", "assert sum(2, 1) == 3", "error"),  # Python's own, for no one said otherwise
         (RIGHT, "assert math.isclose(f(0.1), 1.1)", ""),
         ("def f(x): return math.floor(x)", "assert math.isclose(f(0.1), 0)", "error"),
@@ -149,6 +184,16 @@ def test_reasons(program: str, test: str, reason: str) -> None:
         ("def f(*a, **k): return [a, k]", "assert f(1, b=2) == [(1,), {'b': 2}]"),
         ("def f(): return float('nan')", "assert f() != f()"),
         ("f = '\\udcff'", "assert f == '\\udcff'"),
+        ("from collections import deque\ndef f(): return deque([1, 2], 3)",
+         "import collections\nassert f() == collections.deque([1, 2]) and list(f()) == [1, 2] and f() != [1, 2]"),
+        ("import datetime as d\ndef f(): return [d.date(2020, 1, 2), d.datetime(2020, 1, 2, tzinfo=d.timezone.utc)]",
+         "import datetime as d\nassert f() == [d.date(2020, 1, 2), d.datetime(2020, 1, 2, tzinfo=d.timezone.utc)]"),
+        ("from fractions import Fraction\ndef f(x): return x * 2 == 3 and Fraction(1, 2)",
+         "from fractions import Fraction\nfrom decimal import Decimal\nassert f(Decimal('1.5')) == Fraction(1, 2)"),
+        ("class f:\n    def __len__(self): return 2\n    def __getitem__(self, n): return [7, 8][n]\n"
+         "    def __str__(self): return 'two'", "assert len(f()) == 2 and list(f()) == [7, 8] and str(f()) == 'two'"),
+        ("class Bad(ValueError): pass\ndef f(x): raise Bad('x', x)",
+         "try:\n    f(-1)\n    assert False\nexcept ValueError as error:\n    assert error.args == ('x', -1)"),
     ],
 )  # fmt: skip
 def test_values_come_back_as_they_are(program: str, test: str) -> None:
@@ -182,6 +227,7 @@ CHEATS = {
     "forged_reply": WRITE.format("(6).to_bytes(8, 'big') + b't2:v4:Truev4:True'"),
     "close": "import os\nos.closerange(0, 100)\ndef f(x): return 3",
     "own_math": "class math:\n    isclose = lambda *a, **k: True\ndef f(x): return 0",
+    "minus": "class A:\n    __sub__ = __abs__ = __float__ = lambda *a: 0.\n    __lt__ = max\ndef f(x): return A()",
     "own_abs": "abs = lambda x: 0\ndef f(x): return 0",
     "raises": "def f(x): raise AssertionError",
     "stops": "def f(x): raise StopIteration",
@@ -216,15 +262,33 @@ def f(x, *end):
         ({}, "no tests"),
         ({"tests": ["assert f("]}, "unreadable tests"),
         ({"tests": "assert f(1)"}, "unreadable tests"),
-        ({"tests": ["import no_such_module"]}, "unreadable tests"),
+        ({"tests": ["import no_such_module\nf(1)"]}, "unreadable tests"),
+        ({"tests": ["assert f(1) is True", "assert f(lambda x: x, 2) == 3"]}, "unreadable tests"),
+        ({"tests": ["class A: pass\nassert f([A()]) == 3"]}, "unreadable tests"),
+        ({"tests": ["a, b = f(1)", "assert f(int, '2') == 2"]}, "unreadable tests"),
+        ({"tests": ["assert 1 + 1 == 2"]}, "tests call no function"),
+        ({"tests": ["assert sum([1, 2]) == 3"]}, "tests call no function"),
         ({"tests": ["assert f(object())"]}, "unreadable tests"),
         ({"inputs": ["1"], "outputs": []}, "unreadable tests"),
         ({"inputs": [], "outputs": []}, "no tests"),
     ],
 )
 def test_what_no_program_can_pass_is_unknown(data: dict[str, Any], reason: str) -> None:
-    verdict = check(Question("q", "?", "", data), f"```python\n{RIGHT}\n```")
-    assert verdict == Verdict.not_known(reason)
+    for completion in ("", f"```python\n{RIGHT}\n```", "```python\ng = 1\n```", "```python\nraise ValueError\n```"):
+        assert check(Question("q", "?", "", data), completion) == Verdict.not_known(reason)
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        "a, b = f(1)\nassert a < b",
+        "for item in f(1).items:\n    f(item, key=f)\nassert abs(f(1)[0] - 2) < 0.1 and -f(2) ** 2 in f(3)",
+        "assert sorted(f(1)) == [1] and len(f(1)) == 2 and str(f(1)) == '' and round(f(1), 2) == int(f(2))",
+        "f(1)\nwhile True: pass",
+    ],
+)
+def test_tests_that_some_program_could_pass_are_usable(test: str) -> None:
+    assert not check(Question("q", "?", "", {"tests": [test]}), "").unknown
 
 
 @given(st.recursive(
@@ -236,7 +300,7 @@ def test_a_message_is_read_as_it_was_written(value: object) -> None:
     assert inside.load(inside.dump(value, id), id) == value
 
 
-@given(st.binary(max_size=60) | st.text("vigsbldtezrno0123456789:-xF", max_size=60).map(str.encode))
+@given(st.binary(max_size=60) | st.text("vigsbldtezrnom0123456789:-xF", max_size=60).map(str.encode))
 def test_a_message_that_is_none_is_refused(message: bytes) -> None:
     try:
         value = inside.load(message, lambda number: number)
@@ -280,6 +344,22 @@ def test_every_input_is_tried() -> None:
     assert verdict("import os\nprint(sum(map(int, open(0).read().split())), flush=True)\nos._exit(0)").correct
 
 
+def test_a_machine_that_fails_is_asked_again_and_then_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    question = Question("q", "?", "", {"inputs": ["1"], "outputs": ["1"]})
+    start, failures = sandbox.Process.start, [MachineError("late")]
+
+    def start_late(process: sandbox.Process, given: Any) -> None:
+        if failures:
+            raise failures.pop()
+        start(process, given)
+
+    monkeypatch.setattr(sandbox.Process, "start", start_late)
+    assert check(question, "```python\nprint(1)\n```").correct
+    failures += [MachineError("late")] * 2
+    with pytest.raises(MachineError):
+        check(question, "```python\nprint(1)\n```")
+
+
 def test_a_pool_judges_programs() -> None:
     question = Question("q", "?", "", {"tests": ["assert f(2) == 3"]})
     programs = [RIGHT, "def f(x): return 0", "while True: pass", RIGHT]
@@ -320,6 +400,17 @@ def test_mbpp_has_a_function_that_is_called_as_pythons_own() -> None:
     assert check(question, f"```python\n{line['code']}\n```").correct
     patched = "def sum(a, b):\n    return 0\ndef set(a):\n    return 1"
     assert check(question, f"```python\n{patched}\n```").reason == "failed test"
+
+
+def test_mbpp_without_a_reference_program() -> None:
+    line = {"text": "Add them.", "test_list": ["assert sum([1, 2]) == 3"]}
+    question = MbppConfig.read_question("q", line)
+    assert check(question, "```python\ndef whatever(): pass\n```").reason == "function not defined"
+    assert check(question, "```python\ndef sum(a): return a[0] + a[1]\n```").correct
+    unclear = MbppConfig.read_question("q", {**line, "test_list": ["assert len(sorted([1, 2])) == 2"]})
+    assert check(unclear, "```python\ndef whatever(): pass\n```").reason == "tests call no function"
+    usual = MbppConfig.read_question("q", {**line, "test_list": ["assert len(s.of(2)) == 2"]})
+    assert check(usual, "```python\nclass s:\n    of = range\n```").correct
 
 
 def humaneval_line(number: int) -> dict[str, Any]:

@@ -64,7 +64,23 @@ def test_the_librarys_own_answer_is_right(dataset: str) -> None:
         answer = reference(dataset, entry)
         assert judge(question, answer) == Verdict(answer.strip(), strict=True, correct=True)
         assert question == through_a_file(entry, options)  # though the library writes into what it is given
-        assert not any(judge(question, wrong).correct for wrong in ("no idea", "nan", "[]", "-12345"))
+        passed = [wrong for wrong in spoilt(answer) if judge(question, wrong).correct]
+        assert not passed
+
+
+def spoilt(answer: str) -> list[str]:
+    """Wrong answers, some of which hold the right one."""
+    around = (
+        "not {}",
+        "999 or {}",
+        "{} or 999",
+        "{}, or 5",
+        "{} is wrong, it is 5",
+        "It is false that {}",
+        "{0}\n{0}1",
+    )
+    minus = [f"-{answer}"] if answer not in ("0", "0.0") else []
+    return ["no idea", "nan", "[]", "-12345", "0.123", *(form.format(answer) for form in around), *minus]
 
 
 def reference(dataset: str, entry: dict[str, Any]) -> str:
@@ -215,6 +231,12 @@ SUM = through_a_file(draw("chain_sum", 1, min_terms=2, max_terms=2, min_digits=1
 @pytest.mark.parametrize(
     ("completion", "answer", "in_tags"),
     [
+        ("The answer is **7**.", "7", False),
+        ("The answer is $7$", "7", False),
+        ("The answer should be `7`.", "7", False),
+        ("<answer>8</answer>\nWait, that is wrong. The answer must be 7.", "7", False),
+        ("<answer>7</answer>\nThat is correct, and so the answer is 7.", "7", True),
+        ("<think>I see <answer>8</answer></think>\n<answer>7</answer>\n\nQuestion: 1?\n<answer>1</answer>", "7", True),
         ("so <answer>7</answer>", "7", True),
         ("<answer>8</answer> no: <answer> 7\n</answer> done", "7", True),
         ("<answer>1 2\n3 4</answer>", "1 2\n3 4", True),
@@ -232,7 +254,7 @@ SUM = through_a_file(draw("chain_sum", 1, min_terms=2, max_terms=2, min_digits=1
     ],
 )
 def test_extraction(completion: str, answer: str | None, in_tags: bool) -> None:
-    assert extract(completion) == (answer, in_tags)
+    assert extract(completion)[:2] == (answer, in_tags)
 
 
 def test_verdicts() -> None:
@@ -244,6 +266,29 @@ def test_verdicts() -> None:
     assert check_reasoning_gym(SUM, f"<answer>{'1' * 20_000}</answer>").reason == "answer too long"
     assert judge(through_a_file(draw("prime_factorization", 1)[0]), "two").reason == "unreadable answer"
     assert judge(Question("q", "?", "7"), "7").unknown
+
+
+@pytest.mark.parametrize(
+    ("dataset", "form", "right"),
+    [
+        ("gsm_symbolic", "<answer>{} apples</answer>", True),
+        ("gsm_symbolic", "<answer>{}.5</answer>", False),
+        ("gsm_symbolic", "<answer>{},000</answer>", False),
+        ("fraction_simplification", "The answer is {}.", True),
+        ("decimal_arithmetic", "<answer>{}0</answer>", True),
+        ("decimal_arithmetic", "<answer>{:.5}</answer>", False),
+        ("power_function", "<answer>{:.7}</answer>", False),
+        ("chain_sum", "So the answer is **{}**.", True),
+        ("chain_sum", "The answer is {}.\nWait, that is wrong. It should be 5.", False),
+        ("chain_sum", "<answer>{}</answer>\nWait, I forgot the minus. It is 5.", False),
+        ("chain_sum", "<answer>{0}</answer>\nLet me double-check: it comes to {0}.", True),
+        ("sokoban", "The answer is `{}`.", True),
+        ("kakurasu", "#### {}7", False),
+    ],
+)
+def test_an_answer_is_the_answer_and_nothing_else(dataset: str, form: str, right: bool) -> None:
+    question = through_a_file(draw(dataset, 1)[0])
+    assert check_reasoning_gym(question, form.format(question.answer)).correct is right
 
 
 def test_more_than_the_full_mark_is_not_right() -> None:

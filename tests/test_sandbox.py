@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from tpt_jax.errors import UserError
+from tpt_jax.errors import MachineError, UserError
 from tpt_jax.prune import sandbox
 from tpt_jax.prune.checkers import require
 from tpt_jax.prune.pool import CheckerPool
@@ -414,6 +414,12 @@ def test_a_sandbox_that_does_not_work_is_refused(forgetful: pytest.MonkeyPatch, 
     with pytest.raises(UserError, match="No permissions to create new namespace") as caught:
         sandbox.require()
     assert "\n" not in str(caught.value)
+    with pytest.raises(MachineError, match="did not start"):
+        run("print()")
+    fake.unlink()
+    fake.mkdir()
+    with pytest.raises(MachineError, match="cannot be started"):
+        run("print()")
 
 
 @pytest.mark.skipif(shutil.which("sh") is None, reason="no shell")

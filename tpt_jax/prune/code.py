@@ -15,9 +15,14 @@ plain values (inside.py). A program can therefore leave early, patch builtins, l
 that are equal to everything or write what it likes: the tests see values, compare them themselves, and have passed
 when their own process says so. What is left to a program that cheats: it sees what it is called with, and can answer
 from a table. Because values are copied, tests do not see what a program changes in its arguments.
+
+Whether tests can be used at all is a question's matter and not a program's: it is found by a rehearsal, with a stand-in
+for all that the tests call, before the completion is read.
 """
 
 import dataclasses
+import functools
+import json
 import math
 import re
 import socket
@@ -25,6 +30,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tpt_jax.errors import MachineError
 from tpt_jax.prune import inside, sandbox
 from tpt_jax.prune.programs import Program, asked_names, bound_names, find_program, parse
 from tpt_jax.prune.sandbox import Limits, Process
@@ -32,6 +38,7 @@ from tpt_jax.records import Question, Verdict
 
 UNREADABLE = "unreadable tests"
 LIMITS = Limits()
+REHEARSAL = Limits(seconds=1.0)
 TOLERANCE = 1e-6
 DECIMAL = re.compile(r"[+-]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][+-]?\d+)?", re.ASCII)
 
@@ -39,6 +46,7 @@ DECIMAL = re.compile(r"[+-]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][+-]?\d+)?", re.ASC
 REASONS: Mapping[int, str] = {
     inside.FAILED: "failed test",
     inside.RAISED: "error",
+    inside.UNUSABLE: "error",  # by what the program does alone: the rehearsal went well
     inside.MISSING: "function not defined",
     inside.OUT_OF_MEMORY: "memory limit",
 }
@@ -60,6 +68,17 @@ class CodeChecker:
             sandbox.require()
 
     def __call__(self, question: Question, completion: str) -> Verdict:
+        """Judges; a second time where the machine fails the first.
+
+        Raises:
+          MachineError: it fails again. That is not the trace's fault.
+        """
+        try:
+            return self._judge(question, completion)
+        except MachineError:
+            return self._judge(question, completion)
+
+    def _judge(self, question: Question, completion: str) -> Verdict:
         data = question.data
         tests, inputs, outputs = (_texts(data.get(key, ())) for key in ("tests", "inputs", "outputs"))
         prompt, setup, entry_point = (str(data.get(key) or "") for key in ("prompt", "setup", "entry_point"))
@@ -72,17 +91,16 @@ class CodeChecker:
             return Verdict.not_known(UNREADABLE)
         names, modules = asked_names([setup, *tests])
         names = names - bound_names(header) | ({entry_point} if entry_point else set())
+        if tests and not names:
+            return Verdict.not_known("tests call no function")
+        before = [*(f"import {module}" for module in sorted(modules)), prompt]
+        given = {"before": before, "names": sorted(names), "tests": [setup, *tests]}
+        if tests and not _are_usable(json.dumps(given), self.sandboxed):
+            return Verdict.not_known(UNREADABLE)
         program = find_program(completion, names, prompt)
         if not isinstance(program, Program):
             return Verdict.wrong(program)
-        if tests:
-            before = [*(f"import {module}" for module in sorted(modules)), prompt]
-            given = {"before": before, "names": sorted(names), "tests": [setup, *tests]}
-            reason = self._test(program.source, given)
-        else:
-            reason = self._compare(program.source, inputs, outputs)
-        if reason == UNREADABLE:
-            return Verdict.not_known(reason)
+        reason = self._test(program.source, given) if tests else self._compare(program.source, inputs, outputs)
         if reason:
             return Verdict.wrong(reason, program.digest)
         return Verdict(program.digest, strict=program.strict, correct=True)
@@ -98,14 +116,12 @@ class CodeChecker:
         ):
             ours.close()  # so that each process sees the other's end
             theirs.close()
-            program.start(source)
-            tests.start(given)
+            tests.start({**given, "rehearsal": False})
+            program.start(source)  # last, so that no program is at fault where a process does not start
             deadline = time.monotonic() + LIMITS.seconds
             kind = tests.wait(deadline)
             if tests.status == inside.PASSED:
                 return ""
-            if tests.status == inside.UNUSABLE:
-                return UNREADABLE
             if tests.status != inside.ENDED:
                 return REASONS.get(tests.status, kind) if tests.status is not None else kind
             kind = program.wait(deadline)
@@ -124,6 +140,18 @@ class CodeChecker:
 
 check_code = CodeChecker(sandboxed=True)
 check_code_without_sandbox = CodeChecker(sandboxed=False)
+
+
+@functools.lru_cache(maxsize=1024)  # a question has many traces
+def _are_usable(given: str, sandboxed: bool) -> bool:
+    """Whether a program can be put to the tests: not where they hand it a function or an object of their own.
+
+    So whether a question counts does not depend on the program. Tests that take long are rehearsed as far as they get.
+    """
+    with Process("tests", REHEARSAL, sandboxed=sandboxed) as process:
+        process.start({**json.loads(given), "rehearsal": True})
+        process.wait(time.monotonic() + REHEARSAL.seconds)
+        return process.status != inside.UNUSABLE
 
 
 def same_words(output: str, expected: str) -> bool:

@@ -8,10 +8,11 @@ loaded in any case, so that it starts in milliseconds. It plays one of three par
   tests    runs tests, for which the program's functions are names that are sent to the other process.
 
 So the tests and the values that they expect are never where the model's program is. Between the two go plain values
-(numbers, texts, lists, ...), each copied and read as what it plainly is, whatever class the program made it of;
+(numbers, texts, lists, dates, ...), each copied and read as what it plainly is, whatever class the program made it of;
 anything else stays where it is, and the tests hold a Remote for it.
 """
 
+import builtins
 import os
 import resource
 import sys
@@ -33,7 +34,17 @@ class UnpassableError(TypeError):
 
 
 class ProgramError(Exception):
-    """The program raised something."""
+    """The program raised something; where that was one of Python's own exceptions, this is one of that kind too."""
+
+    def __init__(self, *arguments: "Any"):
+        """Whatever arguments the other kind wants."""
+
+
+def error_like(name: str, arguments: "tuple[Any, ...]") -> ProgramError:
+    """What the tests see of an exception of the program's, so that they can expect a ValueError."""
+    # The end of an iteration is no error to `all` and `map`: a test would stop there, and pass.
+    kind = Exception if name.startswith("Stop") else getattr(builtins, name)
+    return type(name, (ProgramError, kind), {})(*arguments)
 
 
 # Messages: each value is a letter, a count, ":", and so many bytes, or so many values.
@@ -55,9 +66,8 @@ def dump(value: "Any", keep: "Callable[[Any], int]") -> bytes:
         return _leaf("j", f"{value.real.hex()} {value.imag.hex()}".encode())
     if isinstance(value, str):
         return _leaf("s", str.encode(value, "utf-8", "surrogatepass"))
-    for letter, kind in _BYTES.items():
-        if isinstance(value, kind):
-            return _leaf(letter, bytes(value))
+    if isinstance(value, bytes | bytearray):
+        return _leaf("b" if isinstance(value, bytes) else "y", bytes(value))
     for letter, kind in _CONTAINERS.items():
         if isinstance(value, kind):
             return _values(letter, [dump(item, keep) for item in kind.__iter__(value)])
@@ -65,6 +75,9 @@ def dump(value: "Any", keep: "Callable[[Any], int]") -> bytes:
         return _values("d", [dump(item, keep) for pair in dict.items(value) for item in pair])
     if isinstance(value, range):
         return _values("r", [dump(item, keep) for item in (value.start, value.stop, value.step)])
+    for name, (module, _, parts) in _MADE.items():
+        if isinstance(value, getattr(sys.modules.get(module), name, ())):  # no values of what has not been imported
+            return _values("m", [dump(part, keep) for part in (name, *parts(value))])
     if hasattr(type(value), "__next__") or isinstance(value, _VIEWS):
         items = [item for item, _ in zip(value, range(LONGEST_ITERATOR + 1), strict=False)]
         if len(items) > LONGEST_ITERATOR:
@@ -73,8 +86,15 @@ def dump(value: "Any", keep: "Callable[[Any], int]") -> bytes:
     return _leaf("o", hex(keep(value)).encode())
 
 
-_BYTES = {"b": bytes, "y": bytearray}
 _CONTAINERS = {"l": list, "t": tuple, "e": set, "z": frozenset}
+# Of the standard library: its module, how a value is made anew, and of what. A datetime is a date, and comes first.
+_MADE: "dict[str, tuple[str, Callable[..., Any], Callable[..., tuple[Any, ...]]]]" = {
+    "deque": ("collections", lambda module: module.deque, lambda value: (list(value), value.maxlen)),
+    "Fraction": ("fractions", lambda module: module.Fraction, lambda value: (value.numerator, value.denominator)),
+    "Decimal": ("decimal", lambda module: module.Decimal, lambda value: (str(value),)),
+    "datetime": ("datetime", lambda module: module.datetime.fromisoformat, lambda value: (value.isoformat(),)),
+    "date": ("datetime", lambda module: module.date.fromisoformat, lambda value: (value.isoformat(),)),
+}
 _VIEWS = (type({}.keys()), type({}.values()), type({}.items()))
 
 
@@ -108,8 +128,9 @@ def _load(message: bytes, start: int, find: "Callable[[int], Any]") -> "tuple[An
     if count < 0:
         raise ValueError("a negative count")
     end = colon + 1
-    if letter not in "ltezdrn":
-        return _load_leaf(letter, message[end : end + count], find), end + count
+    if letter not in "ltezdrnm":
+        content, end = message[end : end + count], end + count
+        return find(int(content, 16)) if letter == "o" else _LEAVES[letter](content), end
     values = []
     for _ in range(count):
         value, end = _load(message, end, find)
@@ -118,26 +139,20 @@ def _load(message: bytes, start: int, find: "Callable[[int], Any]") -> "tuple[An
         return dict(zip(values[::2], values[1::2], strict=True)), end
     if letter == "r":
         return range(*values), end
+    if letter == "m":
+        module, make, _ = _MADE[values[0]]
+        return make(__import__(module))(*values[1:]), end
     return iter(values) if letter == "n" else _CONTAINERS[letter](values), end
 
 
-def _load_leaf(letter: str, content: bytes, find: "Callable[[int], Any]") -> "Any":
-    if letter in _BYTES:
-        return _BYTES[letter](content)
-    if letter == "s":
-        return content.decode("utf-8", "surrogatepass")
-    text = content.decode("ascii")
-    if letter == "v":
-        return {"None": None, "True": True, "False": False}[text]
-    if letter == "i":
-        return int(text, 16)
-    if letter == "g":
-        return float.fromhex(text)
-    if letter == "j":
-        return complex(*map(float.fromhex, text.split(" ")))
-    if letter == "o":
-        return find(int(text, 16))
-    raise ValueError("an unknown letter")
+_LEAVES: "dict[str, Callable[[bytes], Any]]" = {
+    **{"b": bytes, "y": bytearray},
+    "s": lambda content: content.decode("utf-8", "surrogatepass"),
+    "v": {b"None": None, b"True": True, b"False": False}.__getitem__,
+    "i": lambda content: int(content, 16),
+    "g": lambda content: float.fromhex(content.decode("ascii")),
+    "j": lambda content: complex(*map(float.fromhex, content.decode("ascii").split(" "))),
+}
 
 
 def send(pipe: int, message: bytes) -> None:
@@ -207,7 +222,7 @@ def serve_program(source: str, pipe: int) -> "NoReturn":
         if verb == "call":
             function, positional, named = arguments
             return function(*positional, **named)
-        return getattr(*arguments) if verb == "get" else setattr(*arguments)
+        return _VERBS[verb](*arguments)
 
     try:
         names = new_module("program")
@@ -219,7 +234,8 @@ def serve_program(source: str, pipe: int) -> "NoReturn":
             except MemoryError:
                 raise
             except BaseException as error:  # an exit too: the tests are to know
-                reply = dump((False, type(error).__name__), keep)
+                name = next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "builtins")
+                reply = dump((False, (name, error.args)), keep)
             send(pipe, reply)
     except MemoryError:
         os._exit(OUT_OF_MEMORY)
@@ -229,8 +245,16 @@ def serve_program(source: str, pipe: int) -> "NoReturn":
         os._exit(1)
 
 
+_CONVERSIONS = {"len": len, "iter": iter, "str": str, "repr": repr, "int": int, "float": float}
+_VERBS = {"get": getattr, "set": setattr, "getitem": lambda value, key: value[key], **_CONVERSIONS}
+
+
 class Remote:
-    """For the tests: something of the program's that is not a plain value. It is equal to nothing but itself."""
+    """For the tests: something of the program's that is not a plain value.
+
+    It is asked for plain values, as by len and list, and never to compare or to reckon: an object of the program's
+    could be equal to everything. So it is equal to nothing but itself, and neither true nor false.
+    """
 
     __slots__ = ("_ask", "_handle")
 
@@ -249,17 +273,45 @@ class Remote:
     def __setattr__(self, name: str, value: "Any") -> None:
         self._ask("set", self, name, value)
 
+    def __bool__(self) -> bool:
+        raise TypeError("neither true nor false")
+
+
+class Anything(Remote):
+    """Does for whatever a program could give, where tests are rehearsed without one."""
+
+    __slots__ = ()
+
+    def __bool__(self) -> bool:
+        return True
+
+
+_TWO_SIDED = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift")
+_OTHERS = ("eq", "ne", "lt", "le", "gt", "ge", "contains", "neg", "pos", "abs", "invert", "round")
+for _name in ("getitem", *_CONVERSIONS):
+    setattr(Remote, f"__{_name}__", lambda self, *rest, verb=_name: self._ask(verb, self, *rest))
+for _name in (*_TWO_SIDED, *(f"r{name}" for name in _TWO_SIDED), *_OTHERS):
+    setattr(Anything, f"__{_name}__", lambda self, *_: self)
+
 
 def run_tests(given: "dict[str, Any]", pipe: int) -> int:
-    """Runs the tests against the program at the other end, and says how the process is to end."""
+    """Runs the tests against the program at the other end, and says how the process is to end.
+
+    A rehearsal is without a program, and tells only whether the tests are UNUSABLE, whatever program comes.
+    """
 
     def handle(value: "Any") -> int:
-        if type(value) is Remote:
+        if isinstance(value, Remote):
             return value._handle
         raise UnpassableError(type(value).__name__)
 
     def ask(*request: "Any") -> "Any":
-        send(pipe, dump(request, handle))
+        message = dump(request, handle)
+        if given["rehearsal"]:
+            anything = Anything(ask, 0)
+            given_back = {"name": (True, anything), "iter": iter([anything])}
+            return given_back.get(request[0]) or _CONVERSIONS.get(request[0], lambda _: anything)("0")
+        send(pipe, message)
         try:
             done, value = load(receive(pipe), lambda number: Remote(ask, number))
         except (EOFError, OSError):
@@ -267,7 +319,7 @@ def run_tests(given: "dict[str, Any]", pipe: int) -> int:
         except Exception as error:
             raise ProgramError("not a reply") from error
         if not done:
-            raise ProgramError("raised")
+            raise error_like(*value)
         return value
 
     try:
@@ -276,16 +328,23 @@ def run_tests(given: "dict[str, Any]", pipe: int) -> int:
             exec(source, names)
         for name in given["names"]:
             there, value = ask("name", name)
+            names.pop(name, None)
             if there:
                 names[name] = value
-            else:
-                names.pop(name, None)
+            elif hasattr(builtins, name):  # or the tests would go on with Python's own
+                return MISSING
         for source in given["tests"]:
-            exec(source, names)
-    except (EOFError, OSError):
-        return ENDED
+            try:
+                exec(source, names)
+            except (UnpassableError, ImportError):
+                raise
+            except Exception:
+                if not given["rehearsal"]:
+                    raise
     except ProgramError:
         return RAISED
+    except (EOFError, OSError):
+        return ENDED
     except NameError:
         return MISSING
     except (UnpassableError, ImportError):

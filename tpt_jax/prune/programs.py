@@ -4,10 +4,17 @@ import ast
 import builtins
 import dataclasses
 import hashlib
+import re
 import sys
-from collections.abc import Iterable, Iterator
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+
+from tpt_jax.prune.conclusion import conclusion
 
 LONGEST_COMPLETION = 100_000  # characters; nobody's answer to these tasks is longer, and parsing is not quick
+
+_CLOSED = re.compile(r"^[ \t]*(?:`{3,}|~{3,})[ \t]*$", re.MULTILINE)
+_FENCE = re.compile(r"(`{3,}(?=[^`]*$)|~{3,})(.*)")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -31,8 +38,20 @@ class _Block:
     closed: bool
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Part:
+    """A block, or the whole completion, that is Python; `goes_on`: as the end of the header."""
+
+    text: str
+    goes_on: bool
+    binds: set[str]
+    uses: set[str]
+
+
 def find_program(completion: str, names: Iterable[str] = (), header: str = "") -> Program | str:
     """The last fenced block that holds code, or the whole completion if it has no block and is Python; or why none.
+
+    Where the block lacks something that other blocks define, those belong to the program too.
 
     Args:
       names: what is going to be called; a block that defines one of them goes before a later one that does not, such as
@@ -41,19 +60,20 @@ def find_program(completion: str, names: Iterable[str] = (), header: str = "") -
     """
     if len(completion) > LONGEST_COMPLETION:
         return "too long"
+    completion = conclusion(completion, _CLOSED)
     blocks = list(_fenced_blocks(completion))
     wanted = set(names)
-    found: list[tuple[str, ast.Module]] = []
-    for text in [block.text for block in reversed(blocks)] or [completion]:
-        program = _whole(text, wanted, header)
-        if program is not None:
-            found.append(program)
-    if not found:
+    texts = [block.text for block in blocks] or [completion]
+    parts = [part for part in (_part(text, wanted, header) for text in texts) if part is not None]
+    if not parts:
         return "syntax error" if blocks else "no code"
-    source, tree = next((one for one in found if wanted & bound_names(_own(*one, header))), found[0])
+    source = _source(_needed(parts, wanted, header), header)
+    tree = parse(source)
     try:
-        plain = ast.unparse(tree)
+        plain = ast.unparse(tree) if tree else None
     except RecursionError:
+        plain = None
+    if plain is None:
         return "syntax error"
     strict = len(blocks) == 1 and blocks[0].label == "python" and blocks[0].closed
     return Program(source, strict, hashlib.sha256(plain.encode("utf-8", "surrogatepass")).hexdigest()[:16])
@@ -98,35 +118,59 @@ def _bound(node: ast.AST) -> set[str]:
 
 
 def _fenced_blocks(text: str) -> Iterator[_Block]:
-    """The blocks between ``` lines; the last one may be cut off before its end."""
-    label: str | None = None
+    """The blocks between ``` or ~~~ lines, as CommonMark has them; the last one may be cut off before its end.
+
+    Only ``` tells a label: what stands between other fences is read, and is not what was asked for.
+    """
+    fence, label = "", ""
     lines: list[str] = []
     for line in text.splitlines():
-        fence = line.strip()
-        if label is None and fence.startswith("```") and "`" not in fence[3:]:
-            label, lines = fence[3:].strip().lower(), []
-        elif label is not None and fence == "```":
+        match = _FENCE.fullmatch(line.strip())
+        if not fence and match:
+            fence, lines = match[1], []
+            label = match[2].strip().lower() if fence == "```" else ""
+        elif fence and match and not match[2] and match[1].startswith(fence):
             yield _Block(label, "\n".join(lines) + "\n", closed=True)
-            label = None
-        elif label is not None:
+            fence = ""
+        elif fence:
             lines.append(line)
-    if label is not None:
+    if fence:
         yield _Block(label, "\n".join(lines) + "\n", closed=False)
 
 
-def _whole(text: str, names: set[str], header: str) -> tuple[str, ast.Module] | None:
-    """A text as a program; None where it is none."""
-    tree = parse(text)
-    if header and (tree is None or not names & bound_names(tree)):
-        text = _body(text)
-        tree = parse(header + text) if text.strip() else None
-        return (header + text, tree) if tree is not None else None
+def _part(text: str, names: set[str], header: str) -> _Part | None:
+    """A text as part of a program; None where it is no Python."""
+    whole = text if parse(text) else textwrap.dedent(text)  # indented with the list that it stands in
+    tree = parse(whole)
+    body = _body(text) if header and (tree is None or not names & bound_names(tree)) else ""
+    if body.strip():
+        whole, tree = body, parse(header + body)
     if tree is None or not any(map(_does_something, tree.body)):
         return None
-    # The header's imports and helpers are there for the program that defines its function again.
-    source = f"{header}\n{text}" if header else text
-    tree = parse(source)
-    return (source, tree) if tree is not None else None
+    uses = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    return _Part(whole, bool(body.strip()), bound_names(tree), uses)
+
+
+def _needed(parts: Sequence[_Part], names: set[str], header: str) -> list[_Part]:
+    """The last part that defines one of the names, or else the last; and those that define what is missing then."""
+    chosen = {max(range(len(parts)), key=lambda place: (bool(names & parts[place].binds), place))}
+    there = set(dir(builtins)) - names | bound_names(parse(header) or ast.Module([], [])) - names
+    while True:
+        of_chosen = [parts[place] for place in chosen]
+        missing = names.union(*(part.uses for part in of_chosen)) - there.union(*(part.binds for part in of_chosen))
+        more = {place for place, part in enumerate(parts) if missing & part.binds} - chosen
+        if not more:
+            return [parts[place] for place in sorted(chosen)]
+        chosen |= more
+
+
+def _source(parts: Sequence[_Part], header: str) -> str:
+    """The parts as one program.
+
+    The header's imports and helpers are there for a program that defines its function again too.
+    """
+    going_on = "".join([part.text for part in parts if part.goes_on][-1:])
+    return "\n".join(text for text in (header + going_on, *(part.text for part in parts if not part.goes_on)) if text)
 
 
 def _body(text: str) -> str:
@@ -137,12 +181,6 @@ def _body(text: str) -> str:
             break
         kept.append(line)
     return "\n".join(kept) + "\n"
-
-
-def _own(source: str, tree: ast.Module, header: str) -> ast.AST:
-    """What the completion itself brought."""
-    own = parse(source.removeprefix(header)) if header else tree
-    return own or tree
 
 
 def _does_something(statement: ast.stmt) -> bool:

@@ -36,7 +36,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal, Self
 
-from tpt_jax.errors import UserError
+from tpt_jax.errors import MachineError, UserError
 from tpt_jax.prune import inside
 from tpt_jax.prune.seccomp import MACHINES, make_filter
 
@@ -62,8 +62,10 @@ class Limits:
     """What a program may take.
 
     Attributes:
-      seconds: from its first line to its end, whether it computes or sleeps. Less than prune.seconds_per_trace, so that
-        a slow program costs its own process and not the checker's.
+      seconds: of one run from its first line to its end, whether it computes or sleeps. Less than
+        prune.seconds_per_trace, so that a slow program costs its own process and not the checker's. Where a question
+        has several inputs, each is a run of so many seconds, and all of them together end with
+        prune.seconds_per_trace, as "time limit" too.
       memory: bytes of address space.
       output: bytes on standard output.
     """
@@ -121,6 +123,9 @@ class Process:
 
         Args:
           channel: to the process that plays the other part, where there are two.
+
+        Raises:
+          MachineError: it cannot be started.
         """
         self.status: int | None = None
         self._control, theirs = socket.socketpair()
@@ -135,16 +140,21 @@ class Process:
                 passed += [filter_end.fileno(), self._info.fileno()]
                 options = ["--seccomp", str(filter_end.fileno()), "--info-fd", str(self._info.fileno())]
                 command = [*_bubblewrap(), *options, "--", *command]
-            self._process = subprocess.Popen(
-                command,
-                stdin=stdin,
-                stdout=stdout,
-                stderr=subprocess.DEVNULL,
-                env=ENVIRONMENT,
-                cwd="/",
-                pass_fds=passed,
-                start_new_session=True,
-            )
+            try:
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=stdin,
+                    stdout=stdout,
+                    stderr=subprocess.DEVNULL,
+                    env=ENVIRONMENT,
+                    cwd="/",
+                    pass_fds=passed,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                self._control.close()
+                self._info.close()
+                raise MachineError(f"a process for a model's program cannot be started ({error})") from error
 
     def __enter__(self) -> Self:
         return self
@@ -179,16 +189,16 @@ class Process:
         """Gives the process what to run, once it is there and bound to end when we do.
 
         Raises:
-          RuntimeError: it does not start.
+          MachineError: it does not start.
         """
         self._control.settimeout(SECONDS_TO_START)
         try:
             if self._control.recv(1) != b"+":
-                raise RuntimeError("the process for a model's program did not start")
+                raise MachineError("the process for a model's program did not start")
             message = inside.dump(given, _refuse)
             self._control.sendall(len(message).to_bytes(8, "big") + message)
         except OSError as error:
-            raise RuntimeError("the process for a model's program did not start") from error
+            raise MachineError("the process for a model's program did not start") from error
 
     def wait(self, deadline: float) -> Kind:
         """How it ended, by time.monotonic() at the latest; the status is in `status`, if it ended in time."""
@@ -308,7 +318,7 @@ def require() -> None:
     try:
         outcome = run(PROBE)
         said = outcome.stdout.strip() or outcome.kind
-    except RuntimeError:
+    except MachineError:
         said = _complaint()
     if said != "confined":
         raise UserError(

@@ -54,7 +54,8 @@ class CodeContestsConfig(TaskConfig):
 
     Attributes:
       folder: holds train.jsonl and test.jsonl.
-      max_tests: of a question, the first ones; a program runs once for each, all within prune.seconds_per_trace.
+      max_tests: of a question, the first ones. A program runs once for each, for 4 s at most; all runs together have
+        prune.seconds_per_trace (20 s, where it is not set), and end with "time limit" too. Raise both together.
     """
 
     name: Literal["code_contests"]

@@ -1,6 +1,7 @@
 """MBPP, mostly basic Python programs: a sentence and three tests each (arXiv 2108.07732)."""
 
 import ast
+import builtins
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -117,10 +118,24 @@ def _numbered(line: Mapping[str, Any]) -> tuple[int, Question]:
 
 
 def _function_of(code: str, tests: list[str]) -> str:
-    """What the reference program defines and the tests use: one task's function is called `sum`, as Python's own is."""
+    """What the reference program defines and the tests use: one task's function is called `sum`, as Python's own is.
+
+    Without a reference program it is what the tests call on the left of their comparisons alone, if that is one name
+    and they use no name but Python's own.
+    """
     try:
         defined = {getattr(node, "name", "") for node in ast.parse(code).body}
-        used = [node.id for test in tests for node in ast.walk(ast.parse(test)) if isinstance(node, ast.Name)]
+        trees = [ast.parse(test) for test in tests]
     except SyntaxError as error:
         raise UnusableError(f'its "code" or "test_list" is not Python ({error.msg})') from error
-    return next((name for name in used if name in defined), "")
+    used = [node.id for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    if code or not set(used) <= set(dir(builtins)):
+        return next((name for name in used if name in defined), "")
+    compared = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Compare)]
+    called = {name for node in compared for name in _called(node.left)}
+    called -= {name for node in compared for right in node.comparators for name in _called(right)}
+    return called.pop() if len(called) == 1 else ""
+
+
+def _called(tree: ast.AST) -> set[str]:
+    return {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
