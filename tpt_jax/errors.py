@@ -25,9 +25,5 @@ class HostsError(Exception):
     """Another host is late or gone; the message names it. The command line exits with status 1."""
 
 
-class MachineError(Exception):
-    """The machine failed at what has nothing to do with a trace's content, such as starting a process."""
-
-
 class Stopped(Exception):  # noqa: N818
     """The process was asked to stop, and has saved what there was. The command line exits with EX_TEMPFAIL."""

@@ -123,7 +123,7 @@ class ReasoningGymConfig(TaskConfig):
             raise UnusableError(f"of reasoning_gym's {dataset}, which is not used: {REFUSED[dataset]}")
         answer = line.get("answer")  # None where many are right
         data = {"dataset": dataset, "options": line.get("options", {}), "metadata": metadata}
-        plain = json.loads(json.dumps(data))  # as it would come back from a file: tuples are lists
+        plain = json.loads(json.dumps(data, default=str))  # as it would come back from a file: tuples are lists
         return Question(name, line["question"], "" if answer is None else str(answer), plain)
 
     def _draw(self, split: Split, count: int, seen: set[str]) -> tuple[Question, ...]:
