@@ -68,7 +68,7 @@ _SIMPLER = tuple(
         ),
         (r"\\text\s*\{\s*,?\s*\}", ""),
         (r"\\text\s*\{\s*(?:[Nn]egative|[Mm]inus)\s*\}\s*|\b(?:negative|minus)\s+(?=[\d\\.])", "-"),
-        (r"\\approx(?![a-z])|≈", "="),
+        (r"^\s*(?:\\approx(?![a-z])|≈)\s*|(?<=\S)\s*(?:\\approx(?![a-z])|≈).*$", ""),  # 1/3, of 1/3 and about 0.33
         (r"^\s*(?:\\text\s*\{(?![^{}]*\bnot\b)[^{}]*\b(?:is|are|equals):?\s*\}|=)\s*(?=\S)", ""),
         (r"^\*\*(.*)\*\*$|^\{([^{}\\]*)\}$", r"\1\2"),
         (r"\^\s*\{?\s*\\circ\s*\}?|\\degree(?![a-z])|°", ""),
