@@ -1,6 +1,7 @@
 """Numeric final answers: found in a trace, and compared with the reference."""
 
 import enum
+import functools
 import itertools
 import re
 import string
@@ -74,6 +75,7 @@ def matches_strictly(answer: str, completion: str) -> bool:
     return match is not None and STRICT_IGNORES.sub("", match[1]) == STRICT_IGNORES.sub("", answer.strip())
 
 
+@functools.lru_cache(maxsize=4_096)  # a question is asked several times
 def parse_number(text: str) -> Number | None:
     """The one number that a reference answer is: "$1,234.50", "-3", "1/2", "50%", "5 apples"; None where it is none."""
     number = _announced(plain(text[:LONGEST_ANSWER]))

@@ -6,6 +6,11 @@ LONGEST_TEXT = 100_000  # characters; a final answer stands at the end, so only 
 
 _THOUGHT = "</think>"  # as R1, Qwen 3 and their like end what is not for the reader
 _NEXT_TURN = re.compile(r"\n[ \t]*(?:#{1,6}[ \t]*)?\**(?:Question|Human|User)\**[ \t]*:")  # base models go on with one
+# Some word of each doubt, in lower case: a text without any of them needs no closer look.
+_WORDS = (
+    *("wait", "hold on", "actually", "oops", "hmm", "correct", "scratch", "wrong", "right", "mistake", "error"),
+    *("forgot", "overlooked", "miscount", "miscalc", "second thought", "check", "calculate", "consider"),
+)
 _DENIED = re.compile(
     r"(?:^|[.!?,;:\n(–—])\W*(?:but |no,? |oh,? )?(?:wait|hold on|actually|oops|hmm+|correction|scratch that)\b"
     r"|\b(?:that|this|it)(?:'s| is| was| isn't| wasn't)(?: not)? (?:wrong|incorrect|right|correct|a mistake|an error)\b"
@@ -46,6 +51,9 @@ def doubt(after: str) -> tuple[str, bool] | None:
 
     "18. Let me double check: 9 + 9 = 18" doubts, "18. Wait, that is wrong" denies, "18. That is right" does neither.
     """
+    lower = after.lower()
+    if not any(word in lower for word in _WORDS):
+        return None
     denials = [
         match
         for match in _DENIED.finditer(after)
