@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from tpt_jax.arguments import OneLineParser, natural, positive
 from tpt_jax.errors import HostsError, MachineError, Stopped, UserError
@@ -105,29 +106,29 @@ def _parser() -> argparse.ArgumentParser:
 
     plan_command.add_arguments(plan)
 
-    bench = verbs.add_parser("bench", help="Measure a phase on this machine.").add_subparsers(required=True)
-    bench_sample = bench.add_parser("sample", help="Tokens a second, and what they could be.")
-    bench_sample.set_defaults(verb=_bench_sample, takes_overrides=False)
-    from tpt_jax.think import bench as sample_bench
-
-    sample_bench.add_arguments(bench_sample)
-    bench_train = bench.add_parser("train", help="Tokens a second, and the share of the devices' speed that is used.")
-    bench_train.set_defaults(verb=_bench_train, takes_overrides=False)
-    from tpt_jax.train import bench as train_bench
-
-    train_bench.add_arguments(bench_train)
-
-    bench_check = bench.add_parser("check", help="Verdicts a second.")
-    bench_check.set_defaults(verb=_bench_check, takes_overrides=False)
-    from tpt_jax.prune import bench as check_bench
-
-    check_bench.add_arguments(bench_check)
+    _add_benches(verbs)
 
     report = add("report", _report, "Write the HTML report of one or more runs.")
     from tpt_jax.report import command as report_command
 
     report_command.add_arguments(report)
     return parser
+
+
+def _add_benches(verbs: Any) -> None:
+    from tpt_jax.prune import bench as check_bench
+    from tpt_jax.think import bench as sample_bench
+    from tpt_jax.train import bench as train_bench
+
+    group = verbs.add_parser("bench", help="Measure a phase on this machine.").add_subparsers(required=True)
+    for name, verb, module, text in (
+        ("sample", _bench_sample, sample_bench, "Tokens a second, and what they could be."),
+        ("train", _bench_train, train_bench, "Tokens a second, and the share of the devices' speed that is used."),
+        ("check", _bench_check, check_bench, "Verdicts a second."),
+    ):
+        parser = group.add_parser(name, help=text)
+        parser.set_defaults(verb=verb, takes_overrides=False)
+        module.add_arguments(parser)
 
 
 def _takes_hosts(parser: argparse.ArgumentParser) -> None:
