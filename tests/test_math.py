@@ -221,6 +221,7 @@ def test_a_root_is_itself_in_every_form_and_no_other(factor: int, under: int, sh
         (r"\boxed{101}_2", "101_2", True),
         (r"$-\boxed{10}$", "-10", True),
         (r"\boxed{10} million", "10000000", True),
+        ("$\\boxed{10}$\n\nLet me double check the steps again. Yes, all is well.", "10", True),
     ],
 )
 def test_where_the_answer_stands(completion: str, answer: str, strict: bool) -> None:

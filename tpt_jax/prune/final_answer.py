@@ -4,7 +4,7 @@ import dataclasses
 import re
 
 from tpt_jax.prune.boxes import BOX, boxed_term, find_boxes, has_box
-from tpt_jax.prune.conclusion import conclusion, is_taken_back
+from tpt_jax.prune.conclusion import conclusion, doubt, is_taken_back
 
 LONGEST_TEXT = 20_000  # characters; a final answer stands at the end, so only the end of a longer trace is read
 LONGEST_ANSWER = 500
@@ -79,9 +79,11 @@ def final_answer(completion: str) -> FinalAnswer | None:
 def _stated(answer: str, rest: str, *, boxed: bool = False) -> FinalAnswer:
     """An answer and whether the rest of its trace, which may begin with it, takes it back."""
     after = rest if boxed or answer not in rest else rest.partition(answer)[2]
-    if not is_taken_back(after):
+    doubted = doubt(after)
+    later = _in_prose(after) if doubted else ""
+    if doubted is None or not (later or doubted[1]):  # "Let me double check. Yes."
         return FinalAnswer(answer, boxed)
-    return FinalAnswer(answer, boxed, taken_back=True, later=_in_prose(after))
+    return FinalAnswer(answer, boxed, taken_back=True, later=later)
 
 
 def without_delimiters(text: str) -> str:
