@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tpt_jax.errors import UserError
-from tpt_jax.paths import AnyPath, is_remote
+from tpt_jax.paths import AnyPath, copy, is_remote
 from tpt_jax.records import Question
 from tpt_jax.tasks import Shot
 
@@ -166,6 +166,6 @@ def load_prompt(model: AnyPath, instruction: str = "", shots: Sequence[Shot] = (
     with tempfile.TemporaryDirectory() as folder:
         if is_remote(model):  # transformers reads from disks only
             for path in (path for path in model.iterdir() if path.is_file()):
-                (pathlib.Path(folder) / path.name).write_bytes(path.read_bytes())
+                copy(path, pathlib.Path(folder) / path.name)
         near = folder if is_remote(model) else str(model)
         return Prompt(AutoTokenizer.from_pretrained(near, local_files_only=True), instruction, shots)

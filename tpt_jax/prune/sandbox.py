@@ -176,10 +176,8 @@ class Process:
         If bubblewrap were killed first, the dead program would be left to the machine's init, and a container may have
         none that reaps.
         """
-        info = os.pread(
-            self._info.fileno(), 2**12, 0
-        )  # {"child-pid": 123, ...}, or nothing where there is no bubblewrap or it never started
-        if info:
+        info = os.pread(self._info.fileno(), 2**12, 0)  # {"child-pid": 123, ...}
+        if info:  # there is a bubblewrap, and it has started
             with contextlib.suppress(ProcessLookupError):
                 os.kill(json.loads(info)["child-pid"], signal.SIGKILL)
             with contextlib.suppress(subprocess.TimeoutExpired):

@@ -101,7 +101,7 @@ def _verdicts(run: Run, stage: str, title: str) -> Markup | None:
     if not kinds:
         return None
     shown, rest = kinds[: len(KIND_COLORS) - 1], kinds[len(KIND_COLORS) - 1 :]
-    counts = [{**of_round.verdicts[stage]} for of_round in rounds]
+    counts = [of_round.verdicts[stage] for of_round in rounds]
     layers = [
         Layer(kind, [each.get(kind, 0.0) for each in counts], color)
         for kind, color in zip(shown, KIND_COLORS, strict=False)

@@ -63,6 +63,16 @@ def read_builder(
     return [examples[index] for index in range(len(examples))]
 
 
+def refuse_both(folder: Path | None, manual_dir: Path | None) -> None:
+    """For a task's config, which may name one place for the published files.
+
+    Raises:
+      UserError: it names two.
+    """
+    if folder is not None and manual_dir is not None:
+        raise UserError("task.folder and task.manual_dir: both are given; give one")
+
+
 def _prepared(make: Callable[[], Any], config: Any) -> Any:
     """A builder with its files made: by us, or by another process of the run that was quicker."""
     import tensorflow_datasets as tfds

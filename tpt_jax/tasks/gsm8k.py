@@ -8,7 +8,7 @@ from pydantic.dataclasses import dataclass
 from tpt_jax.errors import STRICT, UserError
 from tpt_jax.lines import read_items, read_records
 from tpt_jax.records import Question
-from tpt_jax.tasks.download import read_builder
+from tpt_jax.tasks.download import read_builder, refuse_both
 from tpt_jax.tasks.task import Generation, Shot, Task, TaskConfig
 
 NUM_TRAIN, NUM_TEST = 7_473, 1_319  # as published
@@ -66,8 +66,7 @@ class Gsm8kConfig(TaskConfig):
         Raises:
           UserError: they cannot be had, or a question has no final answer.
         """
-        if self.folder is not None and self.manual_dir is not None:
-            raise UserError("task.folder and task.manual_dir: both are given; give one")
+        refuse_both(self.folder, self.manual_dir)
 
         def questions(split: str) -> tuple[Question, ...]:
             def read(index: int, line: dict[str, Any]) -> Question:

@@ -12,7 +12,7 @@ from tpt_jax.errors import STRICT, UnusableError, UserError
 from tpt_jax.lines import read_folder, read_items, read_records
 from tpt_jax.prune.boxes import boxed_answer, find_boxes
 from tpt_jax.records import Question
-from tpt_jax.tasks.download import read_builder
+from tpt_jax.tasks.download import read_builder, refuse_both
 from tpt_jax.tasks.task import Generation, Shot, Task, TaskConfig, answer_of
 
 NUM_TRAIN, NUM_TEST = 7_500, 5_000  # as published
@@ -90,8 +90,7 @@ class MathConfig(TaskConfig):
         Raises:
           UserError: they are not there, or more than 1% of the problems cannot be used.
         """
-        if self.folder is not None and self.manual_dir is not None:
-            raise UserError("task.folder and task.manual_dir: both are given; give one")
+        refuse_both(self.folder, self.manual_dir)
         return Task(self.name, INSTRUCTION, self.checker_name, self._read("train"), self._read("test"), SHOTS)
 
     def num_questions(self) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 from tpt_jax.errors import STRICT, UnusableError, UserError
 from tpt_jax.lines import read_items, read_records
 from tpt_jax.records import Question
-from tpt_jax.tasks.download import read_builder
+from tpt_jax.tasks.download import read_builder, refuse_both
 from tpt_jax.tasks.task import Generation, Shot, Task, TaskConfig
 
 TRAIN, TEST = range(601, 975), range(11, 511)  # task_ids, as published; the others are for prompts and validation
@@ -71,8 +71,7 @@ class MbppConfig(TaskConfig):
         Raises:
           UserError: the file is missing, or holds what are no such questions.
         """
-        if self.folder is not None and self.manual_dir is not None:
-            raise UserError("task.folder and task.manual_dir: both are given; give one")
+        refuse_both(self.folder, self.manual_dir)
         if self.folder is None:
             lines = [line for split in ("train", "test") for line in read_builder("mbpp", split, self.manual_dir)]
             questions = dict(read_items("tensorflow-datasets tpt_mbpp", lines, lambda _, line: _numbered(line)))
