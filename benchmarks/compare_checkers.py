@@ -5,9 +5,10 @@ r"""Our checkers beside others' on the same traces: where they differ, and what 
     python benchmarks/compare_checkers.py --labelled model_solutions_6b.jsonl
     python benchmarks/compare_checkers.py --math problems.jsonl
 
-The first two are for answers that are numbers; the labels are those of benchmarks/checker.py. The third is for LaTeX:
-lines of {"answer", "completion"}, and "label" (true or false) where somebody has judged. Only reading and comparing are
-compared: each of the others has a prompt of its own, and lm-evaluation-harness stops sampling at "Question:".
+The first two are for answers that are numbers; the second takes lines of {"ground_truth", "solution", "is_correct"},
+answers after "A:", as OpenAI published for GSM8K. The third is for LaTeX: lines of {"answer", "completion"}, and
+"label" (true or false) where somebody has judged. Only reading and comparing are compared: each of the others has a
+prompt of its own, and lm-evaluation-harness stops sampling at "Question:".
 
   - public expression: that of the public TPT scripts, and equality of strings;
   - lm-eval strict, lm-eval flexible: lm-evaluation-harness's gsm8k task, by its own filters, metric and settings;
@@ -28,23 +29,26 @@ import dataclasses
 import importlib.resources
 import itertools
 import logging
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from checker import PUBLIC_SCRIPTS
 from rich.console import Console
 from rich.table import Table
 
+from tpt_jax.evaluate import mean_interval
+from tpt_jax.files import read_jsonl
 from tpt_jax.prune.answers import check_numeric
 from tpt_jax.prune.command import read_questions
 from tpt_jax.prune.final_answer import final_answer
 from tpt_jax.prune.latex import check_math
-from tpt_jax.records import Question, read_jsonl
+from tpt_jax.records import Question
 from tpt_jax.tasks.task import read_plain_question
 
+PUBLIC_EXPRESSION = re.compile(r"####\s*(-?[\d.,]+)")
 TAIL = 400  # characters of a trace that --show prints
 
 Compare = Callable[[str, str], bool]  # a reference and a trace
@@ -54,7 +58,8 @@ Compare = Callable[[str, str], bool]  # a reference and a trace
 class Item:
     """A trace to judge, and what somebody said of it."""
 
-    name: str
+    question: str
+    sample: int
     answer: str
     completion: str
     label: bool | None = None
@@ -80,21 +85,21 @@ def main() -> None:
 def _traces(questions_path: Path, traces_path: Path) -> list[Item]:
     answers = {name: question.answer for name, question in read_questions(questions_path, read_plain_question).items()}
     return [
-        Item(f"{line['id']}/{line['sample']}", answers[str(line["id"])], line.get("completion", line.get("trace", "")))
+        Item(str(line["id"]), line["sample"], answers[str(line["id"])], line.get("completion", line.get("trace", "")))
         for line in read_jsonl(traces_path)
     ]
 
 
 def _labelled(path: Path) -> list[Item]:
     return [
-        Item(str(index), line["ground_truth"].rpartition("A:")[2].strip(), line["solution"], line["is_correct"])
+        Item(str(index), 0, line["ground_truth"].rpartition("A:")[2].strip(), line["solution"], line["is_correct"])
         for index, line in enumerate(read_jsonl(path))
     ]
 
 
 def _math_lines(path: Path) -> list[Item]:
     return [
-        Item(str(index), line["answer"], line["completion"], line.get("label"))
+        Item(str(index), 0, line["answer"], line["completion"], line.get("label"))
         for index, line in enumerate(read_jsonl(path))
     ]
 
@@ -120,7 +125,7 @@ def math_checkers() -> dict[str, Compare]:
 
 
 def _public(answer: str, trace: str) -> bool:
-    match = PUBLIC_SCRIPTS.search(trace)
+    match = PUBLIC_EXPRESSION.search(trace)
     return match is not None and match.group(1) == answer
 
 
@@ -185,7 +190,7 @@ def compare(items: Sequence[Item], checkers: Mapping[str, Compare], show: int) -
         table.add_row(
             name,
             str(sum(theirs)),
-            f"{sum(theirs) / len(items):.1%}",
+            _share(items, theirs),
             str(sum(map(_first_alone, theirs, ours))),
             str(sum(map(_first_alone, ours, theirs))),
             f"{sum(agreed)} of {len(agreed)}" if agreed else "",
@@ -204,6 +209,15 @@ def compare(items: Sequence[Item], checkers: Mapping[str, Compare], show: int) -
         _show(f"not called right by {name}, ours is right", list(map(_first_alone, ours, theirs)), items, show)
 
 
+def _share(items: Sequence[Item], right: Sequence[bool]) -> str:
+    """With its 95% interval over questions."""
+    of_questions: dict[str, list[bool]] = {}
+    for item, is_right in zip(items, right, strict=True):
+        of_questions.setdefault(item.question, []).append(is_right)
+    low, high = mean_interval([sum(each) / len(each) for each in of_questions.values()])
+    return f"{sum(right) / len(right):.1%} ({low:.1%} to {high:.1%})"
+
+
 def _first_alone(first: bool, second: bool) -> bool:
     return first and not second
 
@@ -211,7 +225,7 @@ def _first_alone(first: bool, second: bool) -> bool:
 def _show(title: str, chosen: Sequence[bool], items: Sequence[Item], count: int) -> None:
     """Ends of traces, control characters escaped: a model's text must not drive a terminal."""
     for item in [item for item, is_chosen in zip(items, chosen, strict=True) if is_chosen][:count]:
-        print(f"\n{title}: {item.name}, reference {item.answer!a}")
+        print(f"\n{title}: {item.question}/{item.sample}, reference {item.answer!a}")
         for line in item.completion[-TAIL:].split("\n"):
             print(f"    {ascii(line)[1:-1]}")
 

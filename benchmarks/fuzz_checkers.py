@@ -9,6 +9,7 @@ the sandbox, which takes tens of milliseconds each; so there are fewer of them.
 
 import argparse
 import collections
+import sys
 import time
 
 from hypothesis import Phase, given, seed, settings
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from tpt_jax.prune.pool import CheckerPool
 from tpt_jax.prune.summary import label
-from tpt_jax.records import Question, Trace, Verdict
+from tpt_jax.records import CHECKERS_FAULT, Question, Trace, Verdict
 from tpt_jax.tasks.reasoning_gym import ReasoningGymConfig
 
 SECONDS = 5.0  # for one trace
@@ -87,6 +88,7 @@ def main() -> None:
     parser.add_argument("--num_traces", type=int, default=10_000)
     parser.add_argument("--num_code_traces", type=int, default=1_000)
     args = parser.parse_args()
+    faults = 0
     for checker, question in questions().items():
         if args.checker and checker not in args.checker:
             continue
@@ -96,13 +98,14 @@ def main() -> None:
             pairs = ((question, Trace(question.id, sample, text)) for sample, text in enumerate(texts))
             verdicts = list(pool.judge(pairs))
             seconds = time.perf_counter() - started
-        report(checker, texts, verdicts, seconds)
+        faults += report(checker, texts, verdicts, seconds)
+    sys.exit(faults > 0)
 
 
-def report(checker: str, texts: list[str], verdicts: list[Verdict], seconds: float) -> None:
-    """Prints what became of the traces, and what must not have."""
+def report(checker: str, texts: list[str], verdicts: list[Verdict], seconds: float) -> int:
+    """Prints what became of the traces, and what must not have, of which it gives the number."""
     empty = sum(verdict.correct for text, verdict in zip(texts, verdicts, strict=True) if text in EMPTY)
-    crashed = sum(verdict.reason.startswith(("checker raised", "checker died")) for verdict in verdicts)
+    crashed = sum(verdict.reason.startswith(CHECKERS_FAULT) for verdict in verdicts)
     kinds = collections.Counter(map(label, verdicts))
     print(
         f"{checker}: {len(texts):,} traces, {len(texts) / seconds:,.0f}/s; crashes {crashed}; empty and right {empty}"
@@ -110,8 +113,9 @@ def report(checker: str, texts: list[str], verdicts: list[Verdict], seconds: flo
     print("  " + ", ".join(f"{kind} {number:,}" for kind, number in kinds.most_common()))
     if crashed or empty:
         for text, verdict in zip(texts, verdicts, strict=True):
-            if verdict.reason.startswith("checker") or (text in EMPTY and verdict.correct):
+            if verdict.reason.startswith(CHECKERS_FAULT) or (text in EMPTY and verdict.correct):
                 print(f"  {verdict.reason}: {text!r:.300}")
+    return crashed + empty
 
 
 if __name__ == "__main__":

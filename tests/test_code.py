@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tpt_jax.config import parse_config
 from tpt_jax.errors import MachineError, UnusableError, UserError
-from tpt_jax.prune import inside, sandbox
+from tpt_jax.prune import harness, sandbox
 from tpt_jax.prune.code import check_code, check_code_without_sandbox, same_words
 from tpt_jax.prune.pool import CheckerPool
 from tpt_jax.prune.programs import LONGEST_COMPLETION, Program, asked_names, find_program
@@ -155,18 +155,23 @@ RIGHT = "def f(x): return x + 1"
         ("def f(x): raise ImportError", "assert f(2) == 3", "error"),
         ("def f(x): raise StopIteration", "assert list(map(f, [1])) == []", "error"),
         ("def f(x): return 0", "try:\n    f(-1)\n    assert False\nexcept ValueError:\n    pass", "failed test"),
-        ("def sum(a, b): return a + b", "assert sum(2, 1) == 3", "error"),  # Python's own, for no one said otherwise
         (RIGHT, "assert math.isclose(f(0.1), 1.1)", ""),
         ("def f(x): return math.floor(x)", "assert math.isclose(f(0.1), 0)", "error"),
     ],
 )
 def test_reasons(program: str, test: str, reason: str) -> None:
     verdict = judge(program, test)
-    if test == "assert sum(2, 1) == 3":
-        assert not verdict.correct
-        assert judge(program, test, entry_point="sum").correct
-        return
     assert (verdict.reason, verdict.correct, verdict.strict) == (reason, not reason, not reason)
+
+
+def test_a_program_that_python_warns_of_is_a_program() -> None:
+    assert judge("import re\ndef f(x): return len(re.findall('\\d', x))", "assert f('a12') == 2").correct
+
+
+def test_a_name_of_pythons_own_is_the_programs_where_a_question_says_so() -> None:
+    program, test = "def sum(a, b): return a + b", "assert sum(2, 1) == 3"
+    assert not judge(program, test).correct
+    assert judge(program, test, entry_point="sum").correct
 
 
 @pytest.mark.parametrize(
@@ -212,9 +217,9 @@ def f(x): pass
 CHEATS = {
     "exit": "import sys\nsys.exit(0)",
     "exit_in_call": "import sys\ndef f(x): sys.exit(0)",
-    "exit_code": f"import os\ndef f(x): os._exit({inside.PASSED})",
-    "exit_at_once": f"import os\nos._exit({inside.PASSED})",
-    "atexit": f"import atexit, os\natexit.register(os._exit, {inside.PASSED})\nraise SystemExit",
+    "exit_code": f"import os\ndef f(x): os._exit({harness.PASSED})",
+    "exit_at_once": f"import os\nos._exit({harness.PASSED})",
+    "atexit": f"import atexit, os\natexit.register(os._exit, {harness.PASSED})\nraise SystemExit",
     "always_equal": "class A:\n    def __eq__(self, other): return True\ndef f(x): return A()",
     "always_equal_int": "class A(int):\n    def __eq__(self, other): return True\ndef f(x): return A(7)",
     "always_equal_list": "class A(list):\n    def __eq__(self, other): return True\ndef f(x): return A()",
@@ -223,7 +228,7 @@ CHEATS = {
     "trace": "import sys\nsys.settrace(lambda *a: None)\ndef f(x): return 0",
     "frames": "import sys\ndef f(x): return sys._getframe().f_back.f_back.f_globals.get('given')",
     "prints": "print('passed')\ndef f(x): print('passed')",
-    "write_all": WRITE.format(f"b'passed' * 9 + bytes([{inside.PASSED}])"),
+    "write_all": WRITE.format(f"b'passed' * 9 + bytes([{harness.PASSED}])"),
     "forged_reply": WRITE.format("(6).to_bytes(8, 'big') + b't2:v4:Truev4:True'"),
     "close": "import os\nos.closerange(0, 100)\ndef f(x): return 3",
     "own_math": "class math:\n    isclose = lambda *a, **k: True\ndef f(x): return 0",
@@ -297,16 +302,16 @@ def test_tests_that_some_program_could_pass_are_usable(test: str) -> None:
     max_leaves=20,
 ))  # fmt: skip
 def test_a_message_is_read_as_it_was_written(value: object) -> None:
-    assert inside.load(inside.dump(value, id), id) == value
+    assert harness.load(harness.dump(value, id), id) == value
 
 
 @given(st.binary(max_size=60) | st.text("vigsbldtezrnom0123456789:-xF", max_size=60).map(str.encode))
 def test_a_message_that_is_none_is_refused(message: bytes) -> None:
     try:
-        value = inside.load(message, lambda number: number)
+        value = harness.load(message, lambda number: number)
     except Exception:
         return
-    assert inside.load(inside.dump(value, id), id) == value or value != value or hasattr(value, "__next__")
+    assert harness.load(harness.dump(value, id), id) == value or value != value or hasattr(value, "__next__")
 
 
 # Programs that read and write.
@@ -355,8 +360,10 @@ def test_a_machine_that_fails_is_asked_again_and_then_told_of(monkeypatch: pytes
 
     monkeypatch.setattr(sandbox.Process, "start", start_late)
     assert check(question, "```python\nprint(1)\n```").correct
-    failures += [MachineError("late")] * 2
-    with pytest.raises(MachineError):
+    failures += [OSError("no room left")]
+    assert check(question, "```python\nprint(1)\n```").correct
+    failures += [OSError("no room left")] * 2
+    with pytest.raises(MachineError, match="no room left"):
         check(question, "```python\nprint(1)\n```")
 
 
@@ -365,7 +372,7 @@ def test_a_pool_judges_programs() -> None:
     programs = [RIGHT, "def f(x): return 0", "while True: pass", RIGHT]
     traces = [(question, Trace("q", n, f"```python\n{program}\n```")) for n, program in enumerate(programs)]
     name = "code" if check is check_code else "code_without_sandbox"
-    with CheckerPool(name, 2, seconds_per_trace=1.0) as pool:
+    with CheckerPool(name, 2, seconds_per_trace=10.0) as pool:
         verdicts = list(pool.judge(traces))
     assert [verdict.reason for verdict in verdicts] == ["", "failed test", "time limit", ""]
 
@@ -473,9 +480,13 @@ def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
 
 
 def test_a_broken_download_is_named(tmp_path: Path) -> None:
-    (tmp_path / "HumanEval.jsonl.gz").write_bytes(os.urandom(99))
-    with pytest.raises(UserError, match="cannot be unpacked"):
-        load_task(HumanEvalConfig("humaneval", folder=tmp_path))
+    whole = gzip.compress(json.dumps(humaneval_line(0)).encode())
+    middle = len(whole) // 2
+    flipped = whole[:middle] + bytes(~byte & 255 for byte in whole[middle : middle + 20]) + whole[middle + 20 :]
+    for content in (os.urandom(99), whole[:middle], flipped):
+        (tmp_path / "HumanEval.jsonl.gz").write_bytes(content)
+        with pytest.raises(UserError, match="cannot be unpacked"):
+            load_task(HumanEvalConfig("humaneval", folder=tmp_path))
 
 
 def shots() -> list[tuple[str, Task]]:

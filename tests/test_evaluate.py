@@ -44,6 +44,14 @@ def test_figures_of_a_small_set() -> None:
     assert (figures.num_questions, figures.num_samples, figures.k) == (2, 4, 2)
 
 
+def test_there_is_no_vote_where_right_traces_name_no_answer() -> None:
+    right = JudgedTrace(Trace("a", 0, "yes"), Verdict(None, strict=True, correct=True))
+    figures = evaluate([right, *judged("b", ["5"], "3")], k=1)
+    assert figures.maj_at_k is None
+    assert "maj_at_k" not in figures.intervals
+    assert figures.pass_at_1 == 0.5
+
+
 def test_intervals_cover_the_truth() -> None:
     """Of 400 made-up evaluations with clustered samples about 95% cover the true rate."""
     rng = np.random.default_rng(0)

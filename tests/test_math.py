@@ -255,6 +255,12 @@ def test_where_the_answer_10_does_not_stand(completion: str, reason: str) -> Non
     assert (verdict.correct, verdict.reason) == (False, reason)
 
 
+def test_numbers_too_long_to_be_written_out_are_equal_as_they_are_spelt() -> None:
+    huge = r"\binom{20000}{10000}"  # 6,019 digits; Python writes out 4,300
+    assert check(huge, rf"\boxed{{{huge}}}").correct
+    assert not check(huge, r"\boxed{\binom{20000}{9999}}").correct
+
+
 @pytest.mark.parametrize("completion", ["", "  ", r"\boxed{}", r"so it is \boxed{1", "no idea", r"\text{}", "."])
 def test_no_answer_is_never_right(completion: str) -> None:
     for reference in ("1", "x", r"\text{no}", r"\emptyset"):
@@ -275,9 +281,9 @@ LATEX = st.lists(
 @settings(max_examples=100, deadline=None)
 def test_no_text_crashes_the_checker(text: str) -> None:
     for completion in (text, rf"\boxed{{{text}}}"):
-        verdict = check(r"\frac{355}{113}", completion)
+        verdict = check("x", completion)
         assert not verdict.strict or verdict.correct
-        assert not verdict.correct or "355" in text
+        assert not verdict.correct or "x" in text
 
 
 HOSTILE = {
@@ -426,7 +432,9 @@ def test_a_strict_choice_is_the_line_asked_for() -> None:
     assert check_choice(Question("q", "?", "E", {"choices": list(CHOICES)}), "#### E").unknown
 
 
-@given(st.text(alphabet="ABCDE abc().:#*\n/,orandtheswis", max_size=60))
+@given(
+    st.lists(st.sampled_from([*"ABCDE abc().:*\n/,", "#### C", "#### ", "or", "and", "is"]), max_size=20).map("".join)
+)
 def test_a_strict_choice_is_right(completion: str) -> None:
     verdict = choose(completion)
     assert not verdict.strict or (verdict.correct and "#### C" in completion)

@@ -106,9 +106,9 @@ def test_a_few_broken_lines_are_left_out_and_named(tmp_path: Path, capsys: pytes
         ([{"answer": "7"}], r'train\.jsonl:1: lacks a text under "question"'),
         ([{"question": "?"}], r'train\.jsonl:1: lacks "answer"'),
         ([{"question": "?", "level": "easy"}], r'lacks "answer", with which the checker numeric compares'),
-        ([{"question": "?", "answer": True}], r"has an answer that is a bool; write a number or a quoted text"),
-        ([{"question": "?", "answer": ["7"]}], r"has an answer that is a list"),
-        ([{"id": 1.5, "question": "?", "answer": 7}], r'has an "id" that is a float; write a text or a whole number'),
+        ([{"question": "?", "answer": True}], r"has an answer of type bool; write a number or a quoted text"),
+        ([{"question": "?", "answer": ["7"]}], r"has an answer of type list"),
+        ([{"id": 1.5, "question": "?", "answer": 7}], r'has an "id" of type float; write a text or a whole number'),
         ([*LINES, LINES[0]], r"train\.jsonl:3: has the id 'a' of an earlier one; make ids unique"),
         (
             [*LINES, {"id": "file/train/1", "question": "?", "answer": "7"}],
@@ -116,7 +116,7 @@ def test_a_few_broken_lines_are_left_out_and_named(tmp_path: Path, capsys: pytes
         ),
         ("", r"no training questions"),
         ('[{"question": "?"', r"train\.jsonl: not JSON"),
-        ("[7]", r"train\.jsonl, item 1: a int, not an object"),
+        ("[7]", r"train\.jsonl, item 1: of type int, not an object"),
         ("x\n" * 7, r"7 of 7 records cannot be used.*jsonl:5: [^;]*; write one object a line; \.\.\.$"),
     ],
 )
@@ -129,8 +129,8 @@ def test_mistakes_are_named(tmp_path: Path, train: Any, message: str) -> None:
     ("text", "message"),
     [
         ("- question: [", r"train\.yaml: not YAML"),
-        ("question: 1 + 1?\nanswer: 2", r"train\.yaml: a dict, not a list"),
-        ("- question: 1 + 1?\n  answer: false", r"train\.yaml, item 1: has an answer that is a bool"),
+        ("question: 1 + 1?\nanswer: 2", r"train\.yaml: of type dict, not a list"),
+        ("- question: 1 + 1?\n  answer: false", r"train\.yaml, item 1: has an answer of type bool"),
         ("- !!python/object/apply:os.getcwd []", r"train\.yaml: not YAML"),
         ("", r"no training questions"),
     ],

@@ -95,7 +95,7 @@ def test_what_a_file_of_traces_is_trained_on(folder: Path, tmp_path: Path, capsy
         ({"question": "?", "token_ids": "ab"}, "has token_ids that"),
         ({"question": "?", "token_ids": [True]}, "has token_ids that"),
         ({"question": "?", "token_ids": [10_000]}, "has token_ids that"),
-        ({"question": "?", "kept": "false"}, 'has a "kept" that is a str; write true or false, without quotes'),
+        ({"question": "?", "kept": "false"}, 'has a "kept" of type str; write true or false, without quotes'),
         ({"question": "?", "sample": -1}, "the sample -1 is no whole number from 0"),
         ({"question": "?", "sample": True}, "the sample True is no whole number"),
         (
@@ -103,7 +103,7 @@ def test_what_a_file_of_traces_is_trained_on(folder: Path, tmp_path: Path, capsy
             r"the finish_reason 'eos_token' is neither \"stop\" nor \"length\"; write",
         ),
         ({"question": ["?"], "id": "7"}, 'lacks a text under "question"'),
-        ({"question": "?", "id": [1]}, 'has an "id" that is a list'),
+        ({"question": "?", "id": [1]}, 'has an "id" of type list'),
         ({}, 'lacks an "id"; write that of its question'),
     ],
 )

@@ -13,7 +13,8 @@ import pytest
 
 from tpt_jax.cli import main
 from tpt_jax.errors import UserError
-from tpt_jax.records import JudgedTrace, Trace, Verdict, write_jsonl
+from tpt_jax.files import write_jsonl
+from tpt_jax.records import JudgedTrace, Trace, Verdict
 from tpt_jax.report import svg, words, write_report
 from tpt_jax.report.headline import headline, paired_interval
 from tpt_jax.report.read import read_runs

@@ -4,18 +4,18 @@ The dataclass field is the only declaration of an option: its name, type, defaul
 """
 
 import dataclasses
-import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import pydantic
 import yaml
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
-from tpt_jax.errors import STRICT, UserError
-from tpt_jax.tasks import TASKS, AnyTaskConfig
+from tpt_jax.errors import STRICT, UserError, suggestion
+from tpt_jax.records import Keep
+from tpt_jax.tasks import TASKS, AnyTaskConfig, TaskConfig
 
 Fraction = Annotated[float, pydantic.Field(ge=0, le=1)]
 PositiveFraction = Annotated[float, pydantic.Field(gt=0, le=1)]
@@ -88,8 +88,8 @@ class SamplingConfig:
     top_k: PositiveInt | None = None
     top_p: PositiveFraction = 1.0
     min_p: Fraction = 0.0
-    max_prompt_tokens: PositiveInt = 256
-    max_new_tokens: PositiveInt = 512
+    max_prompt_tokens: PositiveInt = TaskConfig.generation.max_prompt_tokens
+    max_new_tokens: PositiveInt = TaskConfig.generation.max_new_tokens
     num_slots: PositiveInt = 64
     cache_type: Literal["compute", "int8"] = "compute"
 
@@ -116,11 +116,11 @@ class PruneConfig:
         sandbox: they can read and delete what you can.
     """
 
-    keep: Literal["correct", "strict", "any"] = "correct"
+    keep: Keep = "correct"
     max_per_question: PositiveInt = 1
     max_traces: PositiveInt | None = 2_000
     num_workers: PositiveInt | None = None
-    seconds_per_trace: PositiveFloat = 5.0
+    seconds_per_trace: PositiveFloat = TaskConfig.seconds_per_trace
     run_code_without_sandbox: bool = False
 
 
@@ -339,10 +339,7 @@ def _one_line(error: pydantic.ValidationError) -> str:
         tags = first.get("ctx", {})
         return f"{key}.name ({tags.get('tag')!r}): unknown; choose from {tags.get('expected_tags')}"
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        known = _known_keys(path[:-1], first["loc"])
-        nearest = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
-        hint = f"did you mean {nearest[0]}?" if nearest else f"choose from {', '.join(known)}"
-        return f"{key}: unknown key; {hint}"
+        return f"{key}: unknown key; {suggestion(path[-1], _known_keys(path[:-1], first['loc']))}"
     if first["type"] == "union_tag_not_found":
         return f"{key}.name: missing; the config must set it"
     if first["type"] in ("missing", "missing_argument"):
@@ -356,10 +353,5 @@ def _known_keys(path: Sequence[str], location: Sequence[Any]) -> list[str]:
         fields = {field.name: field.type for field in dataclasses.fields(cls)}
         cls = fields[key]
         if key == "task":
-            by_name = {_literal_name(member): member for member in get_args(AnyTaskConfig)}
-            cls = by_name[location[1]]
+            cls = TASKS[location[1]]
     return [field.name for field in dataclasses.fields(cls)]
-
-
-def _literal_name(config: type) -> str:
-    return get_args(config.__annotations__["name"])[0]

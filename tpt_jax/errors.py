@@ -1,9 +1,19 @@
 """What ends a command early: a mistake in what the user gave, a request to stop, another host that is gone."""
 
+import difflib
+from collections.abc import Iterable
+
 import pydantic
 
 # For the frozen dataclasses that settings are: values are checked on construction, unknown keys refused.
 STRICT = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+def suggestion(name: str, known: Iterable[str], *, most: int = 1) -> str:
+    """The end of a message on an unknown name: the known ones that are most like it, else all of them."""
+    known = list(known)
+    nearest = difflib.get_close_matches(name, known, n=most, cutoff=0.5)
+    return f"did you mean {' or '.join(nearest)}?" if nearest else f"choose from {', '.join(known)}"
 
 
 class UserError(Exception):

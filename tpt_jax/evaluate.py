@@ -19,7 +19,7 @@ class Evaluation:
 
     Attributes:
       k: of pass_at_k and strict_pass_at_k.
-      maj_at_k: of a vote among all samples of a question.
+      maj_at_k: of a vote among all samples of a question; None where the checker names no answers to vote for.
       intervals: 95% intervals over questions, by metric name.
       mean_tokens: sampled tokens a trace, end of turn not counted.
       num_truncated: traces cut at the length limit.
@@ -33,7 +33,7 @@ class Evaluation:
     pass_at_k: float
     strict_pass_at_1: float
     strict_pass_at_k: float
-    maj_at_k: float
+    maj_at_k: float | None
     intervals: dict[str, tuple[float, float]]
     mean_tokens: float
     num_truncated: int
@@ -104,15 +104,20 @@ def evaluate(judged: Iterable[JudgedTrace], *, k: int) -> Evaluation:
         "pass_at_k": passes(correct, k),
         "strict_pass_at_1": passes(strict, 1),
         "strict_pass_at_k": passes(strict, k),
-        "maj_at_k": [maj_at_k(traces) for traces in questions],
     }
-    traces = [trace.trace for question in questions for trace in question]
+    of_questions = [trace for traces in questions for trace in traces]
+    if not any(trace.verdict.correct and trace.verdict.extracted is None for trace in of_questions):
+        values["maj_at_k"] = [maj_at_k(traces) for traces in questions]
+    means = {name: float(np.mean(of_each)) for name, of_each in values.items()}
+    vote = means.pop("maj_at_k", None)
+    traces = [trace.trace for trace in of_questions]
     return Evaluation(
         num_questions=len(questions),
         num_samples=num_samples,
         k=k,
-        **{name: float(np.mean(of_questions)) for name, of_questions in values.items()},
-        intervals={name: mean_interval(of_questions) for name, of_questions in values.items()},
+        **means,
+        maj_at_k=vote,
+        intervals={name: mean_interval(of_each) for name, of_each in values.items()},
         mean_tokens=sum(len(trace.token_ids) for trace in traces) / len(traces),
         num_truncated=sum(trace.finish_reason == "length" for trace in traces),
         num_unknown=len(by_question) - len(questions),

@@ -10,12 +10,13 @@ from typing import Any, TypeVar
 import yaml
 
 from tpt_jax.errors import UnusableError, UserError
+from tpt_jax.files import existing_file, parse_line
 from tpt_jax.paths import AnyPath, to_path
-from tpt_jax.records import FinishReason, parse_line
+from tpt_jax.records import FinishReason
 from tpt_jax.terminal import say
 
-MOST_BROKEN = 0.01  # of a file's records; where more are broken, the file is not what its user thinks it is
-NAMED = 5
+MAX_BROKEN_SHARE = 0.01  # of a file's records; where more are broken, the file is not what its user thinks it is
+MAX_NAMED = 5
 YAML = (".yaml", ".yml")
 
 Record = TypeVar("Record")
@@ -47,7 +48,7 @@ def read_records(path: str | os.PathLike[str], read: Callable[[int, dict[str, An
       UserError: the file is missing, or more than 1% of its records are broken; names the first five.
     """
     items = enumerate(_items(to_path(path)))
-    return _usable(
+    return _collect(
         path, ((place, lambda index=index, item=item: read(index, item())) for index, (place, item) in items)
     )
 
@@ -68,7 +69,7 @@ def read_folder(
     names = sorted((str(file.relative_to(root)) for file in root.glob(pattern)), key=_in_order)
     if not names:
         raise UserError(f"{root}: holds no {pattern}; give a folder of JSON files, one object each")
-    return _usable(
+    return _collect(
         root,
         ((f"{root}/{name}", lambda name=name: read(name, parse_line((root / name).read_bytes()))) for name in names),
     )
@@ -86,7 +87,7 @@ def read_items(
       UserError: more than 1% of them are broken; names the first five.
     """
     numbered = enumerate(items)
-    return _usable(
+    return _collect(
         source,
         ((f"{source}, item {index + 1}", lambda index=index, item=item: read(index, item)) for index, item in numbered),
     )
@@ -103,7 +104,7 @@ def id_of(line: Mapping[str, Any], default: int | str | None) -> str:
     if name is None:
         raise UnusableError('lacks an "id"; write that of its question')
     if isinstance(name, bool) or not isinstance(name, int | str):
-        raise UnusableError(f'has an "id" that is a {type(name).__name__}; write a text or a whole number')
+        raise UnusableError(f'has an "id" of type {type(name).__name__}; write a text or a whole number')
     return str(name)
 
 
@@ -138,11 +139,11 @@ def finish_reason_of(line: Mapping[str, Any]) -> FinishReason:
 
 
 def _whole(value: Any) -> Any:
-    """2 for 2.0: as such do tables with gaps write whole numbers."""
+    """2 for 2.0, as tables with missing cells write whole numbers."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _usable(path: str | os.PathLike[str], items: Iterable[tuple[str, Callable[[], Record]]]) -> list[Record]:
+def _collect(path: str | os.PathLike[str], items: Iterable[tuple[str, Callable[[], Record]]]) -> list[Record]:
     """The records that can be made; items are the places where they stand and what makes them."""
     records: list[Record] = []
     broken: list[tuple[str, str]] = []
@@ -152,9 +153,10 @@ def _usable(path: str | os.PathLike[str], items: Iterable[tuple[str, Callable[[]
         except UnusableError as error:
             broken.append((place, str(error)))
     count = len(records) + len(broken)
-    if len(broken) > MOST_BROKEN * count:
+    if len(broken) > MAX_BROKEN_SHARE * count:
         raise UserError(
-            f"{path}: {len(broken)} of {count} records cannot be used, more than {MOST_BROKEN:.0%}: {_named(broken)}"
+            f"{path}: {len(broken)} of {count} records cannot be used, more than {MAX_BROKEN_SHARE:.0%}: "
+            f"{_named(broken)}"
         )
     if broken:
         say(f"{path}: {len(broken)} of {count} records are left out: {_named(broken)}")
@@ -164,10 +166,10 @@ def _usable(path: str | os.PathLike[str], items: Iterable[tuple[str, Callable[[]
 def _named(broken: Sequence[tuple[str, str]]) -> str:
     """Where the first ones stand and what is wrong with them; those of one fault together."""
     by_reason: dict[str, list[str]] = {}
-    for place, reason in broken[:NAMED]:
+    for place, reason in broken[:MAX_NAMED]:
         by_reason.setdefault(reason, []).append(place)
     named = "; ".join(f"{', '.join(places)}: {reason}" for reason, places in by_reason.items())
-    return f"{named}; ..." if len(broken) > NAMED else named
+    return f"{named}; ..." if len(broken) > MAX_NAMED else named
 
 
 def _in_order(name: str) -> list[tuple[int, str]]:
@@ -177,9 +179,7 @@ def _in_order(name: str) -> list[tuple[int, str]]:
 
 def _items(path: AnyPath) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     """Where each record stands, and what gives it or raises UnusableError."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; give a JSON-lines file, one object a line")
-    content = _content(path)
+    content = _content(existing_file(path))
     if path.suffix in YAML or content.lstrip().startswith(b"["):
         for index, item in enumerate(_list(path, content)):
             yield f"{path}, item {index + 1}", lambda item=item: _object(item)
@@ -204,11 +204,11 @@ def _list(path: AnyPath, content: bytes) -> list[Any]:
     if items is None:  # an empty YAML file
         return []
     if not isinstance(items, list):
-        raise UserError(f"{path}: a {type(items).__name__}, not a list; write a list of objects")
+        raise UserError(f"{path}: of type {type(items).__name__}, not a list; write a list of objects")
     return items
 
 
 def _object(item: Any) -> dict[str, Any]:
     if not isinstance(item, dict):
-        raise UnusableError(f"a {type(item).__name__}, not an object")
+        raise UnusableError(f"of type {type(item).__name__}, not an object")
     return item

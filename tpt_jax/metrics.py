@@ -13,8 +13,8 @@ import rich.progress
 from rich.table import Table
 
 from tpt_jax.errors import UserError
+from tpt_jax.files import write_atomically, write_jsonl
 from tpt_jax.paths import AnyPath, Path, copy, is_remote, to_path
-from tpt_jax.records import write_atomically, write_jsonl
 from tpt_jax.terminal import STDERR
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -169,7 +169,7 @@ def round_table(rounds: list[dict[str, Any]]) -> Table:
             f"{100 * metrics['pass_at_1']:.1f}",
             f"± {50 * (high - low):.1f}",
             f"{100 * metrics['pass_at_k']:.1f}",
-            f"{100 * metrics['maj_at_k']:.1f}",
+            "–" if metrics["maj_at_k"] is None else f"{100 * metrics['maj_at_k']:.1f}",
             f"{100 * metrics['strict_pass_at_1']:.1f}",
             str(sampled or "–"),
             f"{100 * metrics['num_correct'] / sampled:.1f}" if sampled else "–",

@@ -1,16 +1,12 @@
-"""What flows between the stages: questions, traces, verdicts, and their JSON lines."""
+"""What flows between the stages: questions, traces, verdicts."""
 
 import dataclasses
-import hashlib
-import json
-import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from tpt_jax.errors import UnusableError, UserError
-from tpt_jax.paths import is_remote, to_path
-
 FinishReason = Literal["stop", "length"]
+CHECKERS_FAULT = "checker"  # what the reasons begin with that are no fault of a trace
+Keep = Literal["correct", "strict", "any"]  # which traces are trained on: right ones, right ones in form, all
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -77,6 +73,10 @@ class Verdict:
     def not_known(cls, reason: str) -> Self:
         return cls(None, strict=False, correct=False, reason=reason, unknown=True)
 
+    @classmethod
+    def unreadable(cls) -> Self:
+        return cls.not_known("unreadable reference answer")
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class JudgedTrace:
@@ -95,80 +95,3 @@ class JudgedTrace:
         verdict = Verdict(**{field.name: line[field.name] for field in dataclasses.fields(Verdict)})
         trace = dataclasses.replace(trace, token_ids=tuple(trace.token_ids))
         return cls(trace, verdict, line["kept"])
-
-
-def read_jsonl(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
-    """Yields the objects of a JSON-lines file; blank lines are skipped.
-
-    Raises:
-      UserError: the file is missing, or a line is not a JSON object (named by file and line).
-    """
-    path = to_path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; give a JSON-lines file, one object a line")
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                yield parse_line(line)
-            except UnusableError as error:
-                raise UserError(f"{path}:{number}: {error}") from error
-
-
-def parse_line(line: bytes) -> dict[str, Any]:
-    """The object in a line.
-
-    Raises:
-      UnusableError: there is none.
-    """
-    try:
-        value = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise UnusableError(f"not UTF-8 ({error.reason}); write the file in UTF-8") from error
-    except json.JSONDecodeError as error:
-        raise UnusableError(f"not JSON ({error.msg}); write one object a line") from error
-    except (ValueError, RecursionError) as error:  # a number of too many digits, too many brackets
-        raise UnusableError(f"not JSON that can be read ({error}); write one object a line") from error
-    if not isinstance(value, dict):
-        raise UnusableError(f"a {type(value).__name__}, not an object; write one object a line")
-    return value
-
-
-def digest(path: str | os.PathLike[str]) -> str:
-    """What a file's content is known by.
-
-    Raises:
-      UserError: there is no such file.
-    """
-    path = to_path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; give a JSON-lines file, one object a line")
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def write_atomically(path: str | os.PathLike[str], text: str) -> None:
-    """Writes a file that is there whole or not at all, whenever the process is killed.
-
-    Raises:
-      UserError: its folder cannot be made.
-    """
-    path = to_path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{path.parent}: cannot be made ({error.strerror}); give a folder that can") from error
-    if is_remote(path):
-        path.write_text(text)
-        return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def write_jsonl(path: str | os.PathLike[str], lines: Iterable[Mapping[str, Any]]) -> None:
-    """Writes JSON lines atomically."""
-    write_atomically(path, "".join(json.dumps(line) + "\n" for line in lines))

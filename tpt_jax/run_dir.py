@@ -27,8 +27,9 @@ import yaml
 
 from tpt_jax.config import RunConfig, dump_config, parse_config
 from tpt_jax.errors import UserError
+from tpt_jax.files import read_jsonl, write_atomically, write_jsonl
 from tpt_jax.paths import Path, is_remote, to_path
-from tpt_jax.records import JudgedTrace, Question, read_jsonl, write_atomically, write_jsonl
+from tpt_jax.records import JudgedTrace, Question
 
 Stage = Literal["think", "prune", "train", "evaluate"]
 Sampling = Literal["think", "evaluate"]

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tpt_jax import hosts
 from tpt_jax.errors import UserError
+from tpt_jax.files import write_atomically
 from tpt_jax.paths import Path, files_below
-from tpt_jax.records import write_atomically
 
 SEAL = "digests.json"
 COMMITTED_AT = "_CHECKPOINT_METADATA"  # orbax writes the time into it when the folder takes its name

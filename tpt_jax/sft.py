@@ -9,13 +9,13 @@ from tpt_jax import hosts
 from tpt_jax.checkpoint import CheckpointWriter, ModelFolder, is_complete
 from tpt_jax.config import RunConfig, dump_config
 from tpt_jax.errors import UnusableError, UserError
+from tpt_jax.files import digest, write_atomically
 from tpt_jax.lines import finish_reason_of, id_of, read_records, sample_of
 from tpt_jax.mesh import make_mesh
 from tpt_jax.metrics import MetricsLog, import_wandb
 from tpt_jax.paths import AnyPath, Path, to_path
 from tpt_jax.program import compile_trainer
 from tpt_jax.prompts import Example, Prompt
-from tpt_jax.records import digest, write_atomically
 from tpt_jax.run_dir import saved_steps
 from tpt_jax.stages import fine_tune, prompt_of
 from tpt_jax.tasks import Task, load_task
@@ -135,7 +135,7 @@ def read_examples(path: AnyPath, task: Task, prompt: Prompt, vocab_size: int) ->
 def _is_kept(line: Mapping[str, Any]) -> bool:
     kept = line.get("kept")
     if not isinstance(kept, bool | None):
-        raise UnusableError(f'has a "kept" that is a {type(kept).__name__}; write true or false, without quotes')
+        raise UnusableError(f'has a "kept" of type {type(kept).__name__}; write true or false, without quotes')
     return kept is not False
 
 

@@ -14,7 +14,7 @@ from tpt_jax import hosts, preemption
 from tpt_jax.checkpoint import ModelFolder
 from tpt_jax.config import RunConfig, TrainConfig
 from tpt_jax.errors import Stopped, UserError
-from tpt_jax.lines import MOST_BROKEN
+from tpt_jax.lines import MAX_BROKEN_SHARE
 from tpt_jax.mesh import make_mesh
 from tpt_jax.metrics import progress
 from tpt_jax.paths import Path
@@ -26,7 +26,7 @@ from tpt_jax.records import JudgedTrace, Question, Trace, Verdict
 from tpt_jax.run_dir import RunDir, Sampling
 from tpt_jax.sharding import DECODE_RULES, TRAIN_RULES, Layout
 from tpt_jax.tasks import Task, load_task
-from tpt_jax.terminal import listed, say, share
+from tpt_jax.terminal import listed, percent, say
 from tpt_jax.think.engine import Engine, SamplingPlan, Statistics, plan_sampling
 from tpt_jax.think.sampling import Filters
 from tpt_jax.train.checkpoints import TrainingCheckpoints
@@ -116,10 +116,10 @@ def without_unreadable(task: Task, pool: CheckerPool) -> Task:
         if not left_out:
             continue
         named = listed([f"{question.id} ({question.answer[:40]!r})" for question in left_out])
-        if len(left_out) > MOST_BROKEN * len(of_split):
+        if len(left_out) > MAX_BROKEN_SHARE * len(of_split):
             raise UserError(
                 f"task {task.name}: checker {task.checker!r} cannot read {len(left_out)} of {len(of_split)} {split} "
-                f"reference answers, more than {MOST_BROKEN:.0%}: {named}; mend them, or name another checker"
+                f"reference answers, more than {MAX_BROKEN_SHARE:.0%}: {named}; mend them, or name another checker"
             )
         what = f"{len(left_out)} {split} questions are left out, their answers cannot be read"
         say(f"task {task.name}: {what}: {named}")
@@ -229,7 +229,7 @@ def sample_and_judge(
                 advance(len(traces) * hosts.count())  # the others are about as far
         figures = Statistics.together(hosts.exchange(label, dataclasses.asdict(engine.statistics)))
         occupancy, idle = figures.occupancy(plan.shape.num_slots), figures.idle_share
-        busy = f"{share(occupancy)} of slots busy while traces waited"
+        busy = f"{percent(occupancy)} of slots busy while traces waited"
         say(f"{label}: {figures.num_tokens / figures.seconds:,.0f} tokens/s, {busy}, device idle {idle:.1%}")
     tokens = hosts.agree(label, lambda: _num_tokens(run_dir, round_index, sampling, len(done) + num_left))
     return Sampled(tokens, len(too_long), occupancy, idle)

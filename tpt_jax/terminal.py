@@ -17,6 +17,6 @@ def listed(names: Sequence[str], limit: int = 5) -> str:
     return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
 
 
-def share(value: float | None, digits: int = 1) -> str:
+def percent(value: float | None, digits: int = 1) -> str:
     """In percent; a dash for None."""
     return "–" if value is None else f"{100 * value:.{digits}f}%"

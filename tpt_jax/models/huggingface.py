@@ -25,10 +25,10 @@ from safetensors.numpy import save_file
 
 from tpt_jax import hosts
 from tpt_jax.errors import UserError
+from tpt_jax.files import write_atomically
 from tpt_jax.models.config import ModelConfig, from_huggingface, text_part
 from tpt_jax.models.transformer import Transformer, abstract_parameters
 from tpt_jax.paths import AnyPath, copy, is_remote
-from tpt_jax.records import write_atomically
 from tpt_jax.sharding import Layout
 
 ExportType = Literal["float32", "bfloat16"]
@@ -271,7 +271,7 @@ def _read_json(path: AnyPath) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}); download the file again") from error
     if not isinstance(value, dict):
-        raise UserError(f"{path}: a {type(value).__name__}, not an object; download the file again")
+        raise UserError(f"{path}: of type {type(value).__name__}, not an object; download the file again")
     return value
 
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from tpt_jax.arguments import positive
 from tpt_jax.config import RunConfig
 from tpt_jax.errors import UserError
+from tpt_jax.files import write_atomically
 from tpt_jax.plan.chips import GIB
-from tpt_jax.records import write_atomically
 from tpt_jax.run_dir import Sampling
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import string
 from collections.abc import Sequence
 
 from tpt_jax.prune.boxes import Box, boxed_answer, find_boxes
-from tpt_jax.prune.conclusion import conclusion, doubt
+from tpt_jax.prune.conclusion import conclusion, find_doubt
 from tpt_jax.prune.numbers import Number, canonical, find_numbers, in_words, plain
 from tpt_jax.records import Question, Verdict
 
@@ -60,7 +60,7 @@ def check_numeric(question: Question, completion: str) -> Verdict:
     """Compares final numbers exactly: 18, $18.00, eighteen and 18 dollars are one."""
     reference = parse_number(question.answer)
     if reference is None:
-        return Verdict.not_known("unreadable reference answer")
+        return Verdict.unreadable()
     found = extract(completion)
     if isinstance(found, Missing):
         return Verdict.wrong(found.value)
@@ -106,12 +106,11 @@ def extract(completion: str) -> Number | Missing:
 
 def _unless_taken_back(found: Number | Missing, after: str) -> Number | Missing:
     """An announced answer, if what follows it does not doubt it, or comes to the same."""
-    doubted = doubt(after)
-    if doubted is None:
+    doubt = find_doubt(after)
+    if doubt is None:
         return found
-    rest, is_denied = doubted
-    again = _last_number(rest)
-    stands = again == found if isinstance(again, Number) else not is_denied
+    again = _last_number(doubt.rest)
+    stands = again == found if isinstance(again, Number) else not doubt.is_denial
     return found if stands else Missing.TAKEN_BACK
 
 
@@ -157,7 +156,10 @@ def _single(text: str) -> Number | Missing:
     """The one number of a text without "="."""
     bold = _BOLD.search(text)
     without = _PARENTHESES.sub(" ", text)
-    text = bold[1] if bold else without if re.search(r"\d", without) else text
+    if bold:
+        text = bold[1]
+    elif re.search(r"\d", without):
+        text = without
     text = _SPACED.sub(lambda match: match[0].replace(" ", ""), text)
     found = find_numbers(text)
     if not found:

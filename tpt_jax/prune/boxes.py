@@ -1,6 +1,7 @@
 r"""The \boxed{...} and \fbox{...} of a text: where final answers in LaTeX stand."""
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Sequence
 
@@ -59,7 +60,7 @@ def boxed_answer(text: str, boxes: Sequence[Box]) -> str:
       boxes: what find_boxes found in the text; at least one.
     """
     contents = [boxes[-1].content]
-    for before, after in zip(reversed(boxes[:-1]), reversed(boxes), strict=False):
+    for after, before in itertools.pairwise(reversed(boxes)):
         if len(contents) == MOST_IN_ANSWER or not _continues(text[before.end : after.start]):
             break
         if before.content not in contents:

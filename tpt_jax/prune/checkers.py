@@ -1,6 +1,6 @@
 """Checkers by name: a question and a completion in, a verdict out. They run in a CheckerPool's processes."""
 
-import difflib
+import dataclasses
 import functools
 import importlib
 import inspect
@@ -9,12 +9,12 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tpt_jax.errors import UserError
+from tpt_jax.errors import UserError, suggestion
 from tpt_jax.records import Question, Verdict
 
 Checker = Callable[[Question, str], Verdict]
 
-# Where each is; imported only by who judges with it.
+# Where each is; imported only in processes that judge with it.
 CHECKERS: Mapping[str, str] = {
     "numeric": "tpt_jax.prune.answers:check_numeric",
     "math": "tpt_jax.prune.latex:check_math",
@@ -40,9 +40,7 @@ def get_checker(name: str) -> Checker:
         function = _import(name)
         _refuse_others(name, function)
         return functools.partial(_judge, function)
-    nearest = difflib.get_close_matches(name, CHECKERS, n=1)
-    hint = f"did you mean {nearest[0]}?" if nearest else f"choose from {', '.join(CHECKERS)}, or module:function"
-    raise UserError(f"checker {name!r}: unknown; {hint}")
+    raise UserError(f"checker {name!r}: unknown; {suggestion(name, [*CHECKERS, 'module:function'])}")
 
 
 def require(name: str) -> None:
@@ -76,7 +74,7 @@ def _refuse_others(name: str, function: Any) -> None:
     """Raises UserError for what cannot be called with a question and a completion."""
     wanted = "write a function of a question and a completion"
     if not callable(function):
-        raise UserError(f"checker {name!r}: a {type(function).__name__}; {wanted}")
+        raise UserError(f"checker {name!r}: of type {type(function).__name__}; {wanted}")
     try:
         signature = inspect.signature(function)
     except ValueError:  # some of those that are written in C do not tell
@@ -90,9 +88,22 @@ def _refuse_others(name: str, function: Any) -> None:
 def _judge(function: Callable[[Question, str], Verdict | bool | None], question: Question, completion: str) -> Verdict:
     result = function(question, completion)
     if isinstance(result, Verdict):
-        return result
+        return _with_plain_values(result)
     if result is None:
-        return Verdict.not_known("unreadable reference answer")
-    if result not in (True, False):  # "wrong", 0.5 or a coroutine would be as good as True
-        raise TypeError(f"a checker gave a {type(result).__name__}")
-    return Verdict(None, strict=bool(result), correct=bool(result))
+        return Verdict.unreadable()
+    right = _truth(result)
+    return Verdict(None, strict=right, correct=right)
+
+
+def _with_plain_values(verdict: Verdict) -> Verdict:
+    """The same verdict without numpy's booleans and the like, which cannot be written as JSON."""
+    if not isinstance(verdict.extracted, str | None) or not isinstance(verdict.reason, str):
+        raise TypeError("a verdict's extracted answer and its reason are texts")
+    flags = {name: _truth(getattr(verdict, name)) for name in ("strict", "correct", "unknown")}
+    return dataclasses.replace(verdict, **flags)
+
+
+def _truth(value: Any) -> bool:
+    if value not in (True, False):  # "wrong", 0.5 or a coroutine would be as good as True
+        raise TypeError(f"a checker gave something of type {type(value).__name__} for true or false")
+    return bool(value)

@@ -8,7 +8,7 @@ import re
 import string
 from collections.abc import Sequence
 
-from tpt_jax.prune.conclusion import conclusion, is_taken_back
+from tpt_jax.prune.conclusion import conclusion, find_doubt
 from tpt_jax.records import Question, Verdict
 
 LONGEST_TEXT = 20_000  # characters; a final answer stands at the end, so only the end of a longer trace is read
@@ -61,10 +61,10 @@ def check_choice(question: Question, completion: str) -> Verdict:
     letters = string.ascii_uppercase[: len(choices) or None]
     reference = question.answer.strip()
     if len(reference) != 1 or reference not in letters:
-        return Verdict.not_known("unreadable reference answer")
+        return Verdict.unreadable()
     text = conclusion(completion, _MARK)[-LONGEST_TEXT:]
     found, after = _announced(text, choices, letters)
-    taken_back = is_taken_back(after) and [*found] != _LATER.findall(after)[1:][-1:]  # the first is the announced one
+    taken_back = find_doubt(after) is not None and not _says_again(after, found)
     if taken_back:
         found = _last_line(text, choices, letters)
     elif not found:
@@ -92,18 +92,20 @@ def _announced(text: str, choices: Sequence[str], letters: str) -> tuple[set[str
     return set(), ""
 
 
+def _says_again(after: str, found: set[str]) -> bool:
+    """Whether the last letter after a mark, but for the one that is announced there, is the announced one."""
+    return [*found] == _LATER.findall(after)[1:][-1:]
+
+
 def _last_line(text: str, choices: Sequence[str], letters: str) -> set[str]:
     """The letters of a last line that is an answer and nothing else."""
     line = text.rstrip().rpartition("\n")[2]
     if len(line) > LONGEST_ANSWER:
         return set()
     plain = _FILLER.sub("", _MARKUP.sub("", line))
-    alone = re.fullmatch(rf"{_LETTER}[).:\s]*", plain)
-    return (
-        _read(line, choices, letters)
-        if alone or _of_text(plain, choices, letters)
-        else _labelled(plain, choices, letters)
-    )
+    if re.fullmatch(rf"{_LETTER}[).:\s]*", plain) or _of_text(plain, choices, letters):
+        return _read(line, choices, letters)
+    return _labelled(plain, choices, letters)
 
 
 def _labelled(plain: str, choices: Sequence[str], letters: str) -> set[str]:

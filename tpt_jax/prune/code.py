@@ -11,7 +11,7 @@ A question's `data` has one of two forms:
       contests do; numbers that are written with a decimal point within 1e-6.
 
 The tests of the first form run in a sandboxed process of their own and call the program's functions through a pipe, by
-plain values (inside.py). A program can therefore leave early, patch builtins, look through its frames, return objects
+plain values (harness.py). A program can therefore leave early, patch builtins, look through its frames, return objects
 that are equal to everything or write what it likes: the tests see values, compare them themselves, and have passed
 when their own process says so. What is left to a program that cheats: it sees what it is called with, and can answer
 from a table. Because values are copied, tests do not see what a program changes in its arguments.
@@ -20,6 +20,7 @@ Whether tests can be used at all is a question's matter and not a program's: it 
 for all that the tests call, before the completion is read.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -31,7 +32,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tpt_jax.errors import MachineError
-from tpt_jax.prune import inside, sandbox
+from tpt_jax.prune import harness, sandbox
 from tpt_jax.prune.programs import Program, asked_names, bound_names, find_program, parse
 from tpt_jax.prune.sandbox import Limits, Process
 from tpt_jax.records import Question, Verdict
@@ -44,11 +45,10 @@ DECIMAL = re.compile(r"[+-]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][+-]?\d+)?", re.ASC
 
 # What the process that runs the tests says at its end; ENDED: the program's own end tells why.
 REASONS: Mapping[int, str] = {
-    inside.FAILED: "failed test",
-    inside.RAISED: "error",
-    inside.UNUSABLE: "error",  # by what the program does alone: the rehearsal went well
-    inside.MISSING: "function not defined",
-    inside.OUT_OF_MEMORY: "memory limit",
+    harness.FAILED: "failed test",
+    harness.RAISED: "error",
+    harness.UNUSABLE: "error",  # by what the program does alone: the rehearsal went well
+    harness.MISSING: "function not defined",
 }
 
 
@@ -73,10 +73,12 @@ class CodeChecker:
         Raises:
           MachineError: it fails again. That is not the trace's fault.
         """
+        with contextlib.suppress(MachineError, OSError):
+            return self._judge(question, completion)
         try:
             return self._judge(question, completion)
-        except MachineError:
-            return self._judge(question, completion)
+        except OSError as error:  # no more files, no room for them
+            raise MachineError(f"a model's program cannot be run ({error})") from error
 
     def _judge(self, question: Question, completion: str) -> Verdict:
         data = question.data
@@ -90,7 +92,7 @@ class CodeChecker:
         if header is None or None in map(parse, (setup, *tests)):
             return Verdict.not_known(UNREADABLE)
         names, modules = asked_names([setup, *tests])
-        names = names - bound_names(header) | ({entry_point} if entry_point else set())
+        names = (names - bound_names(header)) | ({entry_point} if entry_point else set())
         if tests and not names:
             return Verdict.not_known("tests call no function")
         before = [*(f"import {module}" for module in sorted(modules)), prompt]
@@ -120,9 +122,9 @@ class CodeChecker:
             program.start(source)  # last, so that no program is at fault where a process does not start
             deadline = time.monotonic() + LIMITS.seconds
             kind = tests.wait(deadline)
-            if tests.status == inside.PASSED:
+            if tests.status == harness.PASSED:
                 return ""
-            if tests.status != inside.ENDED:
+            if tests.status != harness.ENDED:
                 return REASONS.get(tests.status, kind) if tests.status is not None else kind
             kind = program.wait(deadline)
             return "ended early" if kind == "done" else kind
@@ -151,7 +153,7 @@ def _are_usable(given: str, sandboxed: bool) -> bool:
     with Process("tests", REHEARSAL, sandboxed=sandboxed) as process:
         process.start({**json.loads(given), "rehearsal": True})
         process.wait(time.monotonic() + REHEARSAL.seconds)
-        return process.status != inside.UNUSABLE
+        return process.status != harness.UNUSABLE
 
 
 def same_words(output: str, expected: str) -> bool:

@@ -4,12 +4,13 @@ import argparse
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from tpt_jax.arguments import natural, positive, positive_number
 from tpt_jax.errors import UnusableError, UserError
-from tpt_jax.lines import MOST_BROKEN, finish_reason_of, id_of, read_records, sample_of
-from tpt_jax.records import JudgedTrace, Question, Trace, write_jsonl
+from tpt_jax.files import make_folder, write_jsonl
+from tpt_jax.lines import MAX_BROKEN_SHARE, finish_reason_of, id_of, read_records, sample_of
+from tpt_jax.records import CHECKERS_FAULT, JudgedTrace, Keep, Question, Trace
 from tpt_jax.terminal import listed, say
 
 if TYPE_CHECKING:
@@ -51,9 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_input_arguments(parser)
     parser.add_argument("--output", type=Path, required=True, help="the traces with their verdicts, JSON lines")
     parser.add_argument("--held_out", type=Path, help="questions of an evaluation; traces of theirs are not kept")
-    parser.add_argument(
-        "--keep", choices=("correct", "strict", "any"), default="correct", help="the verdict that counts"
-    )
+    parser.add_argument("--keep", choices=get_args(Keep), default="correct", help="the verdict that counts")
     parser.add_argument("--max_per_question", type=positive, help="keep at most so many of each, drawn with the seed")
     parser.add_argument("--max_traces", type=positive, help="keep at most so many in all, drawn with the seed")
     parser.add_argument("--seed", type=natural, default=0)
@@ -73,6 +72,7 @@ def main(args: argparse.Namespace) -> int:
 
     if args.output.is_dir():
         raise UserError(f"--output {args.output}: a folder; give a file")
+    make_folder(args.output.parent)
     given = read_input(args)
     questions, traces = given.questions, [trace for _, trace in given.lines]
     held_out = read_questions(args.held_out, task_class(args.task).read_question) if args.held_out else {}
@@ -104,16 +104,16 @@ def main(args: argparse.Namespace) -> int:
 
 
 def what_is_wrong(judged: Sequence[JudgedTrace]) -> str | None:
-    """Why verdicts are none: the checker cannot judge, or not these questions; None where they are."""
+    """Why the verdicts say nothing: the checker cannot judge, or not these questions; None where they do."""
     reasons = {trace.verdict.reason for trace in judged}
-    if all(reason.startswith("checker ") for reason in reasons):
+    if all(reason.startswith(CHECKERS_FAULT) for reason in reasons):
         return f"it failed on every trace ({listed(sorted(reasons))}); mend it, or name another one"
     asked = {trace.trace.id for trace in judged}
     unknown = list(dict.fromkeys(trace.trace.id for trace in judged if trace.verdict.unknown))
-    if len(unknown) > MOST_BROKEN * len(asked):
+    if len(unknown) > MAX_BROKEN_SHARE * len(asked):
         return (
             f"it cannot read the reference answers of {len(unknown)} of {len(asked)} questions, more than "
-            f"{MOST_BROKEN:.0%}: {listed(unknown)}; mend them, or name another checker"
+            f"{MAX_BROKEN_SHARE:.0%}: {listed(unknown)}; mend them, or name another checker"
         )
     return None
 

@@ -1,5 +1,6 @@
 """What of a trace speaks for it in the end: not its thinking aloud, not what it takes back, not another's turn."""
 
+import dataclasses
 import re
 
 LONGEST_TEXT = 100_000  # characters; a final answer stands at the end, so only the end of a longer trace is read
@@ -11,7 +12,8 @@ _WORDS = (
     *("wait", "hold on", "actually", "oops", "hmm", "correct", "scratch", "wrong", "right", "mistake", "error"),
     *("forgot", "overlooked", "miscount", "miscalc", "second thought", "check", "calculate", "consider"),
 )
-_DENIED = re.compile(
+# Of these are left out, with _CONFIRMED and _AGREED, those that only confirm: "that is right", "Wait, it is correct".
+_SECOND_THOUGHT = re.compile(
     r"(?:^|[.!?,;:\n(–—])\W*(?:but |no,? |oh,? )?(?:wait|hold on|actually|oops|hmm+|correction|scratch that)\b"
     r"|\b(?:that|this|it)(?:'s| is| was| isn't| wasn't)(?: not)? (?:wrong|incorrect|right|correct|a mistake|an error)\b"
     r"|\bi (?:made (?:a mistake|an error)|forgot|overlooked|miscounted|miscalculated)\b|\bon second thought",
@@ -19,9 +21,7 @@ _DENIED = re.compile(
 )
 _DOUBTED = re.compile(r"\blet me (?:re-?check|re-?calculate|re-?consider|double[- ]check|correct)\b", re.IGNORECASE)
 _CONFIRMED = re.compile(r"(?:that|this|it)(?:'s| is| was) (?:right|correct)", re.IGNORECASE)
-_AGREED = re.compile(
-    r"[^.\n]{0,20}\b(?:that|this|it)(?:'s| is| was) (?:right|correct)\b", re.IGNORECASE
-)  # after a sign
+_AGREED = re.compile(r"[^.\n]{0,20}\b(?:that|this|it)(?:'s| is| was) (?:right|correct)\b", re.IGNORECASE)
 
 
 def conclusion(completion: str, mark: re.Pattern[str]) -> str:
@@ -38,16 +38,21 @@ def conclusion(completion: str, mark: re.Pattern[str]) -> str:
     return text[: following.start()] if following else text
 
 
-def is_taken_back(after: str) -> bool:
-    """Whether what follows an announced answer takes it back, as in "Wait, I forgot 9", or doubts it.
+@dataclasses.dataclass(frozen=True, slots=True)
+class Doubt:
+    """A trace's second thought on an answer that it has announced: the answer stands where it comes to the same again.
 
-    Such an answer stands only where what comes after the doubt is the same: see doubt.
+    Attributes:
+      rest: what follows the first of its doubts.
+      is_denial: the answer is said to be wrong, so that it falls where nothing comes after that.
     """
-    return doubt(after) is not None
+
+    rest: str
+    is_denial: bool
 
 
-def doubt(after: str) -> tuple[str, bool] | None:
-    """What follows the first doubt in an answer; and whether it is a denial, after which silence is no answer.
+def find_doubt(after: str) -> Doubt | None:
+    """The doubt, if there is one, in what follows an announced answer.
 
     "18. Let me double check: 9 + 9 = 18" doubts, "18. Wait, that is wrong" denies, "18. That is right" does neither.
     """
@@ -56,8 +61,8 @@ def doubt(after: str) -> tuple[str, bool] | None:
         return None
     denials = [
         match
-        for match in _DENIED.finditer(after)
+        for match in _SECOND_THOUGHT.finditer(after)
         if not _CONFIRMED.fullmatch(match.group()) and not _AGREED.match(after, match.end())
     ]
     doubts = sorted([*denials[:1], *_DOUBTED.finditer(after)], key=lambda match: match.start())
-    return (after[doubts[0].end() :], bool(denials)) if doubts else None
+    return Doubt(after[doubts[0].end() :], bool(denials)) if doubts else None

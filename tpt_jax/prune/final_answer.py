@@ -4,7 +4,7 @@ import dataclasses
 import re
 
 from tpt_jax.prune.boxes import BOX, boxed_term, find_boxes, has_box
-from tpt_jax.prune.conclusion import conclusion, doubt, is_taken_back
+from tpt_jax.prune.conclusion import conclusion, find_doubt
 
 LONGEST_TEXT = 20_000  # characters; a final answer stands at the end, so only the end of a longer trace is read
 LONGEST_ANSWER = 500
@@ -61,15 +61,15 @@ def final_answer(completion: str) -> FinalAnswer | None:
     boxes = find_boxes(text)
     if boxes:
         after = text[boxes[-1].end :]
-        for mark in list((_MARK if is_taken_back(after) else _FINAL).finditer(text, boxes[-1].end))[-1:]:
-            announced = _after(text, mark)
-            if announced and not _WORD.match(announced):
-                return _stated(announced, text[mark.end() :])
+        marks = list((_MARK if find_doubt(after) else _FINAL).finditer(text, boxes[-1].end))
+        announced = _announced_by(marks[-1], text) if marks else ""
+        if announced and not _WORD.match(announced):
+            return _stated(announced, text[marks[-1].end() :])
         return _stated(_with_percent(text, boxed_term(text, boxes), boxes[-1].end), after, boxed=True)
     if has_box(text):
         return None  # empty, or cut off in the middle: what was to stand there is not known
     for mark in reversed(list(_MARK.finditer(text))[-MOST_MARKS:]):
-        announced = _after(text, mark)
+        announced = _announced_by(mark, text)
         if re.search(r"\w", announced):
             return _stated(announced, text[mark.end() :])
     found = _in_prose(text)
@@ -79,9 +79,9 @@ def final_answer(completion: str) -> FinalAnswer | None:
 def _stated(answer: str, rest: str, *, boxed: bool = False) -> FinalAnswer:
     """An answer and whether the rest of its trace, which may begin with it, takes it back."""
     after = rest if boxed or answer not in rest else rest.partition(answer)[2]
-    doubted = doubt(after)
-    later = _in_prose(after) if doubted else ""
-    if doubted is None or not (later or doubted[1]):  # "Let me double check. Yes."
+    doubt = find_doubt(after)
+    later = _in_prose(after) if doubt else ""
+    if doubt is None or not (later or doubt.is_denial):  # "Let me double check. Yes."
         return FinalAnswer(answer, boxed)
     return FinalAnswer(answer, boxed, taken_back=True, later=later)
 
@@ -92,16 +92,16 @@ def without_delimiters(text: str) -> str:
     return _inside(match).strip() if match else text
 
 
-def _after(text: str, mark: re.Match[str]) -> str:
-    """The answer that a mark announces."""
+def _announced_by(mark: re.Match[str], text: str) -> str:
+    """The answer that a mark of the text announces."""
     rest = text[mark.end() : mark.end() + 2 * LONGEST_ANSWER]
     if mark.group().startswith("<"):
         inside = rest.partition("</")[0].strip()
-        return _in_prose(inside) if "\n" in inside or _PROSE.search(inside) else _announced(inside)
-    return _announced(rest)
+        return _in_prose(inside) if "\n" in inside or _PROSE.search(inside) else _leading_answer(inside)
+    return _leading_answer(rest)
 
 
-def _announced(rest: str) -> str:
+def _leading_answer(rest: str) -> str:
     """The answer at the start of a text."""
     rest = rest.lstrip("*:= \t\n")
     about = _ABOUT.match(rest)

@@ -1,6 +1,7 @@
 """Checker processes: a hard time limit for each trace, kept by killing the process; they run beside the device."""
 
 import contextlib
+import dataclasses
 import itertools
 import multiprocessing
 import os
@@ -18,7 +19,7 @@ from typing import Any, Self
 
 from tpt_jax.errors import MachineError
 from tpt_jax.prune.checkers import get_checker, require
-from tpt_jax.records import Question, Trace, Verdict
+from tpt_jax.records import CHECKERS_FAULT, Question, Trace, Verdict
 
 Pair = tuple[Question, str]  # a question and a completion
 Job = tuple[list[Pair], Future[list[Verdict]]]
@@ -29,7 +30,8 @@ MOST_CHARACTERS = 2**20
 JOBS_AHEAD = 16  # for each worker; whoever submits more waits
 SECONDS_BETWEEN_MESSAGES = 0.02  # a message for each quick verdict would cost more than the verdict
 SECONDS_TO_START = 60.0
-DIED = "checker died"
+SECONDS_TO_EXIT = 2.0
+DIED = f"{CHECKERS_FAULT} died"
 MEMORY_LIMIT = 2**30  # bytes of address space that a check may take on top of what its process has at the start
 BATCH = 1_024  # traces, of which judge has two under way
 
@@ -120,17 +122,16 @@ def _joined(parts: list[Future[list[Verdict]]]) -> Future[list[Verdict]]:
     left = len(parts)
     lock = threading.Lock()
 
-    def on_part(part: Future[list[Verdict]]) -> None:
+    def on_part(_: Future[list[Verdict]]) -> None:
         nonlocal left
         with lock:
             left -= 1
-            last = left == 0
-        error = part.exception()
-        if error is not None:
-            with contextlib.suppress(Exception):  # another part has failed first
-                whole.set_exception(error)
-        elif last and not whole.done():
+            if left:
+                return
+        try:
             whole.set_result([verdict for part in parts for verdict in part.result()])
+        except Exception as error:
+            whole.set_exception(error)
 
     for part in parts:
         part.add_done_callback(on_part)
@@ -153,14 +154,14 @@ class _Worker:
         self._process = context.Process(target=_serve, args=(checker, theirs, self.current), daemon=True)
         self._process.start()
         theirs.close()  # so that the pipe breaks when the process ends
+        if not self.pipe.poll(SECONDS_TO_START):
+            self.kill()
+            raise TimeoutError(f"a process of checker {checker!r} did not start within {SECONDS_TO_START:.0f} s")
         try:
-            if not self.pipe.poll(SECONDS_TO_START):
-                raise TimeoutError(f"a process of checker {checker!r} did not start within {SECONDS_TO_START:.0f} s")
             self.pipe.recv()
         except (EOFError, OSError) as error:
+            self._process.join(SECONDS_TO_EXIT)  # the pipe breaks a little before there is an exit code
             self.kill()
-            if isinstance(error, TimeoutError):
-                raise
             code = self._process.exitcode
             raise RuntimeError(f"a process of checker {checker!r} ended with code {code} at its start") from error
 
@@ -196,7 +197,7 @@ class _Manager(threading.Thread):
                 future.set_result(self._judge(pairs))
             except Exception as error:
                 future.set_exception(error)
-        self._replace()
+        self._end_worker()
 
     def stop(self) -> None:
         """Ends the worker, whatever it is doing."""
@@ -204,7 +205,7 @@ class _Manager(threading.Thread):
         if (worker := self._worker) is not None:
             worker.kill()
 
-    def _replace(self) -> None:
+    def _end_worker(self) -> None:
         if self._worker is not None:
             self._worker.kill()
         self._worker = None
@@ -218,26 +219,38 @@ class _Manager(threading.Thread):
             if start in failed:
                 verdicts.append(failed[start])
                 continue
-            if self._stopped:
-                raise RuntimeError("the pool was left")
             worker = self._worker = self._worker or _Worker(self._checker)
+            if self._stopped:  # asked for after the worker can be seen: either we see the stop, or it the worker
+                raise RuntimeError("the pool was left")
             stop = min((place for place in failed if place > start), default=len(pairs))
-            reason = _check(worker, pairs[start:stop], self._seconds, verdicts)
-            if reason is None:
+            try:
+                failure = _judge_on(worker, pairs[start:stop], self._seconds, verdicts)
+            except MachineError:
+                self._end_worker()
+                raise
+            if failure is None:
                 continue
-            self._replace()
-            place = start + worker.current.value
-            if reason != DIED or place in suspects:
-                failed[place] = Verdict.wrong(reason)
+            self._end_worker()
+            place = start + failure.place
+            if failure.reason != DIED or place in suspects:
+                failed[place] = Verdict.wrong(failure.reason)
             suspects.add(place)
         return verdicts
 
 
-def _check(worker: _Worker, pairs: list[Pair], seconds: float, verdicts: list[Verdict]) -> str | None:
-    """Appends verdicts on the pairs; says why, if the worker has to be replaced before it has sent them all.
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Failure:
+    """Why a worker has to be replaced, and the place, in its chunk, of the trace that it was judging."""
+
+    reason: str
+    place: int
+
+
+def _judge_on(worker: _Worker, pairs: list[Pair], seconds: float, verdicts: list[Verdict]) -> _Failure | None:
+    """Appends a worker's verdicts on the pairs, as far as it gets.
 
     Raises:
-      MachineError: no verdict is possible on this machine.
+      MachineError: no verdict is possible on this machine. The worker has ended.
     """
     wanted = len(verdicts) + len(pairs)
     worker.current.value = 0
@@ -245,15 +258,17 @@ def _check(worker: _Worker, pairs: list[Pair], seconds: float, verdicts: list[Ve
         worker.pipe.send(pairs)
         while len(verdicts) < wanted:
             if not worker.pipe.poll(seconds + SECONDS_BETWEEN_MESSAGES):
-                return "time limit"
+                place = worker.current.value
+                if not worker.pipe.poll():  # after so slow a trace it sends before it goes on to the next
+                    return _Failure("time limit", place)
             message = worker.pipe.recv()
             if isinstance(message, MachineError):
                 raise message
             if message is None:
-                return "memory limit"
+                return _Failure("memory limit", worker.current.value)
             verdicts.extend(message)
     except (EOFError, OSError):
-        return DIED
+        return _Failure(DIED, worker.current.value)
     return None
 
 
@@ -284,7 +299,7 @@ def _serve(checker: str, pipe: Connection, current: Any) -> None:
                 pipe.send(error)
                 return
             except Exception as error:  # a checker's own mistake costs one trace, and is named
-                verdict = Verdict.wrong(f"checker raised {type(error).__name__}")
+                verdict = Verdict.wrong(f"{CHECKERS_FAULT} raised {type(error).__name__}")
             judged.append(verdict)
             if time.monotonic() - sent_at > SECONDS_BETWEEN_MESSAGES:
                 pipe.send(judged)

@@ -19,7 +19,7 @@ from typing import Any
 import reasoning_gym
 
 from tpt_jax.prune.answers import parse_number
-from tpt_jax.prune.conclusion import conclusion, is_taken_back
+from tpt_jax.prune.conclusion import conclusion, find_doubt
 from tpt_jax.prune.numbers import find_numbers, plain
 from tpt_jax.records import Question, Verdict
 from tpt_jax.tasks.reasoning_gym import REFUSED
@@ -54,11 +54,11 @@ def check_reasoning_gym(question: Question, completion: str) -> Verdict:
     """Scores the final answer; strict where it stands in the tags that the prompt asks for."""
     data = question.data
     if not {"dataset", "options", "metadata"} <= data.keys() or data["dataset"] in REFUSED:
-        return Verdict.not_known("unreadable reference answer")
+        return Verdict.unreadable()
     answer, in_tags, after = extract(completion)
     if answer is None:
         return Verdict.wrong("no answer")
-    if is_taken_back(after) and not re.search(rf"(?<![\w.,-]){re.escape(answer)}\W*$", after):
+    if find_doubt(after) and not re.search(rf"(?<![\w.,-]){re.escape(answer)}\W*$", after):
         return Verdict.wrong("taken back")
     if len(answer) > LONGEST_ANSWER:
         return Verdict.wrong("answer too long")
@@ -75,7 +75,7 @@ def check_reasoning_gym(question: Question, completion: str) -> Verdict:
 
 
 def _is_plain(answer: str, dataset: str, reference: str) -> bool:
-    """Whether what the library calls right is so as a whole."""
+    """Whether what the library calls right is an answer and nothing else."""
     form = FORMS.get(dataset)
     if form and not form.fullmatch(answer):
         return False
@@ -101,7 +101,7 @@ def extract(completion: str) -> tuple[str | None, bool, str]:
     marks = list(_MARK.finditer(text))
     if start >= 0:
         after = text[end + len(_CLOSE) :]
-        if not marks or marks[-1].start() < end or not is_taken_back(after):
+        if not marks or marks[-1].start() < end or not find_doubt(after):
             return text[start + len(_OPEN) : end].strip(), True, after
     if marks:
         return _after(marks[-1], text), False, text[marks[-1].end() :]

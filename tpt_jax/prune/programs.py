@@ -7,6 +7,7 @@ import hashlib
 import re
 import sys
 import textwrap
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 
 from tpt_jax.prune.conclusion import conclusion
@@ -82,7 +83,9 @@ def find_program(completion: str, names: Iterable[str] = (), header: str = "") -
 def parse(source: str) -> ast.Module | None:
     """The syntax tree; None where the text is not Python, or is nested too deeply for a parser."""
     try:
-        return ast.parse(source)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of "\\d", and whatever else a model writes that is Python all the same
+            return ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
 
@@ -95,7 +98,7 @@ def asked_names(tests: Iterable[str]) -> tuple[set[str], set[str]]:
     """
     nodes = [node for source in tests for node in ast.walk(parse(source) or ast.Module([], []))]
     used = {node.id for node in nodes if isinstance(node, ast.Name)}
-    used -= set().union(*map(_bound, nodes)) | set(dir(builtins))
+    used -= set().union(set(dir(builtins)), *map(_bound, nodes))
     bases = {node.value.id for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)}
     modules = used & bases & sys.stdlib_module_names
     return used - modules, modules
@@ -154,7 +157,7 @@ def _part(text: str, names: set[str], header: str) -> _Part | None:
 def _needed(parts: Sequence[_Part], names: set[str], header: str) -> list[_Part]:
     """The last part that defines one of the names, or else the last; and those that define what is missing then."""
     chosen = {max(range(len(parts)), key=lambda place: (bool(names & parts[place].binds), place))}
-    there = set(dir(builtins)) - names | bound_names(parse(header) or ast.Module([], [])) - names
+    there = (set(dir(builtins)) | bound_names(parse(header) or ast.Module([], []))) - names
     while True:
         of_chosen = [parts[place] for place in chosen]
         missing = names.union(*(part.uses for part in of_chosen)) - there.union(*(part.binds for part in of_chosen))
@@ -184,5 +187,5 @@ def _body(text: str) -> str:
 
 
 def _does_something(statement: ast.stmt) -> bool:
-    """Not so a word or a number, of which an answer in plain language may consist."""
+    """False for a bare word or number, as which plain prose may parse."""
     return not isinstance(statement, ast.Expr) or isinstance(statement.value, ast.Call | ast.Await)

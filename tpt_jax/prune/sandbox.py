@@ -7,7 +7,7 @@ Around the program stand, each enough for most of what a program could try:
               is no /proc and nothing that can be written: a verdict must not depend on which bubblewrap a host has, and
               older ones cannot bound a scratch folder. All capabilities dropped, no environment, no terminal.
   seccomp     the system calls on seccomp.py's list alone: one process with one thread, for limits are kept by process.
-  rlimits     processor time, memory, output, open files (inside.py).
+  rlimits     processor time, memory, output, open files (harness.py).
   wall time   kept here, by killing; whatever kills us kills bubblewrap, and bubblewrap's end is the program's end.
 
 Without the sandbox the rlimits and the wall time are left, and a program runs with the rights of whoever runs us.
@@ -18,10 +18,10 @@ What remains: a hole in the kernel behind a call on the list; and that the C lib
 import contextlib
 import dataclasses
 import functools
-import json
 import math
 import os
 import platform
+import re
 import select
 import shutil
 import signal
@@ -37,13 +37,14 @@ from types import TracebackType
 from typing import IO, Any, Literal, Self
 
 from tpt_jax.errors import MachineError, UserError
-from tpt_jax.prune import inside
+from tpt_jax.prune import harness
 from tpt_jax.prune.seccomp import MACHINES, make_filter
 
 Kind = Literal["done", "error", "time limit", "memory limit", "output limit", "killed"]
 Part = Literal["script", "program", "tests"]
 
-SECONDS_TO_START = 30.0  # of a machine that is busy with other things
+# Of a machine that is busy with other things. While traces are judged, prune.seconds_per_trace ends a start before.
+SECONDS_TO_START = 30.0
 SECONDS_TO_END = 2.0
 
 # No site-packages, no path of the user's, no bytecode written, and one order of sets for all: verdicts are repeatable.
@@ -51,6 +52,8 @@ PYTHON = ("-s", "-S", "-P", "-B", "-X", "utf8")
 ENVIRONMENT = {"PYTHONHASHSEED": "0"}
 LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64")
 DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
+
+_CHILD = re.compile(rb'"child-pid": (\d+)\s*[,}]')  # in what bubblewrap says of itself, of which there may be half yet
 
 INSTEAD = (
     "or set prune.run_code_without_sandbox (--run_code_without_sandbox): a model's programs then run with your rights"
@@ -107,7 +110,7 @@ def run(program: str, stdin: str = "", limits: Limits = Limits(), *, sandboxed: 
 
 
 class Process:
-    """A Python process that plays one part of inside.py; it and all that it started end with the `with` block."""
+    """A Python process that plays one part of harness.py; it and all that it started end with the `with` block."""
 
     def __init__(
         self,
@@ -131,7 +134,7 @@ class Process:
         self._control, theirs = socket.socketpair()
         passed = [theirs.fileno(), *([channel.fileno()] if channel else [])]
         numbers = (math.ceil(limits.seconds), limits.memory, limits.output, passed[0], passed[-1], not sandboxed)
-        command = [_interpreter(), *PYTHON, "-c", _inside(), part, *(str(int(number)) for number in numbers)]
+        command = [_interpreter(), *PYTHON, "-c", _harness(), part, *(str(int(number)) for number in numbers)]
         # A file: of writing to a pipe that nobody reads any more bubblewrap would die, and leave its child waiting.
         self._info = tempfile.TemporaryFile()  # noqa: SIM115  # until we end
         with theirs, contextlib.ExitStack() as stack:
@@ -163,12 +166,14 @@ class Process:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._control.close()
-        with self._info:
-            if self._process.poll() is None:
-                self._end_inside()
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # all of its processes have ended
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        try:
+            with self._info:
+                if self._process.poll() is None:
+                    self._end_inside()
+        finally:
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # all of its processes have ended
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
 
     def _end_inside(self) -> None:
         """Ends the program that bubblewrap waits for, and bubblewrap by that.
@@ -176,10 +181,10 @@ class Process:
         If bubblewrap were killed first, the dead program would be left to the machine's init, and a container may have
         none that reaps.
         """
-        info = os.pread(self._info.fileno(), 2**12, 0)  # {"child-pid": 123, ...}
-        if info:  # there is a bubblewrap, and it has started
+        child = _CHILD.search(os.pread(self._info.fileno(), 2**12, 0))
+        if child:  # there is a bubblewrap, and it has started
             with contextlib.suppress(ProcessLookupError):
-                os.kill(json.loads(info)["child-pid"], signal.SIGKILL)
+                os.kill(int(child[1]), signal.SIGKILL)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(SECONDS_TO_END)
 
@@ -193,7 +198,7 @@ class Process:
         try:
             if self._control.recv(1) != b"+":
                 raise MachineError("the process for a model's program did not start")
-            message = inside.dump(given, _refuse)
+            message = harness.dump(given, _refuse)
             self._control.sendall(len(message).to_bytes(8, "big") + message)
         except OSError as error:
             raise MachineError("the process for a model's program did not start") from error
@@ -214,7 +219,7 @@ class Process:
 def _kind(status: int | None) -> Kind:
     if status is None or status in (-signal.SIGXCPU, 128 + signal.SIGXCPU):
         return "time limit"
-    if status == inside.OUT_OF_MEMORY:
+    if status == harness.OUT_OF_MEMORY:
         return "memory limit"
     if status < 0 or status > 128:
         return "killed"
@@ -222,12 +227,12 @@ def _kind(status: int | None) -> Kind:
 
 
 def _refuse(value: Any) -> int:
-    raise TypeError(f"a process cannot be given a {type(value).__name__}")
+    raise TypeError(f"a process cannot be given anything of type {type(value).__name__}")
 
 
 @functools.cache
-def _inside() -> str:
-    return Path(inside.__file__).read_text(encoding="utf-8")
+def _harness() -> str:
+    return Path(harness.__file__).read_text(encoding="utf-8")
 
 
 @functools.cache
@@ -329,13 +334,16 @@ def require() -> None:
 def _complaint() -> str:
     """What bubblewrap says when it cannot start."""
     with _filter() as filter_end:
-        result = subprocess.run(
-            [*_bubblewrap(), "--seccomp", str(filter_end.fileno()), "--", _interpreter(), *PYTHON, "-c", ""],
-            env=ENVIRONMENT,
-            pass_fds=[filter_end.fileno()],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=SECONDS_TO_START,
-        )
+        try:
+            result = subprocess.run(
+                [*_bubblewrap(), "--seccomp", str(filter_end.fileno()), "--", _interpreter(), *PYTHON, "-c", ""],
+                env=ENVIRONMENT,
+                pass_fds=[filter_end.fileno()],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=SECONDS_TO_START,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return str(error)
     return (result.stderr.strip() or f"status {result.returncode}").splitlines()[-1]

@@ -3,11 +3,8 @@
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal
 
-from tpt_jax.records import JudgedTrace
-
-Keep = Literal["correct", "strict", "any"]
+from tpt_jax.records import JudgedTrace, Keep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +35,7 @@ def select(
     """
     dropped: dict[str, int] = {}
 
-    def keep(traces: list[JudgedTrace], kept: list[JudgedTrace], reason: str) -> list[JudgedTrace]:
+    def count_dropped(traces: list[JudgedTrace], kept: list[JudgedTrace], reason: str) -> list[JudgedTrace]:
         dropped[reason] = len(traces) - len(kept)
         return kept
 
@@ -49,14 +46,16 @@ def select(
     }[use]
     # In the order of a draw, so that "the first n" is a random choice that the input's order has no part in.
     traces = sorted(judged, key=lambda trace: _draw(trace, seed))
-    traces = keep(traces, [trace for trace in traces if trace.trace.finish_reason == "stop"], "unfinished")
-    traces = keep(traces, [trace for trace in traces if not is_held_out(trace.trace.id)], "held out")
-    traces = keep(traces, [trace for trace in traces if not trace.verdict.unknown], "unknown")
-    traces = keep(traces, [trace for trace in traces if wanted(trace)], "wrong")
-    texts = {(trace.trace.id, trace.trace.completion): trace for trace in reversed(traces)}
-    traces = keep(traces, sorted(texts.values(), key=lambda trace: _draw(trace, seed)), "duplicate")
-    traces = keep(traces, _first_of_each(traces, max_per_question), "over max_per_question")
-    traces = keep(traces, traces[:max_traces], "over max_traces")
+    traces = count_dropped(traces, [trace for trace in traces if trace.trace.finish_reason == "stop"], "unfinished")
+    traces = count_dropped(traces, [trace for trace in traces if not is_held_out(trace.trace.id)], "held out")
+    traces = count_dropped(traces, [trace for trace in traces if not trace.verdict.unknown], "unknown")
+    traces = count_dropped(traces, [trace for trace in traces if wanted(trace)], "wrong")
+    first_of_text: dict[tuple[str, str], JudgedTrace] = {}
+    for trace in traces:
+        first_of_text.setdefault((trace.trace.id, trace.trace.completion), trace)
+    traces = count_dropped(traces, list(first_of_text.values()), "duplicate")
+    traces = count_dropped(traces, _first_of_each(traces, max_per_question), "over max_per_question")
+    traces = count_dropped(traces, traces[:max_traces], "over max_traces")
     ordered = sorted(traces, key=lambda trace: (trace.trace.id, trace.trace.sample))
     return Selection(tuple(dataclasses.replace(trace, kept=True) for trace in ordered), dropped)
 

@@ -13,7 +13,7 @@ def write_report(run_dirs: Sequence[AnyPath], output: AnyPath) -> None:
     """
     # Imported here: the command line imports this package at every start, and so do the checker's processes.
     from tpt_jax.errors import UserError
-    from tpt_jax.records import write_atomically
+    from tpt_jax.files import write_atomically
     from tpt_jax.report.page import render
     from tpt_jax.report.read import read_runs
 

@@ -1,9 +1,8 @@
 """Tasks: questions whose answers can be checked, one file each."""
 
-import difflib
 from collections.abc import Mapping
 
-from tpt_jax.errors import UserError
+from tpt_jax.errors import UserError, suggestion
 from tpt_jax.tasks.code_contests import CodeContestsConfig
 from tpt_jax.tasks.decontamination import without_test_questions
 from tpt_jax.tasks.file import FileConfig
@@ -57,9 +56,7 @@ def task_class(name: str) -> type[TaskConfig]:
       UserError: there is none.
     """
     if name not in TASKS:
-        nearest = difflib.get_close_matches(name, TASKS, n=1)
-        hint = f"did you mean {nearest[0]}?" if nearest else f"choose from {', '.join(TASKS)}"
-        raise UserError(f"task {name!r}: unknown; {hint}")
+        raise UserError(f"task {name!r}: unknown; {suggestion(name, TASKS)}")
     return TASKS[name]
 
 

@@ -70,7 +70,7 @@ class CodeContestsConfig(TaskConfig):
         """Reads both splits.
 
         Raises:
-          UserError: a file is missing, or holds what are no such questions.
+          UserError: a file is missing, or holds something else.
         """
 
         def questions(split: str) -> tuple[Question, ...]:

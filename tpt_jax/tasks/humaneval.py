@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -10,7 +11,8 @@ import pydantic
 from pydantic.dataclasses import dataclass
 
 from tpt_jax.errors import STRICT, UnusableError, UserError
-from tpt_jax.records import Question, parse_line
+from tpt_jax.files import parse_line
+from tpt_jax.records import Question
 from tpt_jax.tasks.mbpp import INSTRUCTION
 from tpt_jax.tasks.task import Generation, Shot, Task, TaskConfig
 
@@ -59,7 +61,7 @@ class HumanEvalConfig(TaskConfig):
         """Reads the questions and splits them.
 
         Raises:
-          UserError: the file is missing, or holds what are no such questions.
+          UserError: the file is missing, or holds something else.
         """
         questions = sorted(_read(self.folder.expanduser()), key=lambda question: _digest(question.id))
         num_train = round(self.train_share * len(questions))
@@ -103,13 +105,13 @@ def _read(folder: Path) -> list[Question]:
     try:
         content = path.read_bytes()
         lines = (gzip.decompress(content) if path.suffix == ".gz" else content).splitlines()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be unpacked ({error}); get it anew from {SOURCE}") from error
     questions = []
-    for number, line in enumerate(filter(bytes.strip, lines), start=1):
+    for index, line in enumerate(filter(bytes.strip, lines)):
         try:
             item = parse_line(line)
-            questions.append(HumanEvalConfig.read_question(str(item.get("task_id", f"HumanEval/{number}")), item))
+            questions.append(HumanEvalConfig.read_question(HumanEvalConfig.default_id(index, item), item))
         except UnusableError as error:
-            raise UserError(f"{path}: question {number}: {error}") from error
+            raise UserError(f"{path}: question {index + 1}: {error}") from error
     return questions

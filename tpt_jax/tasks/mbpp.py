@@ -10,6 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from tpt_jax.errors import STRICT, UnusableError, UserError
 from tpt_jax.lines import read_items, read_records
+from tpt_jax.prune.programs import parse
 from tpt_jax.records import Question
 from tpt_jax.tasks.download import read_builder, refuse_both
 from tpt_jax.tasks.task import Generation, Shot, Task, TaskConfig
@@ -26,8 +27,8 @@ SHOTS = (
     Shot(
         "Write a function to find the sum of the squares of the odd numbers in a list.\nThe program must pass these "
         "tests:\nassert odd_squares([1, 2, 3]) == 10\nassert odd_squares([2, 4]) == 0",
-        "A number is odd if dividing it by 2 leaves a rest. I square those and add them up; an empty sum is 0, as the "
-        "second test wants.\n```python\ndef odd_squares(numbers):\n"
+        "A number is odd if dividing it by 2 leaves a remainder. I square those and add them up; an empty sum is 0, as "
+        "the second test wants.\n```python\ndef odd_squares(numbers):\n"
         "    return sum(n * n for n in numbers if n % 2)\n```",
     ),
     Shot(
@@ -69,7 +70,7 @@ class MbppConfig(TaskConfig):
         """Reads both splits.
 
         Raises:
-          UserError: the file is missing, or holds what are no such questions.
+          UserError: the file is missing, or holds something else.
         """
         refuse_both(self.folder, self.manual_dir)
         if self.folder is None:
@@ -122,11 +123,11 @@ def _function_of(code: str, tests: list[str]) -> str:
     Without a reference program it is what the tests call on the left of their comparisons alone, if that is one name
     and they use no name but Python's own.
     """
-    try:
-        defined = {getattr(node, "name", "") for node in ast.parse(code).body}
-        trees = [ast.parse(test) for test in tests]
-    except SyntaxError as error:
-        raise UnusableError(f'its "code" or "test_list" is not Python ({error.msg})') from error
+    parsed = [tree for tree in map(parse, (code, *tests)) if tree is not None]
+    if len(parsed) < 1 + len(tests):
+        raise UnusableError('its "code" or "test_list" is not Python')
+    program, *trees = parsed
+    defined = {getattr(node, "name", "") for node in program.body}
     used = [node.id for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Name)]
     if code or not set(used) <= set(dir(builtins)):
         return next((name for name in used if name in defined), "")

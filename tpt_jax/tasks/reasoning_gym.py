@@ -5,7 +5,6 @@ Some data sets are refused, each for a reason that REFUSED gives.
 
 import contextlib
 import dataclasses
-import difflib
 import io
 import json
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ import pydantic
 from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass
 
-from tpt_jax.errors import STRICT, UnusableError, UserError
+from tpt_jax.errors import STRICT, UnusableError, UserError, suggestion
 from tpt_jax.records import Question
 from tpt_jax.tasks.decontamination import normalised
 from tpt_jax.tasks.task import Generation, Shot, Task, TaskConfig
@@ -166,23 +165,20 @@ def _entries(dataset: str, options: Mapping[str, Any], seed: int, size: int) -> 
 
 
 def _check_options(dataset: str, options: Mapping[str, Any]) -> None:
-    """Raises UserError where the library has no such data set, or it no such options."""
+    """Raises UserError where the library has no such data set, or the data set has no such option."""
     from reasoning_gym.factory import DATASETS
 
     if dataset in REFUSED:
         raise UserError(f"task.dataset ({dataset!r}): not used: {REFUSED[dataset]}; name another one")
     if dataset not in DATASETS:
-        nearest = difflib.get_close_matches(dataset, DATASETS.keys() - REFUSED.keys(), n=3)
-        names = nearest or sorted(DATASETS.keys() - REFUSED.keys())
-        hint = f"did you mean {' or '.join(names)}?" if nearest else f"choose from {', '.join(names)}"
+        hint = suggestion(dataset, sorted(DATASETS.keys() - REFUSED.keys()), most=3)
         raise UserError(f"task.dataset ({dataset!r}): reasoning_gym has none of that name; {hint}")
     names = _option_names(dataset)
     for option in options:
         if option in ("seed", "size"):
             raise UserError(f"task.options.{option}: not for you to set; set task.num_train and task.num_test")
         if option not in names:
-            nearest = difflib.get_close_matches(option, names, n=1)
-            hint = f"did you mean {nearest[0]}?" if nearest else f"choose from {', '.join(names)}"
+            hint = suggestion(option, names)
             raise UserError(f"task.options.{option}: unknown to reasoning_gym's {dataset}; {hint}")
 
 

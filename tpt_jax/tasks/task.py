@@ -86,7 +86,7 @@ class TaskConfig(abc.ABC):
 
     @staticmethod
     def default_id(index: int, line: Mapping[str, Any]) -> str:
-        """What a question without "id" in such a file is called: its number (from 0), or as its publishers do."""
+        """What a question without "id" is called: its number in its file (from 0), or what its publishers call it."""
         return str(index)
 
     @staticmethod
@@ -138,5 +138,5 @@ def answer_of(line: Mapping[str, Any]) -> str:
     """
     answer = line.get("answer")
     if isinstance(answer, bool) or not isinstance(answer, str | int | float | None):
-        raise UnusableError(f"has an answer that is a {type(answer).__name__}; write a number or a quoted text")
+        raise UnusableError(f"has an answer of type {type(answer).__name__}; write a number or a quoted text")
     return "" if answer is None else str(answer).strip()

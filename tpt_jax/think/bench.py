@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from tpt_jax.arguments import positive
 from tpt_jax.bench import load_model, long_tailed
 from tpt_jax.errors import UserError
-from tpt_jax.terminal import share
+from tpt_jax.terminal import percent
 
 if TYPE_CHECKING:
     from flax import nnx
@@ -124,7 +124,7 @@ def _print_figures(
         "tokens": f"{whole.num_tokens:,} in {whole.seconds:.1f} s",
         "tokens/s": f"{rate:,.0f}",
         "tokens/s/device": f"{rate / num_devices:,.0f}",
-        "slots busy": f"{share(whole.occupancy(shape.num_slots))} of {shape.num_slots} a shard, while traces waited",
+        "slots busy": f"{percent(whole.occupancy(shape.num_slots))} of {shape.num_slots} a shard, while traces waited",
         "a step": f"{1000 * seconds_a_step:.2f} ms",
         "bytes a step": f"{counted / 1e9:.3f} GB a device with a full cache, {counted / ideal:.2f} x the least "
         f"({ideal / 1e9:.3f} GB: weights and cache once)",

@@ -9,8 +9,9 @@ from typing import Any, TextIO
 
 from tpt_jax.arguments import fraction, non_negative, not_empty, positive, seed
 from tpt_jax.errors import UnusableError, UserError
+from tpt_jax.files import digest, write_jsonl
 from tpt_jax.lines import id_of, read_records
-from tpt_jax.records import Trace, digest, write_jsonl
+from tpt_jax.records import Trace
 
 # What decides which traces come out, and so what a file that was begun can be gone on with.
 SETTINGS = (
@@ -158,7 +159,7 @@ def _sampled(args: argparse.Namespace, prompts: dict[str, str], done: set[Any]) 
     from tpt_jax.program import compile_sampler
     from tpt_jax.prompts import load_prompt
     from tpt_jax.sharding import TRAIN_RULES, Layout
-    from tpt_jax.terminal import say, share
+    from tpt_jax.terminal import percent, say
     from tpt_jax.think.engine import Engine, Statistics, plan_sampling
     from tpt_jax.think.sampling import Filters
 
@@ -209,5 +210,5 @@ def _sampled(args: argparse.Namespace, prompts: dict[str, str], done: set[Any]) 
     figures = Statistics.together(hosts.exchange("figures", dataclasses.asdict(engine.statistics)))
     say(
         f"{figures.num_tokens:,} tokens, {figures.num_tokens / figures.seconds:,.0f}/s, "
-        f"slots {share(figures.occupancy(shape.num_slots), 0)} busy, device idle {figures.idle_share:.1%}"
+        f"slots {percent(figures.occupancy(shape.num_slots), 0)} busy, device idle {figures.idle_share:.1%}"
     )

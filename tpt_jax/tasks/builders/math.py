@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import tensorflow_datasets as tfds
 
 from tpt_jax.errors import UnusableError, UserError
+from tpt_jax.files import parse_line
 from tpt_jax.paths import AnyPath, files_below, to_path
-from tpt_jax.records import parse_line
 from tpt_jax.tasks.builders.raw import Examples, RawBuilder, numbered
 
 _URL = "https://people.eecs.berkeley.edu/~hendrycks/MATH.tar"

@@ -16,7 +16,7 @@ class RawBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """A data set in the order and with the fields that it is published with.
 
     Attributes:
-      FILES: their names, in a folder that the user has filled; and where each is downloaded from.
+      FILES: the raw files' names, in a folder that the user has filled, and where each is downloaded from.
       SOURCE: who publishes them, for messages.
       FIELDS: of an example.
     """

@@ -294,6 +294,17 @@ for _name in (*_TWO_SIDED, *(f"r{name}" for name in _TWO_SIDED), *_OTHERS):
     setattr(Anything, f"__{_name}__", lambda self, *_: self)
 
 
+def _rehearsed(verb: str, anything: Anything) -> "Any":
+    """What a rehearsal replies to a request of the tests."""
+    match verb:
+        case "name":
+            return True, anything
+        case "iter":
+            return iter([anything])
+    convert = _CONVERSIONS.get(verb)
+    return convert("0") if convert else anything  # "0" is what every conversion takes
+
+
 def run_tests(given: "dict[str, Any]", pipe: int) -> int:
     """Runs the tests against the program at the other end, and says how the process is to end.
 
@@ -308,9 +319,7 @@ def run_tests(given: "dict[str, Any]", pipe: int) -> int:
     def ask(*request: "Any") -> "Any":
         message = dump(request, handle)
         if given["rehearsal"]:
-            anything = Anything(ask, 0)
-            given_back = {"name": (True, anything), "iter": iter([anything])}
-            return given_back.get(request[0]) or _CONVERSIONS.get(request[0], lambda _: anything)("0")
+            return _rehearsed(request[0], Anything(ask, 0))
         send(pipe, message)
         try:
             done, value = load(receive(pipe), lambda number: Remote(ask, number))
