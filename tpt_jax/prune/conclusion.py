@@ -6,22 +6,39 @@ import re
 LONGEST_TEXT = 100_000  # characters; a final answer stands at the end, so only the end of a longer trace is read
 
 _THOUGHT = "</think>"  # as R1, Qwen 3 and their like end what is not for the reader
-_NEXT_TURN = re.compile(r"\n[ \t]*(?:#{1,6}[ \t]*)?\**(?:Question|Human|User)\**[ \t]*:")  # base models go on with one
+# Base models go on with another's turn, under its name, under a heading, or behind a token that ends theirs.
+_NEXT_TURN = re.compile(
+    r"\n[ \t]*(?:#{1,6}[ \t]*)?\**(?:(?:Question|Problem|Exercise|Instruction|Q)(?:[ \t]*\d{1,3})?|Human|User)\**[ \t]*"
+    r"(?::|\.(?=\s))"
+    r"|\n[ \t]*#{1,6}[ \t]*\**(?:Question|Problem|Exercise|Instruction)(?:[ \t]*\d{1,3})?\**[ \t]*$"
+    r"|<\|(?:im_start|im_end|eot_id|start_header_id|endoftext|end_of_text)\|>|<(?:start|end)_of_turn>",
+    re.MULTILINE,
+)
+_NEXT_QUESTION = re.compile(r"\n[ \t]*\n([^\n]{20,}\?)[ \t]*\n")  # a paragraph that asks
 # Some word of each doubt, in lower case: a text without any of them needs no closer look.
 _WORDS = (
     *("wait", "hold on", "actually", "oops", "hmm", "correct", "scratch", "wrong", "right", "mistake", "error"),
-    *("forgot", "overlooked", "miscount", "miscalc", "second thought", "check", "calculate", "consider"),
+    *("forgot", "overlooked", "miscount", "miscalc", "second thought", "check", "calculate", "consider", "sorry"),
+    *("apolog", "evaluat", "inspection", "misunderst"),
 )
-# Of these are left out, with _CONFIRMED and _AGREED, those that only confirm: "that is right", "Wait, it is correct".
+# Those of these are left out that only confirm: "Actually, that is correct".
 _SECOND_THOUGHT = re.compile(
-    r"(?:^|[.!?,;:\n(–—])\W*(?:but |no,? |oh,? )?(?:wait|hold on|actually|oops|hmm+|correction|scratch that)\b"
+    r"(?:^|[.!?,;:\n(–—])\W*(?:but |no,? |oh,? )?"
+    r"(?:wait|hold on|actually|oops|hmm+|correction|scratch that|sorry|apologies|my (?:mistake|error))\b"
     r"|\b(?:that|this|it)(?:'s| is| was| isn't| wasn't)(?: not)? (?:wrong|incorrect|right|correct|a mistake|an error)\b"
-    r"|\bi (?:made (?:a mistake|an error)|forgot|overlooked|miscounted|miscalculated)\b|\bon second thought",
+    r"|\b(?:that|this|it) (?:can't|cannot|can not) be (?:right|correct)\b"
+    r"|\b(?:that|this|it) (?:doesn't|does not) (?:seem|look) (?:right|correct)\b"
+    r"|(?:\b(?:answer|result|solution|calculation)|\A\W*)\s(?:is|was) (?:wrong|incorrect|not (?:right|correct))\b"
+    r"|\bthere (?:is|was|seems to (?:be|have been)) (?:an?|some) (?:\w+ )?(?:mistake|error|misunderstanding)\b"
+    r"|\bi (?:made (?:a mistake|an error)|forgot|overlooked|miscounted|miscalculated|apologi[sz]e)\b"
+    r"|\b(?:up)?on (?:second thought|(?:closer|further) inspection|re-?evaluation)\b",
     re.IGNORECASE,
 )
-_DOUBTED = re.compile(r"\blet me (?:re-?check|re-?calculate|re-?consider|double[- ]check|correct)\b", re.IGNORECASE)
 _CONFIRMED = re.compile(r"(?:that|this|it)(?:'s| is| was) (?:right|correct)", re.IGNORECASE)
 _AGREED = re.compile(r"[^.\n]{0,20}\b(?:that|this|it)(?:'s| is| was) (?:right|correct)\b", re.IGNORECASE)
+_SECOND_LOOK = re.compile(
+    r"\blet(?: me|'?s| us) (?:re-?check|re-?calculate|re-?consider|re-?evaluate|double[- ]check|correct)\b", re.IGNORECASE
+)
 
 
 def conclusion(completion: str, mark: re.Pattern[str]) -> str:
@@ -31,11 +48,18 @@ def conclusion(completion: str, mark: re.Pattern[str]) -> str:
       mark: what announces a final answer; a question after one is another's turn, one before it may be a restatement.
     """
     text = completion[-LONGEST_TEXT:].rpartition(_THOUGHT)[2]
-    if not _NEXT_TURN.search(text):
+    if not (_NEXT_TURN.search(text) or _NEXT_QUESTION.search(text)):
         return text
     answered = mark.search(text)
-    following = _NEXT_TURN.search(text, answered.end()) if answered else None
-    return text[: following.start()] if following else text
+    if answered is None:
+        return text
+    turn = _NEXT_TURN.search(text, answered.end())
+    text = text[: turn.start()] if turn else text
+    for question in _NEXT_QUESTION.finditer(text, answered.end()):
+        # A model may ask itself, or the user what else there is to do; but it does not answer as if it were asked.
+        if mark.search(text, question.end()) and find_doubt(question[1]) is None:
+            return text[: question.start()]
+    return text
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -64,5 +88,5 @@ def find_doubt(after: str) -> Doubt | None:
         for match in _SECOND_THOUGHT.finditer(after)
         if not _CONFIRMED.fullmatch(match.group()) and not _AGREED.match(after, match.end())
     ]
-    doubts = sorted([*denials[:1], *_DOUBTED.finditer(after)], key=lambda match: match.start())
+    doubts = sorted([*denials[:1], *_SECOND_LOOK.finditer(after)], key=lambda match: match.start())
     return Doubt(after[doubts[0].end() :], bool(denials)) if doubts else None
