@@ -8,7 +8,7 @@ import string
 from collections.abc import Sequence
 
 from tpt_jax.prune.boxes import Box, boxed_answer, find_boxes
-from tpt_jax.prune.conclusion import conclusion, find_doubt
+from tpt_jax.prune.conclusion import conclusion, find_doubt, is_denied, is_undecided
 from tpt_jax.prune.numbers import Number, canonical, find_numbers, in_words, plain
 from tpt_jax.records import Question, Verdict
 
@@ -22,9 +22,9 @@ MARKS = {
     "box": re.compile(r"\\(?:boxed|fbox)\s*\{"),
     "tag": re.compile(r"<answer>"),
     "words": re.compile(
-        r"answer\b[^.\n:=]{0,40}?(?:\bis\b|\b(?:would|will|should|must) be\b|\bequals\b|\bcomes to\b|=|:)"
+        r"(?<!\bto )answer\b[^.\n:=]{0,40}?(?:\bis\b|\b(?:would|will|should|must) be\b|\bequals\b|\bcomes to\b|=|:)"
     ),
-    "line": re.compile(r"\n[ \t]*\**a[ \t]*:"),  # "A: 18"
+    "line": re.compile(r"\n[ \t]*\**a[ \t]*:(?![^\n]*\n\W*b[ \t]*:)"),  # "A: 18", not the first of A, B, C
 }
 # Any of them, for finding where a trace has answered.
 ANSWERED = re.compile(r"####|\\boxed|<answer>|\banswer\b[^\n]{0,60}?\d", re.IGNORECASE)
@@ -33,7 +33,10 @@ STRICT = re.compile(r"#### (-?[0-9.,]+)")
 STRICT_IGNORES = re.compile(r",|\$|\.$")
 
 _LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
-_HEADING = re.compile(r"\**\s*(?:step|part)?\s*\d{1,2}[.:)]\**\s+\**[A-Za-z]", re.IGNORECASE)  # "#### Step 3: Divide"
+_HEADING = re.compile(  # "#### Step 3: Divide", "#### Day 2"
+    r"\**\s*(?:step|part)?\s*\d{1,2}[.:)]\**\s+\**[A-Za-z]|\**\s*(?:step|part|day|case|week|month|year)\s+\d{1,2}\W*$",
+    re.IGNORECASE,
+)
 _BOLD = re.compile(r"\*\*([^*\n]*\d[^*\n]*)\*\*")
 _PARENTHESES = re.compile(r"\([^()]*\)")
 _REASON = re.compile(r"\b(?:since|because|as|given|where|which|so that)\b|\. ")  # what follows is about the answer
@@ -41,8 +44,12 @@ _REASON = re.compile(r"\b(?:since|because|as|given|where|which|so that)\b|\. ") 
 _OPERATOR = re.compile(r"[\s)}]*(?:[-+*×÷^–/<>≤≥:]|\bx\b|\btimes\b|\bplus\b|\bminus\b|\bover\b|\bdivided by\b)[\s({$]*")
 _PHRASE = re.compile(r"(?!.*(?:[,;&]|\b(?:and|or|to)\b))\W*\w+\W+\w+.*", re.DOTALL)  # two words at least, and no list
 _NO_NUMBER = re.compile(r"\\sqrt|\\pi\b|[√π]|\bpi\b|[<>≤≥]\s*\d")
-_GOES_ON = re.compile(r"\s?(?:\^|\*\*(?=[\d({]))|[nxyz]\b")  # after a number: a power, a variable
-_DENIED = re.compile(r"\W*not\b", re.IGNORECASE)
+# After a number: a power, a variable, more of the number.
+_GOES_ON = re.compile(
+    r"\)?\s?(?:\^|\*\*(?=[\d({])|[²³])|[nxyzKMB]\b|\s(?:squared|cubed)\b|\s(?:and\s)?an?\s(?:half|quarter|third)\b"
+)
+_BREAK = re.compile(r"[ \t*:]*\n")
+_WORD = re.compile(r"[A-Za-z]{2}")
 _SPACED = re.compile(r"(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d.,])")
 _RESULT = re.compile(r"=([^=\n]*)")
 
@@ -93,15 +100,33 @@ def extract(completion: str) -> Number | Missing:
     denied = False
     for kind, end in reversed(marks):
         line = _in_box(text, boxes, end) if kind == "box" else _line_after(text, end)
-        denied = denied or _DENIED.match(line) is not None
+        denied = denied or is_denied(line)
         if denied or (kind == "hashes" and _HEADING.match(line)):
             continue
-        found = _announced(line)
+        found = _at_a_mark(kind, line, text[end:])
         if found is not Missing.NONE:
             return _unless_taken_back(found, text[end:])
         if kind == "hashes" and line:  # "#### No solution", or a heading: only what comes after it can be the answer
             return _last_number(text[end:])
     return Missing.NONE if denied or _ends_in_a_mark(text, marks) else _last_number(text)
+
+
+def _at_a_mark(kind: str, line: str, after: str) -> Number | Missing:
+    """The answer that a mark announces: on its line, or at the end of the solution of which it is the heading.
+
+    Args:
+      line: what follows the mark and is not empty.
+      after: all that follows it.
+    """
+    if kind == "tag":
+        inside = after.partition("</answer>")[0].strip()
+        return _last_number(inside) if "\n" in inside else _announced(line)
+    if is_undecided(line):
+        return Missing.NONE
+    is_heading = kind == "line" or (kind == "words" and _BREAK.match(after))
+    if is_heading and _WORD.match(line) and re.search(r"\d", after.partition(line)[2]):
+        return _last_number(after)
+    return _announced(line)
 
 
 def _unless_taken_back(found: Number | Missing, after: str) -> Number | Missing:
@@ -185,6 +210,8 @@ def _last_number(text: str) -> Number | Missing:
         numbers = [number for _, number in find_numbers(line)]
         if not numbers:
             continue
+        if is_undecided(line):
+            return Missing.NONE
         bold = [number for part in _BOLD.findall(line) for _, number in find_numbers(part)]
         if bold:
             return bold[-1]

@@ -34,10 +34,19 @@ _SECOND_THOUGHT = re.compile(
     r"|\b(?:up)?on (?:second thought|(?:closer|further) inspection|re-?evaluation)\b",
     re.IGNORECASE,
 )
+_DENIED = re.compile(r"\W*(?:definitely |certainly )?not\b", re.IGNORECASE)
+# In a sentence that announces nothing: it does not say what the answer is.
+_UNDECIDED = re.compile(
+    r"\b(?:impossible|unsolvable|undefined|insufficient|no (?:\w+ )?solutions?|not (?:possible|divisible|valid)"
+    r"|not enough information|(?:cannot|can't|could not|couldn't) (?:be|say|tell|determine|know|find|solve)"
+    r"|answer (?:isn't|is not|cannot|can't))\b",
+    re.IGNORECASE,
+)
 _CONFIRMED = re.compile(r"(?:that|this|it)(?:'s| is| was) (?:right|correct)", re.IGNORECASE)
 _AGREED = re.compile(r"[^.\n]{0,20}\b(?:that|this|it)(?:'s| is| was) (?:right|correct)\b", re.IGNORECASE)
 _SECOND_LOOK = re.compile(
-    r"\blet(?: me|'?s| us) (?:re-?check|re-?calculate|re-?consider|re-?evaluate|double[- ]check|correct)\b", re.IGNORECASE
+    r"\blet(?: me|'?s| us) (?:re-?check|re-?calculate|re-?consider|re-?evaluate|double[- ]check|correct)\b",
+    re.IGNORECASE,
 )
 
 
@@ -60,6 +69,16 @@ def conclusion(completion: str, mark: re.Pattern[str]) -> str:
         if mark.search(text, question.end()) and find_doubt(question[1]) is None:
             return text[: question.start()]
     return text
+
+
+def is_denied(announced: str) -> bool:
+    """Whether what follows "the answer is" says what it is not."""
+    return _DENIED.match(announced) is not None
+
+
+def is_undecided(sentence: str) -> bool:
+    """Whether the last sentence of a trace that announces no answer says that there is none: "It is impossible"."""
+    return _UNDECIDED.search(sentence) is not None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -17,10 +17,12 @@ SCALES: Mapping[str, Fraction] = {
     "percent": Fraction(1, 100),
     "k": Fraction(10**3),
     "dozen": Fraction(12),
+    "dozens": Fraction(12),
     "hundred": Fraction(10**2),
     "thousand": Fraction(10**3),
     "million": Fraction(10**6),
     "billion": Fraction(10**9),
+    "trillion": Fraction(10**12),
 }
 
 # Possessive, so that what may not follow a number cannot be avoided by reading less of it: 12:43 is not 1 or 12.
@@ -38,7 +40,7 @@ NUMBER = re.compile(
     (?:[eE](?P<exponent>[-+]?\d{{1,2}})(?!\d)
       |\s?(?:×|\*|x)\s?10\s?(?:\^|\*\*)\s?\{{?(?P<power>[-−]?\d{{1,2}})\}}?(?!\d))?
     (?:(?:\s(?:and\s)?(?P<mixed>\d++))?\s?/\s?(?P<under>\d++(?:\.\d++)?+)(?![\d/]))?
-    (?:(?P<scale>k\b)|\s?(?P<percent>%|percent\b)|\s(?P<word>dozen|hundred|thousand|million|billion)\b)?
+    (?:(?P<scale>k\b)|\s?(?P<percent>%|percent\b)|\s(?P<word>dozens?|hundred|thousand|million|billion|trillion)\b)?
     """,
     re.VERBOSE,
 )
