@@ -14,10 +14,11 @@ BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|(?P<bare>[^\s{}$\\]+))")
 # What may stand between two boxes of one answer, once the LaTeX around the words is taken away.
 _AROUND = re.compile(r"\\(?:q?quad|text|[,;: ()\[\]])|[${}]|[A-Za-z](?:_\d)?\s*=\s*$")
 # What belongs to a box though it stands outside: before it a sign, a factor; after it a power, a unit, a text, a scale.
-_SIGN = re.compile(r"(?:^|[$=(:,\s])[-−]$")
+_SIGN = re.compile(r"(?:^|[$=(:,\s])(?:[-−]|\\pm[ ]?)$")
 _FACTOR = re.compile(r"[^\s$=,;:]*(?:\d|\\(?:cdot|times)[ ]?|[×·/+][ ]?|\\text\s*\{\s*(?:or|and|not|negative)\s*\})$")
 _SUFFIX = re.compile(
     r"\^[ ]?(?:\{[^{}]*\}|\w)|_\{?\w+\}?|[A-Za-z](?![A-Za-z])|[ ]?\\(?:pi|sqrt)(?![a-z])(?:\{[^{}]*\})?|°|\\?%"
+    r"|[ ]?\\(?:cdot|times)[ ]?[\w.]+(?:\^\{?-?\w+\}?)?"
     r"|[ ]?\\(?:text|mathrm|mbox)[ ]?\{[^{}]*\}[ ]?[\d.]*|[ ](?:dozen|hundred|thousand|million|billion)\b"
 )
 _FARTHEST = 80  # characters beside a box that are looked at
@@ -76,7 +77,8 @@ def boxed_term(text: str, boxes: Sequence[Box]) -> str:
     before, after = text[max(0, box.start - _FARTHEST) : box.start], text[box.end : box.end + _FARTHEST]
     suffix = _SUFFIX.match(after)
     factor = _FACTOR.search(before)
-    prefix = "-" if _SIGN.search(before) else factor.group() if factor else ""
+    sign = _SIGN.search(before)
+    prefix = sign.group().lstrip("$=(:, \t\n") if sign else factor.group() if factor else ""
     following = suffix.group() if suffix else ""
     return f"{prefix}({answer}){following}" if prefix or following.startswith("^") else answer + following
 

@@ -30,7 +30,7 @@ _SECOND_THOUGHT = re.compile(
     r"|\b(?:that|this|it) (?:doesn't|does not) (?:seem|look) (?:right|correct)\b"
     r"|(?:\b(?:answer|result|solution|calculation)|\A\W*)\s(?:is|was) (?:wrong|incorrect|not (?:right|correct))\b"
     r"|\bthere (?:is|was|seems to (?:be|have been)) (?:an?|some) (?:\w+ )?(?:mistake|error|misunderstanding)\b"
-    r"|\bi (?:made (?:a mistake|an error)|forgot|overlooked|miscounted|miscalculated|apologi[sz]e)\b"
+    r"|\bi (?:made (?:a mistake|an error)|forgot|overlooked|miscounted|miscalculated|apologi[sz]e(?! for the repetition))\b"
     r"|\b(?:up)?on (?:second thought|(?:closer|further) inspection|re-?evaluation)\b",
     re.IGNORECASE,
 )
@@ -45,7 +45,7 @@ _UNDECIDED = re.compile(
 _CONFIRMED = re.compile(r"(?:that|this|it)(?:'s| is| was) (?:right|correct)", re.IGNORECASE)
 _AGREED = re.compile(r"[^.\n]{0,20}\b(?:that|this|it)(?:'s| is| was) (?:right|correct)\b", re.IGNORECASE)
 _SECOND_LOOK = re.compile(
-    r"\blet(?: me|'?s| us) (?:re-?check|re-?calculate|re-?consider|re-?evaluate|double[- ]check|correct)\b",
+    r"\blet(?: me|'?s| us) (?:re-?(?:check|calculate|consider|evaluate)|double[- ]check|correct)\b",
     re.IGNORECASE,
 )
 

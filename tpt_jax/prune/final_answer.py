@@ -4,7 +4,7 @@ import dataclasses
 import re
 
 from tpt_jax.prune.boxes import BOX, boxed_term, find_boxes, has_box
-from tpt_jax.prune.conclusion import conclusion, find_doubt
+from tpt_jax.prune.conclusion import conclusion, find_doubt, is_denied, is_undecided
 
 LONGEST_TEXT = 20_000  # characters; a final answer stands at the end, so only the end of a longer trace is read
 LONGEST_ANSWER = 500
@@ -35,6 +35,10 @@ _NUMBER = re.compile(
 _JOIN = re.compile(r"[ \t]*,?[ \t]*(?:and|or)?[ \t]*")  # ties two formulas
 _SENTENCE_END = re.compile(r"\.(?=\s|$)|</|I hope it is")
 _WORD = re.compile(r"[A-Za-z]{2}")
+_LETTER = re.compile(r"\(?[A-J]\)?")  # of a choice, whose text the box holds
+_EQUALS = re.compile(r"(?<![<>!])=")
+_VARIABLE = re.compile(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])")
+_UNSOLVED = re.compile(r"[-+*/]|\d\s*[A-Za-z]|[A-Za-z]\s*\^|\\(?:frac|sqrt|cdot|times)(?![a-z])")
 _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}\s+[A-Za-z]{2,}(?!\s*\})")
 
 
@@ -61,19 +65,38 @@ def final_answer(completion: str) -> FinalAnswer | None:
     boxes = find_boxes(text)
     if boxes:
         after = text[boxes[-1].end :]
-        marks = list((_MARK if find_doubt(after) else _FINAL).finditer(text, boxes[-1].end))
+        marks = list(_MARK.finditer(text, boxes[-1].end))
         announced = _announced_by(marks[-1], text) if marks else ""
-        if announced and not _WORD.match(announced):
+        boxed = _with_percent(text, boxed_term(text, boxes), boxes[-1].end)
+        if not announced or _WORD.match(announced) or _LETTER.fullmatch(announced):
+            return _stated(boxed, after, boxed=True)
+        if find_doubt(after) or _FINAL.search(after):
             return _stated(announced, text[marks[-1].end() :])
-        return _stated(_with_percent(text, boxed_term(text, boxes), boxes[-1].end), after, boxed=True)
+        return FinalAnswer(boxed, boxed=True, taken_back=True, later=announced)
     if has_box(text):
         return None  # empty, or cut off in the middle: what was to stand there is not known
     for mark in reversed(list(_MARK.finditer(text))[-MOST_MARKS:]):
+        if is_denied(text[mark.end() : mark.end() + LONGEST_LINE]):
+            return None
         announced = _announced_by(mark, text)
         if re.search(r"\w", announced):
             return _stated(announced, text[mark.end() :])
-    found = _in_prose(text)
+    found = _unannounced(text)
     return _stated(found, "\n".join(text.rsplit(found, 1)[1:])) if found else None
+
+
+def _unannounced(text: str) -> str:
+    """The last formula or number of a trace that announces no answer, unless it breaks off or says that there is none.
+
+    An equation that is still to be solved, such as 2x = 10, is no answer either.
+    """
+    last_line = text.rstrip().rpartition("\n")[2]
+    if text.count("```") % 2 or is_undecided(last_line):
+        return ""
+    found = _in_prose(text)
+    left, *right = _EQUALS.split(found, maxsplit=1)
+    is_equation = right and len(set(_VARIABLE.findall(left))) == 1 and _UNSOLVED.search(left)
+    return "" if is_equation else found
 
 
 def _stated(answer: str, rest: str, *, boxed: bool = False) -> FinalAnswer:
@@ -96,7 +119,7 @@ def _announced_by(mark: re.Match[str], text: str) -> str:
     """The answer that a mark of the text announces."""
     rest = text[mark.end() : mark.end() + 2 * LONGEST_ANSWER]
     if mark.group().startswith("<"):
-        inside = rest.partition("</")[0].strip()
+        inside = text[mark.end() :].partition("</")[0].strip()
         return _in_prose(inside) if "\n" in inside or _PROSE.search(inside) else _leading_answer(inside)
     return _leading_answer(rest)
 

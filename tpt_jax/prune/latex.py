@@ -27,7 +27,14 @@ _SIMPLER = tuple(
     for pattern, replacement in (
         (r"[−–]", "-"),
         (r"</?[A-Za-z]+\s*/?>|\\(?:scriptsize|small|large|Large|bf|underline|color\s*\{\w+\})(?![A-Za-z])", ""),
-        (r"\\!\s*|\{,\}(?=\d{3})\s*|\\displaystyle(?![a-z])", ""),
+        (r"(?<=\d),\s*\\!\s*(?=\d{3})|\\!\s*|\{,\}(?=\d{3})\s*|\\displaystyle(?![a-z])", ""),
+        (r"√\s*(?:(\d+|[a-z])|\(([^()]*)\))", r"\\sqrt{\1\2}"),
+        (r"∞", r"\\infty "),
+        (r"²", "^2"),
+        (r"³", "^3"),
+        (r"½", r"\\frac{1}{2}"),
+        (r"¼", r"\\frac{1}{4}"),
+        (r"¾", r"\\frac{3}{4}"),
         (
             r"(?<![\d.,_^])\d{1,3}(?:(?:\\,|\\ |\s)\d{3})+(?![\d,]|\s+\d)",
             lambda match: re.sub(r"\D", "", match.group()),
@@ -55,7 +62,7 @@ _SIMPLER = tuple(
         (r"[\s.,;]+$", ""),
     )
 )
-_NO_UNIT = rf"(?![^{{}}]*\b(?i:is|are|was|not|no|wrong|incorrect|{_SCALE}|trillion)\b)"
+_NO_UNIT = rf"(?![^{{}}]*\b(?i:is|are|was|not|no|wrong|incorrect|times|less|more|least|most|half|{_SCALE}|trillion)\b)"
 _UNIT = re.compile(
     rf"(?<=\S)\s*\\text\s*\{{{_NO_UNIT}[^{{}}\d]*\}}(?:\s*\^\s*\{{?\d\}}?)?$"
     rf"|(?<=\d)\s*(?:{_UNITS})(?:\s*\^\s*\{{?\d\}}?)?$|(?<=[\d}}]){_NO_UNIT}(?:\s+[A-Za-z]{{4,}})+$"
@@ -113,6 +120,9 @@ def are_equal(reference: str, answer: str) -> bool:
             return True
         if "." not in reference:
             return False
+    several, others = _numbers(reference), _numbers(answer)
+    if several is not None and others is not None and "." not in reference:
+        return several == others  # to the library 1, 1, 2 and 1, 2 are the same set
     if ("%" in reference) != ("%" in answer):
         bare, other = reference.replace(r"\%", ""), answer.replace(r"\%", "")
         if are_equal(bare, other):
@@ -127,6 +137,13 @@ def are_equal(reference: str, answer: str) -> bool:
     if words is not None and (reference.startswith(r"\text") or len(words) >= SHORTEST_WORD):
         return words == _words(answer)
     return are_equal_formulas(reference, answer)
+
+
+def _numbers(text: str) -> list[Fraction] | None:
+    """The values of several plain numbers with commas between them, sorted; None for anything else."""
+    values = [_number(part.strip()) for part in text.split(",")]
+    known = [value for value in values if value is not None]
+    return sorted(known) if len(known) == len(values) > 1 else None
 
 
 def spelling(answer: str) -> str:
@@ -155,7 +172,8 @@ def _simple(text: str) -> tuple[str, frozenset[str]]:
         return text.strip(), frozenset()
     words = (word.casefold() for word in _UNIT_WORD.findall(unit.group().replace(".", "")))
     names = (_UNIT_NAMES.get(word) or _UNIT_NAMES.get(word.removesuffix("s")) for word in words)
-    return text[: unit.start()].strip(" .,;"), frozenset(filter(None, names))
+    power = re.findall(r"\^\s*\{?(\d)", unit.group())
+    return text[: unit.start()].strip(" .,;"), frozenset(filter(None, (*names, *power)))
 
 
 def _scaled(match: re.Match[str]) -> str:
