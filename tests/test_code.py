@@ -164,6 +164,27 @@ def test_reasons(program: str, test: str, reason: str) -> None:
     assert (verdict.reason, verdict.correct, verdict.strict) == (reason, not reason, not reason)
 
 
+@pytest.mark.parametrize(
+    "completion",
+    [
+        f"```python\n{RIGHT}\n```\nUse it so:\n```python\nfrom solution import f\nprint(f(2))\n```",
+        f"Solution:```python\n{RIGHT}\n```",
+        f"```python\n{RIGHT}```",
+        f"[BEGIN]\n{RIGHT}\n[DONE]\nThat is it.",
+        f"```python\nquit = exit\n{RIGHT}\nif f(1) != 2: exit()\n```",
+    ],
+)
+def test_programs_that_small_models_write(completion: str) -> None:
+    verdict = check(Question("q", "?", "", {"tests": ["assert f(2) == 3"]}), completion)
+    assert (verdict.correct, verdict.reason) == (True, "")
+
+
+@pytest.mark.parametrize("call", ["exit()", "quit()", "exit(0)", "import sys; sys.exit()"])
+def test_a_script_may_end_itself(call: str) -> None:
+    question = Question("q", "?", "", {"inputs": ["1"], "outputs": ["1"]})
+    assert check(question, f"```python\nprint(input())\n{call}\nprint(2)\n```").correct
+
+
 def test_a_program_that_python_warns_of_is_a_program() -> None:
     assert judge("import re\ndef f(x): return len(re.findall('\\d', x))", "assert f('a12') == 2").correct
 

@@ -30,7 +30,8 @@ _SECOND_THOUGHT = re.compile(
     r"|\b(?:that|this|it) (?:doesn't|does not) (?:seem|look) (?:right|correct)\b"
     r"|(?:\b(?:answer|result|solution|calculation)|\A\W*)\s(?:is|was) (?:wrong|incorrect|not (?:right|correct))\b"
     r"|\bthere (?:is|was|seems to (?:be|have been)) (?:an?|some) (?:\w+ )?(?:mistake|error|misunderstanding)\b"
-    r"|\bi (?:made (?:a mistake|an error)|forgot|overlooked|miscounted|miscalculated|apologi[sz]e(?! for the repetition))\b"
+    r"|\bi (?:made (?:a mistake|an error)|forgot|overlooked|miscounted|miscalculated)\b"
+    r"|\bi apologi[sz]e\b(?! for the repetition)"
     r"|\b(?:up)?on (?:second thought|(?:closer|further) inspection|re-?evaluation)\b",
     re.IGNORECASE,
 )

@@ -396,6 +396,8 @@ def main() -> None:
         import _thread
 
         _thread.start_new_thread(watch, (control,))
+    for name in ("exit", "quit"):  # of Python's site module, which is not there
+        setattr(builtins, name, sys.exit)
     if part == "script":
         run_script(given)
     elif part == "program":

@@ -16,6 +16,10 @@ LONGEST_COMPLETION = 100_000  # characters; nobody's answer to these tasks is lo
 
 _CLOSED = re.compile(r"^[ \t]*(?:`{3,}|~{3,})[ \t]*$", re.MULTILINE)
 _FENCE = re.compile(r"(`{3,}(?=[^`]*$)|~{3,})(.*)")
+# Fences that share a line with something else are none to CommonMark; small models write them.
+_OPENED_LATE = re.compile(r"[^`]+```(?:python|py)\s*")
+_CLOSED_LATE = re.compile(r"(\s*[^\s`#'\"][^`]*)```\s*")
+_BEGUN = re.compile(r"\[BEGIN\](.*?)(?:\[DONE\]|\Z)", re.DOTALL)  # as MBPP's own prompts have it
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -62,7 +66,7 @@ def find_program(completion: str, names: Iterable[str] = (), header: str = "") -
     if len(completion) > LONGEST_COMPLETION:
         return "too long"
     completion = conclusion(completion, _CLOSED)
-    blocks = list(_fenced_blocks(completion))
+    blocks = list(_fenced_blocks(completion)) or [_Block("", text, False) for text in _BEGUN.findall(completion)]
     wanted = set(names)
     texts = [block.text for block in blocks] or [completion]
     parts = [part for part in (_part(text, wanted, header) for text in texts) if part is not None]
@@ -123,7 +127,8 @@ def _bound(node: ast.AST) -> set[str]:
 def _fenced_blocks(text: str) -> Iterator[_Block]:
     """The blocks between ``` or ~~~ lines, as CommonMark has them; the last one may be cut off before its end.
 
-    Only ``` tells a label: what stands between other fences is read, and is not what was asked for.
+    Only ``` tells a label: what stands between other fences, or a fence that shares its line, is read, and is not what
+    was asked for.
     """
     fence, label = "", ""
     lines: list[str] = []
@@ -134,6 +139,11 @@ def _fenced_blocks(text: str) -> Iterator[_Block]:
             label = match[2].strip().lower() if fence == "```" else ""
         elif fence and match and not match[2] and match[1].startswith(fence):
             yield _Block(label, "\n".join(lines) + "\n", closed=True)
+            fence = ""
+        elif not fence and _OPENED_LATE.fullmatch(line):
+            fence, lines, label = "```", [], ""
+        elif fence == "```" and (late := _CLOSED_LATE.fullmatch(line)):
+            yield _Block(label, "\n".join([*lines, late[1]]) + "\n", closed=False)
             fence = ""
         elif fence:
             lines.append(line)
@@ -151,7 +161,18 @@ def _part(text: str, names: set[str], header: str) -> _Part | None:
     if tree is None or not any(map(_does_something, tree.body)):
         return None
     uses = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    return _Part(whole, bool(body.strip()), bound_names(tree), uses)
+    binds = set().union(*(_bound(node) for node in ast.walk(tree) if not _is_import_from_elsewhere(node)))
+    return _Part(whole, bool(body.strip()), binds, uses)
+
+
+def _is_import_from_elsewhere(node: ast.AST) -> bool:
+    """Whether it imports what Python does not have: "from solution import f" in an example of a program's use."""
+    match node:
+        case ast.ImportFrom(module=str(module)):
+            return module.partition(".")[0] not in sys.stdlib_module_names
+        case ast.Import(names=names):
+            return any(alias.name.partition(".")[0] not in sys.stdlib_module_names for alias in names)
+    return False
 
 
 def _needed(parts: Sequence[_Part], names: set[str], header: str) -> list[_Part]:
