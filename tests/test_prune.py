@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import random
 import re
-import threading
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -23,7 +22,7 @@ from tpt_jax.files import read_jsonl
 from tpt_jax.prune import command
 from tpt_jax.prune.answers import check_numeric
 from tpt_jax.prune.checkers import get_checker
-from tpt_jax.prune.pool import BATCH, CheckerPool, _Worker
+from tpt_jax.prune.pool import BATCH, CheckerPool
 from tpt_jax.prune.select import select
 from tpt_jax.records import JudgedTrace, Question, Trace, Verdict
 
@@ -94,28 +93,24 @@ def test_whoever_leaves_early_waits_for_nothing() -> None:
     assert time.monotonic() - started < 10
 
 
+def slow_to_start(question: Question, completion: str) -> Verdict:
+    return Verdict.wrong("")
+
+
+if multiprocessing.current_process().name != "MainProcess" and "slow" in os.environ.get("START_OF_CHECKERS", ""):
+    time.sleep(30)
+
+
 def test_whoever_leaves_while_a_worker_starts_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a worker that takes another's place there is nothing to be seen until it is there."""
-    replaced, left = threading.Event(), threading.Event()
-    start = _Worker.__init__
-
-    def start_late(worker: _Worker, checker: str) -> None:
-        start(worker, checker)
-        if replaced.is_set():
-            left.wait(30)
-        replaced.set()
-
-    monkeypatch.setattr(_Worker, "__init__", start_late)
-    pool = CheckerPool(f"{__name__}:hanging_checker", 1, seconds_per_trace=30.0)
-    with contextlib.suppress(KeyboardInterrupt), pool:
-        future = pool.submit_batch(pairs("die", "hang"))
-        while not multiprocessing.active_children() or pool._managers[0]._worker is not None or not replaced.is_set():
+    monkeypatch.setenv("START_OF_CHECKERS", "slow")
+    with contextlib.suppress(KeyboardInterrupt), CheckerPool(f"{__name__}:slow_to_start", 1, 5.0) as pool:
+        future = pool.submit_batch(pairs("7"))
+        while not multiprocessing.active_children():
             time.sleep(0.01)
-        threading.Timer(0.5, left.set).start()
         started = time.monotonic()
         raise KeyboardInterrupt
-    assert time.monotonic() - started < 20
-    with pytest.raises(RuntimeError, match="the pool was left"):
+    assert time.monotonic() - started < 10
+    with pytest.raises(RuntimeError, match=r"the pool was left|ended with code -9"):
         future.result()
 
 

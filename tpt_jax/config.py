@@ -237,12 +237,21 @@ def load_config(path: Path, overrides: Mapping[str, str] | None = None) -> RunCo
     """
     tree = _read_tree(path, below=())
     for key, text in (overrides or {}).items():
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UserError(f"--{key} {text}: not YAML; quote what is meant as text") from error
-        _set(tree, key.split("."), value)
+        _set(tree, key.split("."), _value(key, text, tree))
     return parse_config(tree)
+
+
+def _value(key: str, text: str, tree: Mapping[str, Any]) -> Any:
+    """What an override means: YAML, but for a key that takes text the text itself: to YAML "#" begins a comment."""
+    *path, last = key.split(".")
+    section = _section(path, _task_name(tree))
+    wanted = {field.name: field.type for field in dataclasses.fields(section)}.get(last) if section else None
+    if wanted in (str, Path) or (wanted in (str | None, Path | None) and text != "null"):
+        return text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"--{key} {text}: not YAML; quote what is meant as text") from error
 
 
 def _read_tree(path: Path, below: tuple[Path, ...]) -> dict[str, Any]:
@@ -285,13 +294,16 @@ def parse_config(tree: Mapping[str, Any]) -> RunConfig:
 
 def _defaults_of_task(tree: Mapping[str, Any]) -> dict[str, Any]:
     """What the task needs, where it is one that we know: the config's own defaults suit none in particular."""
-    section = tree.get("task")
-    name = section.get("name") if isinstance(section, Mapping) else None
-    if not isinstance(name, str) or name not in TASKS:
+    task = TASKS.get(_task_name(tree))
+    if task is None:
         return {}
-    task = TASKS[name]
     lengths = dataclasses.asdict(task.generation)
     return {"think": lengths, "evaluate": lengths, "prune": {"seconds_per_trace": task.seconds_per_trace}}
+
+
+def _task_name(tree: Mapping[str, Any]) -> str:
+    section = tree.get("task")
+    return str(section.get("name")) if isinstance(section, Mapping) else ""
 
 
 def dump_config(config: RunConfig) -> str:
@@ -339,7 +351,9 @@ def _one_line(error: pydantic.ValidationError) -> str:
         tags = first.get("ctx", {})
         return f"{key}.name ({tags.get('tag')!r}): unknown; choose from {tags.get('expected_tags')}"
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        return f"{key}: unknown key; {suggestion(path[-1], _known_keys(path[:-1], first['loc']))}"
+        section = _section(path[:-1], str(first["loc"][1]) if path[0] == "task" else "")
+        known = [field.name for field in dataclasses.fields(section)]
+        return f"{key}: unknown key; {suggestion(path[-1], known)}"
     if first["type"] == "union_tag_not_found":
         return f"{key}.name: missing; the config must set it"
     if first["type"] in ("missing", "missing_argument"):
@@ -347,11 +361,12 @@ def _one_line(error: pydantic.ValidationError) -> str:
     return f"{key} ({first['input']!r}): {first['msg'][0].lower()}{first['msg'][1:]}"
 
 
-def _known_keys(path: Sequence[str], location: Sequence[Any]) -> list[str]:
-    cls: Any = RunConfig
+def _section(path: Sequence[str], task_name: str) -> Any:
+    """The dataclass of the section that keys lead to; None where they lead nowhere."""
+    section: Any = RunConfig
     for key in path:
-        fields = {field.name: field.type for field in dataclasses.fields(cls)}
-        cls = fields[key]
-        if key == "task":
-            cls = TASKS[location[1]]
-    return [field.name for field in dataclasses.fields(cls)]
+        fields = {field.name: field.type for field in dataclasses.fields(section)}
+        section = TASKS.get(task_name) if key == "task" else fields.get(key)
+        if not dataclasses.is_dataclass(section):
+            return None
+    return section

@@ -98,12 +98,14 @@ def _judge(function: Callable[[Question, str], Verdict | bool | None], question:
 def _with_plain_values(verdict: Verdict) -> Verdict:
     """The same verdict without numpy's booleans and the like, which cannot be written as JSON."""
     if not isinstance(verdict.extracted, str | None) or not isinstance(verdict.reason, str):
-        raise TypeError("a verdict's extracted answer and its reason are texts")
+        raise TypeError(
+            "it returned a Verdict whose `extracted` or `reason` is no text; return None or a text, and a text"
+        )
     flags = {name: _truth(getattr(verdict, name)) for name in ("strict", "correct", "unknown")}
     return dataclasses.replace(verdict, **flags)
 
 
 def _truth(value: Any) -> bool:
     if value not in (True, False):  # "wrong", 0.5 or a coroutine would be as good as True
-        raise TypeError(f"a checker gave something of type {type(value).__name__} for true or false")
+        raise TypeError(f"it returned something of type {type(value).__name__}; return True, False, None or a Verdict")
     return bool(value)

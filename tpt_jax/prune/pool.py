@@ -8,8 +8,10 @@ import os
 import queue
 import resource
 import signal
+import sys
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
@@ -18,7 +20,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from tpt_jax.errors import MachineError
-from tpt_jax.prune.checkers import get_checker, require
+from tpt_jax.prune.checkers import Checker, get_checker, require
 from tpt_jax.records import CHECKERS_FAULT, Question, Trace, Verdict
 
 Pair = tuple[Question, str]  # a question and a completion
@@ -31,6 +33,8 @@ JOBS_AHEAD = 16  # for each worker; whoever submits more waits
 SECONDS_BETWEEN_MESSAGES = 0.02  # a message for each quick verdict would cost more than the verdict
 SECONDS_TO_START = 60.0
 SECONDS_TO_EXIT = 2.0
+LONGEST_MESSAGE = 300  # characters of what a checker raised
+LEFT = "the pool was left"
 DIED = f"{CHECKERS_FAULT} died"
 MEMORY_LIMIT = 2**30  # bytes of address space that a check may take on top of what its process has at the start
 BATCH = 1_024  # traces, of which judge has two under way
@@ -69,8 +73,8 @@ class CheckerPool:
         """Ends the workers once what was submitted is judged; at once where the caller failed or was interrupted."""
         if kind is not None:
             with contextlib.suppress(queue.Empty):
-                while True:
-                    self._jobs.get_nowait()
+                while (job := self._jobs.get_nowait()) is not None:
+                    job[1].set_exception(RuntimeError(LEFT))
             for manager in self._managers:
                 manager.stop()
         for _ in self._managers:
@@ -154,19 +158,35 @@ class _Worker:
         self._process = context.Process(target=_serve, args=(checker, theirs, self.current), daemon=True)
         self._process.start()
         theirs.close()  # so that the pipe breaks when the process ends
+        self._checker = checker
+        self._is_ready = False
+
+    def wait_until_ready(self) -> None:
+        """Waits until it can judge.
+
+        Raises:
+          RuntimeError: it ends before.
+          TimeoutError: it takes too long.
+        """
+        if self._is_ready:
+            return
         if not self.pipe.poll(SECONDS_TO_START):
-            self.kill()
-            raise TimeoutError(f"a process of checker {checker!r} did not start within {SECONDS_TO_START:.0f} s")
+            raise TimeoutError(f"a process of checker {self._checker!r} did not start within {SECONDS_TO_START:.0f} s")
         try:
             self.pipe.recv()
         except (EOFError, OSError) as error:
             self._process.join(SECONDS_TO_EXIT)  # the pipe breaks a little before there is an exit code
-            self.kill()
             code = self._process.exitcode
-            raise RuntimeError(f"a process of checker {checker!r} ended with code {code} at its start") from error
+            raise RuntimeError(f"a process of checker {self._checker!r} ended with code {code} at its start") from error
+        self._is_ready = True
 
     def kill(self) -> None:
+        """Ends the process, whoever waits for it: the pipe to it is broken then."""
         self._process.kill()
+
+    def close(self) -> None:
+        """Ends the process and what belongs to it; for the thread that talks to it."""
+        self.kill()
         self._process.join()
         self.pipe.close()
 
@@ -188,10 +208,12 @@ class _Manager(threading.Thread):
         self._stopped = False
 
     def run(self) -> None:
+        # The workers inherit it: Ctrl-C, which a terminal sends to all, is for the main process, which ends them.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         with contextlib.suppress(Exception):  # whoever gives it a job is told
-            self._worker = _Worker(self._checker)
+            self._ready_worker()
         self.ready.set()
-        while (job := self._jobs.get()) is not None and not self._stopped:
+        while (job := self._jobs.get()) is not None:
             pairs, future = job
             try:
                 future.set_result(self._judge(pairs))
@@ -205,9 +227,21 @@ class _Manager(threading.Thread):
         if (worker := self._worker) is not None:
             worker.kill()
 
+    def _ready_worker(self) -> _Worker:
+        """The worker, a new one where there is none."""
+        worker = self._worker = self._worker or _Worker(self._checker)
+        if self._stopped:  # asked for after the worker can be seen: either we see the stop, or it the worker
+            raise RuntimeError(LEFT)
+        try:
+            worker.wait_until_ready()
+        except BaseException:
+            self._end_worker()
+            raise
+        return worker
+
     def _end_worker(self) -> None:
         if self._worker is not None:
-            self._worker.kill()
+            self._worker.close()
         self._worker = None
 
     def _judge(self, pairs: list[Pair]) -> list[Verdict]:
@@ -219,9 +253,7 @@ class _Manager(threading.Thread):
             if start in failed:
                 verdicts.append(failed[start])
                 continue
-            worker = self._worker = self._worker or _Worker(self._checker)
-            if self._stopped:  # asked for after the worker can be seen: either we see the stop, or it the worker
-                raise RuntimeError("the pool was left")
+            worker = self._ready_worker()
             stop = min((place for place in failed if place > start), default=len(pairs))
             try:
                 failure = _judge_on(worker, pairs[start:stop], self._seconds, verdicts)
@@ -277,15 +309,18 @@ def _serve(checker: str, pipe: Connection, current: Any) -> None:
 
     It sends lists of verdicts; None says that it ran out of memory, a MachineError that the machine is at fault.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which ends us
+    os.dup2(2, 1)  # what a checker prints is no result
     check = get_checker(checker)
     _limit_memory()
+    with contextlib.suppress(EOFError, BrokenPipeError):  # nobody is there any more
+        _serve_until_the_end(check, checker, pipe, current)
+
+
+def _serve_until_the_end(check: Checker, name: str, pipe: Connection, current: Any) -> None:
     pipe.send("ready")
+    told = False
     while True:
-        try:
-            pairs: list[Pair] = pipe.recv()
-        except EOFError:
-            return
+        pairs: list[Pair] = pipe.recv()
         judged: list[Verdict] = []
         sent_at = time.monotonic()
         for place, (question, completion) in enumerate(pairs):
@@ -298,13 +333,23 @@ def _serve(checker: str, pipe: Connection, current: Any) -> None:
             except MachineError as error:
                 pipe.send(error)
                 return
-            except Exception as error:  # a checker's own mistake costs one trace, and is named
+            except BaseException as error:  # a checker's own mistake, or its exit, costs one trace, and is named
+                if not told:
+                    told = True
+                    _tell(name, error)
                 verdict = Verdict.wrong(f"{CHECKERS_FAULT} raised {type(error).__name__}")
             judged.append(verdict)
             if time.monotonic() - sent_at > SECONDS_BETWEEN_MESSAGES:
                 pipe.send(judged)
                 judged, sent_at = [], time.monotonic()
         pipe.send(judged)
+
+
+def _tell(checker: str, error: BaseException) -> None:
+    """Where a checker has failed, in one line; escaped, for it may quote what a model wrote."""
+    *_, last = traceback.extract_tb(error.__traceback__)
+    text = ascii(str(error)[:LONGEST_MESSAGE])[1:-1]
+    print(f"checker {checker!r}: {type(error).__name__}: {text} ({last.filename}:{last.lineno})", file=sys.stderr)
 
 
 def _limit_memory() -> None:
