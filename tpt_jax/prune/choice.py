@@ -1,7 +1,7 @@
 r"""Multiple choice: the letter that a trace decides on, as a letter, in a box or as the choice's whole text.
 
 A letter counts only where the trace announces or affirms it as its answer, or names one choice alone. Announcements
-that differ decide on nothing, unless one takes the other back: a wrong trace that is taken for a right one is trained on.
+that differ decide on nothing unless one takes the other back: a wrong trace taken for a right one is trained on.
 """
 
 import re
