@@ -344,6 +344,7 @@ def test_boxes_are_found_whole() -> None:
 # Multiple choice.
 
 CHOICES = ("Paris", "London", "Rome", "A triangle")
+LISTED = "A) Paris: in France.\n**B) London:** in England.\nC) Rome: in Italy.\nD) A triangle: no city."
 
 
 def choose(completion: str) -> Verdict:
@@ -386,6 +387,30 @@ def choose(completion: str) -> Verdict:
         "The answer is C. Let me double-check: A is in France, so C.",
         "<think>The answer is A.</think>The answer is C.",
         "The answer is C.\n\nHuman: Next?\nAssistant: The answer is A.",
+        *(f"Let's analyze each option:\n\n{LISTED}\n\n{end}" for end in ("Therefore, C is the correct answer.", "C")),
+        *(f"{LISTED}\n\n{end}" for end in ("C is correct", "**C) Rome** is the correct answer.", "C) Rome")),
+        f"The correct answer is C.\n\nHere is a breakdown of each option:\n\n{LISTED}",
+        "The answer is C.\n\nWhy not the others?\nA) Paris: this is wrong, it is in France.",
+        "The correct answer is C. Another common choice is A",
+        "The correct answer is C. The next best answer is A",
+        "The correct answer is C. The only other option is D",
+        "In other words the answer is C. This means the answer is C.",
+        "We can eliminate the option: A. We can eliminate the option: B. So it is C.",
+        "The answer is B or C. It is in Italy, so the answer is C.",
+        "The answer is A.\n\\boxed{C}",
+        "#### A\nNo, the answer is C",
+        "The answer is A. That is wrong. C is correct.",
+        "Option A is in France.\nTherefore, C) is the correct answer.",
+        "C is correct.",
+        "I would choose C.",
+        "So it must be C.",
+        "Option A is in France.\nC) Rome is the correct answer.",
+        "**C) Rome**\n\nRome is in Italy.",
+        "The answer is:\n\n**C) Rome**",
+        "The answer is 'C'.",
+        "The answer is [C].",
+        "[C]",
+        "letter C",
     ],
 )
 def test_a_choice_is_read(completion: str) -> None:
@@ -433,6 +458,29 @@ def test_a_choice_is_read(completion: str) -> None:
         ("The answer is C?", "no answer"),
         ("The answer is C, which is Paris", "several answers"),
         ("The answer is C: Paris is the capital", "several answers"),
+        (f"Let's analyze each option:\n\n{LISTED}\n\nI cannot decide.", "no answer"),
+        (f"Let's analyze each option:\n\n{LISTED}", "no answer"),
+        ("To find the right answer:\n\nC) Rome\nD) A triangle", "no answer"),
+        ("A) Paris\nB) London\nC) Rome", "no answer"),
+        ("C) Rome\nRome is in Italy.\nD) A triangle\nA triangle has three sides.", "no answer"),
+        ("C) Rome\n\nWait, that is wrong: Rome is in Italy.", "no answer"),
+        ("The answer is A. Another common choice is C", ""),
+        ("The answer is A. The next best answer is C", ""),
+        ("The first option is C, which is in Italy.", "no answer"),
+        ("We can eliminate the option: C", "no answer"),
+        ("I don't think the answer is C.", "no answer"),
+        ("The answer is A. For Italy, the answer would be C.", "several answers"),
+        ("The answer is A.\nTherefore, C is correct.", "several answers"),
+        ("#### A\n\nFor Italy, the answer would be C.", "several answers"),
+        ("The answer is C++.", "no answer"),
+        ("The answer is C-shaped.", "no answer"),
+        ("The answer: C is wrong.", "no answer"),
+        ("C is not correct.", "no answer"),
+        ("C) Paris is correct.", "no answer"),
+        ("A and C is correct.", "no answer"),
+        ("Many would choose C.", "no answer"),
+        ("I would choose C or D.", "no answer"),
+        ("So C is in Italy.", "no answer"),
     ],
 )
 def test_what_is_no_choice_of_c(completion: str, reason: str) -> None:
