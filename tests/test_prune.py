@@ -392,8 +392,24 @@ def test_an_output_that_cannot_be_is_refused_before_the_traces_are_judged(tmp_pa
         prune(tmp_path, QUESTIONS, "broken", "--output", f"{tmp_path}/file/out.jsonl")
 
 
+def test_no_input_is_written_over(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "questions.json")
+    for output in ("questions.json", "traces.jsonl", "link"):
+        with pytest.raises(UserError, match=r"which is read; give another file"):
+            prune(tmp_path, QUESTIONS, as_lines(TRACES), "--output", f"{tmp_path}/{output}")
+    assert json.loads((tmp_path / "questions.json").read_text()) == QUESTIONS
+
+
+def test_a_link_leads_to_the_output(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "out.jsonl")
+    traces = as_lines([{"id": 4, "trace": "#### 8"}])
+    (line,) = prune(tmp_path, QUESTIONS, traces, "--output", f"{tmp_path}/link", "--num_workers", "1")
+    assert line["correct"]
+    assert (tmp_path / "link").is_symlink()
+
+
 def test_a_folder_is_no_output(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"--output .*: a folder; give a file"):
+    with pytest.raises(UserError, match=r"--output .*: not a plain file; give the name of one"):
         prune(tmp_path, QUESTIONS, as_lines(TRACES), "--output", str(tmp_path))
 
 

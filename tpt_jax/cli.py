@@ -16,6 +16,7 @@ from tpt_jax.arguments import OneLineParser, natural, positive
 from tpt_jax.errors import HostsError, MachineError, Stopped, UserError
 
 Verb = Callable[[argparse.Namespace, dict[str, str]], int]
+GO_ON = ("run", "eval", "sample", "sft")  # where they were interrupted
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"tpt: {error}", file=sys.stderr)
         return 2
     except OSError as error:  # a folder that may not be written, a full disk
-        print(f"tpt: {error}", file=sys.stderr)
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"tpt: {where}{error.strerror or error}", file=sys.stderr)
         return 1
     except (FloatingPointError, HostsError, MachineError) as error:
         print(f"tpt: {error}", file=sys.stderr)
@@ -46,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("tpt: stopped by SIGTERM; the same command goes on from here", file=sys.stderr)
         return os.EX_TEMPFAIL
     except KeyboardInterrupt:
-        print("tpt: interrupted; the same command goes on from here", file=sys.stderr)
+        print(f"tpt: interrupted{'; the same command goes on from here' if args.goes_on else ''}", file=sys.stderr)
         return 130
 
 
@@ -61,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def add(name: str, verb: Verb, text: str) -> argparse.ArgumentParser:
         sub = verbs.add_parser(name, help=text, description=text)
-        sub.set_defaults(verb=verb, takes_overrides=False)
+        sub.set_defaults(verb=verb, takes_overrides=False, goes_on=name in GO_ON)
         return sub
 
     run = add("run", _run, "Think, prune, train and evaluate, round after round; goes on with a run that exists.")
@@ -127,7 +129,7 @@ def _add_benches(verbs: Any) -> None:
         ("check", _bench_check, check_bench, "Verdicts a second."),
     ):
         parser = group.add_parser(name, help=text)
-        parser.set_defaults(verb=verb, takes_overrides=False)
+        parser.set_defaults(verb=verb, takes_overrides=False, goes_on=False)
         module.add_arguments(parser)
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -68,6 +69,22 @@ def digest(path: str | os.PathLike[str]) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def check_output(path: pathlib.Path, inputs: Iterable[pathlib.Path]) -> None:
+    """Makes sure, before the work, that its result can be written; makes the folder.
+
+    Raises:
+      UserError: it cannot, or would take the place of an input or of what is no plain file.
+    """
+    if path.exists() and not path.is_file():
+        raise UserError(f"--output {path}: not a plain file; give the name of one")
+    for given in inputs:
+        if path.exists() and given.exists() and path.samefile(given):
+            raise UserError(f"--output {path}: this is {given}, which is read; give another file")
+    make_folder(path.parent)
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UserError(f"--output {path}: may not be written; give a file that may")
+
+
 def make_folder(path: AnyPath) -> None:
     """Makes a folder where there is none.
 
@@ -91,12 +108,16 @@ def write_atomically(path: str | os.PathLike[str], text: str) -> None:
     if is_remote(path):
         path.write_text(text)
         return
+    path = to_path(os.path.realpath(path))  # of a link, what it leads to is replaced
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_jsonl(path: str | os.PathLike[str], lines: Iterable[Mapping[str, Any]]) -> None:

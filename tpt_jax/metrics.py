@@ -1,6 +1,5 @@
-"""Curves and progress: metrics.jsonl is the record; TensorBoard, Weights & Biases and the terminal show it."""
+"""Curves: metrics.jsonl is the record; TensorBoard, Weights & Biases and the terminal show it."""
 
-import contextlib
 import json
 import tempfile
 import time
@@ -15,9 +14,7 @@ from rich.table import Table
 from tpt_jax.errors import UserError
 from tpt_jax.files import write_atomically, write_jsonl
 from tpt_jax.paths import AnyPath, Path, copy, is_remote, to_path
-from tpt_jax.terminal import STDERR
 
-SECONDS_BETWEEN_LINES = 10.0
 SECONDS_BETWEEN_UPLOADS = 30.0
 
 
@@ -105,54 +102,6 @@ def import_wandb(project: str) -> Any:
     except ImportError as error:
         raise UserError(f"wandb_project ({project}) needs wandb; run: pip install 'tpt_jax[wandb]'") from error
     return wandb
-
-
-@contextlib.contextmanager
-def progress(label: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[[int], None]]:
-    """A progress bar on standard error with rate and time left; plain lines now and then where it is no terminal.
-
-    Yields:
-      A function to call with the number of units that were finished.
-    """
-    if STDERR.is_terminal:
-        columns = (
-            rich.progress.TextColumn("{task.description}"),
-            rich.progress.BarColumn(),
-            rich.progress.MofNCompleteColumn(),
-            rich.progress.TextColumn(unit),
-            rich.progress.TextColumn("{task.fields[rate]}"),
-            rich.progress.TimeRemainingColumn(),
-        )
-        with rich.progress.Progress(*columns, console=STDERR) as bar:
-            task = bar.add_task(label, total=total, completed=done, rate="")
-            start, count = time.monotonic(), 0
-
-            def advance(units: int) -> None:
-                nonlocal count
-                count += units
-                bar.update(task, advance=units, rate=f"{count / (time.monotonic() - start):.1f}/s")
-
-            yield advance
-    else:
-        yield _line_progress(label, total, unit, done)
-
-
-def _line_progress(label: str, total: int, unit: str, done: int) -> Callable[[int], None]:
-    start = last = time.monotonic()
-    count = 0
-
-    def advance(units: int) -> None:
-        nonlocal count, last
-        count += units
-        now = time.monotonic()
-        if now - last < SECONDS_BETWEEN_LINES and done + count < total:
-            return
-        last = now
-        rate = count / max(now - start, 1e-9)
-        left = (total - done - count) / max(rate, 1e-9)
-        STDERR.print(f"{label}: {done + count} of {total} {unit}, {rate:.1f}/s, {left:.0f} s left", highlight=False)
-
-    return advance
 
 
 def round_table(rounds: list[dict[str, Any]]) -> Table:

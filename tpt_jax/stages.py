@@ -16,17 +16,17 @@ from tpt_jax.config import RunConfig, TrainConfig
 from tpt_jax.errors import Stopped, UserError
 from tpt_jax.lines import MAX_BROKEN_SHARE
 from tpt_jax.mesh import make_mesh
-from tpt_jax.metrics import progress
 from tpt_jax.paths import Path
 from tpt_jax.program import CompilationCounter, Relayout, SamplerProgram, TrainerProgram, compile_sampler
 from tpt_jax.prompts import Example, Prompt, load_prompt
 from tpt_jax.prune.checkers import without_sandbox
 from tpt_jax.prune.pool import CheckerPool
+from tpt_jax.prune.summary import failed_on_all
 from tpt_jax.records import JudgedTrace, Question, Trace, Verdict
 from tpt_jax.run_dir import RunDir, Sampling
 from tpt_jax.sharding import DECODE_RULES, TRAIN_RULES, Layout
 from tpt_jax.tasks import Task, load_task
-from tpt_jax.terminal import listed, percent, say
+from tpt_jax.terminal import listed, percent, progress, say
 from tpt_jax.think.engine import Engine, SamplingPlan, Statistics, plan_sampling
 from tpt_jax.think.sampling import Filters
 from tpt_jax.train.checkpoints import TrainingCheckpoints
@@ -231,7 +231,9 @@ def sample_and_judge(
         occupancy, idle = figures.occupancy(plan.shape.num_slots), figures.idle_share
         busy = f"{percent(occupancy)} of slots busy while traces waited"
         say(f"{label}: {figures.num_tokens / figures.seconds:,.0f} tokens/s, {busy}, device idle {idle:.1%}")
-    tokens = hosts.agree(label, lambda: _num_tokens(run_dir, round_index, sampling, len(done) + num_left))
+    tokens = hosts.agree(
+        label, lambda: _num_tokens(run_dir, round_index, sampling, len(done) + num_left, setup.task.checker)
+    )
     return Sampled(tokens, len(too_long), occupancy, idle)
 
 
@@ -239,11 +241,11 @@ def _names(judged: Iterable[JudgedTrace]) -> list[tuple[str, int]]:
     return [(each.trace.id, each.trace.sample) for each in judged]
 
 
-def _num_tokens(run_dir: RunDir, round_index: int, sampling: Sampling, num_traces: int) -> int:
+def _num_tokens(run_dir: RunDir, round_index: int, sampling: Sampling, num_traces: int, checker: str) -> int:
     """Of all traces of the round.
 
     Raises:
-      UserError: there are not all that were written.
+      UserError: there are not all that were written, or the checker failed on all.
     """
     judged = run_dir.traces(round_index, sampling)
     if len(judged) < num_traces:
@@ -251,6 +253,8 @@ def _num_tokens(run_dir: RunDir, round_index: int, sampling: Sampling, num_trace
             f"{run_dir.path}: holds {len(judged)} of {num_traces} traces, for hosts do not share it; give a --run_dir "
             "that all hosts share: gs://BUCKET/..., or a network disk"
         )
+    if failed := failed_on_all(judged):
+        raise UserError(f"checker {checker!r}: {failed}; mend it, and begin anew in another --run_dir")
     return sum(each.trace.num_sampled for each in judged)
 
 

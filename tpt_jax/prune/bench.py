@@ -10,14 +10,19 @@ from tpt_jax.prune.command import add_input_arguments, read_input
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_input_arguments(parser)
-    parser.add_argument("--num_verdicts", type=positive, default=10_000, help="the traces are judged again if need be")
+    parser.add_argument(
+        "--num_verdicts",
+        type=positive,
+        help="the traces are judged again if need be; 10,000 if not given, and for tasks of programs 200",
+    )
 
 
 def main(args: argparse.Namespace) -> int:
     """Judges the traces with one worker, then with all; the workers' start is off the clock."""
     given = read_input(args)
     pairs = [(given.questions[trace.id], trace) for _, trace in given.lines]
-    pairs = (pairs * -(-args.num_verdicts // len(pairs)))[: args.num_verdicts]
+    count = args.num_verdicts or (200 if given.checker.startswith("code") else 10_000)
+    pairs = (pairs * -(-count // len(pairs)))[:count]
     for num_workers in sorted({1, args.num_workers or os.cpu_count() or 1}):
         with given.pool(num_workers) as pool:
             started = time.perf_counter()

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from tpt_jax.arguments import natural, positive, positive_number
 from tpt_jax.errors import UnusableError, UserError
-from tpt_jax.files import make_folder, write_jsonl
+from tpt_jax.files import check_output, write_jsonl
 from tpt_jax.lines import MAX_BROKEN_SHARE, finish_reason_of, id_of, read_records, sample_of
-from tpt_jax.records import CHECKERS_FAULT, JudgedTrace, Keep, Question, Trace
-from tpt_jax.terminal import listed, say
+from tpt_jax.records import JudgedTrace, Keep, Question, Trace
+from tpt_jax.terminal import listed, progress, say
 
 if TYPE_CHECKING:
     from tpt_jax.prune.pool import CheckerPool
@@ -70,15 +70,16 @@ def main(args: argparse.Namespace) -> int:
     from tpt_jax.tasks import task_class
     from tpt_jax.tasks.decontamination import normalised, texts_of
 
-    if args.output.is_dir():
-        raise UserError(f"--output {args.output}: a folder; give a file")
-    make_folder(args.output.parent)
+    check_output(args.output, filter(None, (args.questions, args.traces, args.held_out)))
     given = read_input(args)
     questions, traces = given.questions, [trace for _, trace in given.lines]
     held_out = read_questions(args.held_out, task_class(args.task).read_question) if args.held_out else {}
     tested = texts_of(held_out.values())
-    with given.pool(args.num_workers) as pool:
-        verdicts = list(pool.judge((questions[trace.id], trace) for trace in traces))
+    verdicts = []
+    with given.pool(args.num_workers) as pool, progress("verdicts", len(traces), "traces") as advance:
+        for verdict in pool.judge((questions[trace.id], trace) for trace in traces):
+            verdicts.append(verdict)
+            advance(1)
     judged = list(map(JudgedTrace, traces, verdicts))
     selection = select(
         judged,
@@ -105,9 +106,13 @@ def main(args: argparse.Namespace) -> int:
 
 def what_is_wrong(judged: Sequence[JudgedTrace]) -> str | None:
     """Why the verdicts say nothing: the checker cannot judge, or not these questions; None where they do."""
+    from tpt_jax.prune.summary import failed_on_all
+
+    if failed := failed_on_all(judged):
+        return f"{failed}; mend it, or name another one"
     reasons = {trace.verdict.reason for trace in judged}
-    if all(reason.startswith(CHECKERS_FAULT) for reason in reasons):
-        return f"it failed on every trace ({listed(sorted(reasons))}); mend it, or name another one"
+    if reasons <= {"time limit", "memory limit"}:
+        return f"every trace ended with a limit ({listed(sorted(reasons))}); --seconds_per_trace sets that of time"
     asked = {trace.trace.id for trace in judged}
     unknown = list(dict.fromkeys(trace.trace.id for trace in judged if trace.verdict.unknown))
     if len(unknown) > MAX_BROKEN_SHARE * len(asked):

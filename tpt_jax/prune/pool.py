@@ -15,6 +15,7 @@ import traceback
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, Self
@@ -209,6 +210,7 @@ class _Manager(threading.Thread):
 
     def run(self) -> None:
         # The workers inherit it: Ctrl-C, which a terminal sends to all, is for the main process, which ends them.
+        resource_tracker.ensure_running()  # or the first worker would start it, which unblocks the signal
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         with contextlib.suppress(Exception):  # whoever gives it a job is told
             self._ready_worker()

@@ -8,7 +8,8 @@ from rich.table import Table
 
 from tpt_jax.evaluate import mean_interval, pass_at_k
 from tpt_jax.prune.select import Selection
-from tpt_jax.records import JudgedTrace, Verdict
+from tpt_jax.records import CHECKERS_FAULT, JudgedTrace, Verdict
+from tpt_jax.terminal import listed
 
 STRICT = "right, in the format asked for"
 FORMAT_ONLY = "right, in another format"
@@ -26,6 +27,14 @@ def count_labels(judged: Iterable[JudgedTrace]) -> dict[str, int]:
     """How many verdicts there are of each kind: the right ones first, then the commonest."""
     counts = collections.Counter(label(trace.verdict) for trace in judged)
     return {STRICT: counts.pop(STRICT, 0), FORMAT_ONLY: counts.pop(FORMAT_ONLY, 0), **dict(counts.most_common())}
+
+
+def failed_on_all(judged: Iterable[JudgedTrace]) -> str | None:
+    """Says so where the checker itself failed on every trace, as a broken one does; None where it did not."""
+    reasons = {trace.verdict.reason for trace in judged}
+    if not reasons or not all(reason.startswith(CHECKERS_FAULT) for reason in reasons):
+        return None
+    return f"it failed on every trace ({listed(sorted(reasons))})"
 
 
 def print_summary(console: Console, judged: Sequence[JudgedTrace], selection: Selection) -> None:

@@ -155,11 +155,10 @@ def _sampled(args: argparse.Namespace, prompts: dict[str, str], done: set[Any]) 
     from tpt_jax.checkpoint import ModelFolder
     from tpt_jax.config import MeshConfig
     from tpt_jax.mesh import make_mesh
-    from tpt_jax.metrics import progress
     from tpt_jax.program import compile_sampler
     from tpt_jax.prompts import load_prompt
     from tpt_jax.sharding import TRAIN_RULES, Layout
-    from tpt_jax.terminal import percent, say
+    from tpt_jax.terminal import percent, progress, say
     from tpt_jax.think.engine import Engine, Statistics, plan_sampling
     from tpt_jax.think.sampling import Filters
 
