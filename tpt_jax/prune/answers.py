@@ -22,7 +22,8 @@ MARKS = {
     "box": re.compile(r"\\(?:boxed|fbox)\s*\{"),
     "tag": re.compile(r"<answer>"),
     "words": re.compile(
-        r"(?<!\bto )answer\b[^.\n:=]{0,40}?(?:\bis\b|\b(?:would|will|should|must) be\b|\bequals\b|\bcomes to\b|=|:)"
+        r"answer\b(?<!\bto answer)[^.\n:=]{0,40}?"
+        r"(?:\bis\b|\b(?:would|will|should|must) be\b|\bequals\b|\bcomes to\b|=|:)"
     ),
     "line": re.compile(r"\n[ \t]*\**a[ \t]*:(?![^\n]*\n\W*b[ \t]*:)"),  # "A: 18", not the first of A, B, C
 }

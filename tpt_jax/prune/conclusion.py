@@ -6,20 +6,20 @@ import re
 LONGEST_TEXT = 100_000  # characters; a final answer stands at the end, so only the end of a longer trace is read
 
 _THOUGHT = "</think>"  # as R1, Qwen 3 and their like end what is not for the reader
-# Base models go on with another's turn, under its name, under a heading, or behind a token that ends theirs.
+# Base models go on with another's turn: under its name, under a heading, or behind a token that ends theirs.
 _NEXT_TURN = re.compile(
-    r"\n[ \t]*(?:#{1,6}[ \t]*)?\**(?:(?:Question|Problem|Exercise|Instruction|Q)(?:[ \t]*\d{1,3})?|Human|User)\**[ \t]*"
-    r"(?::|\.(?=\s))"
-    r"|\n[ \t]*#{1,6}[ \t]*\**(?:Question|Problem|Exercise|Instruction)(?:[ \t]*\d{1,3})?\**[ \t]*$"
-    r"|<\|(?:im_start|im_end|eot_id|start_header_id|endoftext|end_of_text)\|>|<(?:start|end)_of_turn>",
+    r"\n[ \t]*(?:(?:#{1,6}[ \t]*)?\**(?:(?:Question|Problem|Exercise|Instruction|Q)(?:[ \t]*\d{1,3})?|Human|User)\**"
+    r"[ \t]*(?::|\.(?=\s))|#{1,6}[ \t]*\**(?:Question|Problem|Exercise|Instruction)(?:[ \t]*\d{1,3})?\**[ \t]*$)",
     re.MULTILINE,
 )
+_END_OF_TURN = re.compile(
+    r"<(?:\|(?:im_start|im_end|eot_id|start_header_id|endoftext|end_of_text)\||(?:start|end)_of_turn)>"
+)
 _NEXT_QUESTION = re.compile(r"\n[ \t]*\n([^\n]{20,}\?)[ \t]*\n")  # a paragraph that asks
-# Some word of each doubt, in lower case: a text without any of them needs no closer look.
-_WORDS = (
-    *("wait", "hold on", "actually", "oops", "hmm", "correct", "scratch", "wrong", "right", "mistake", "error"),
-    *("forgot", "overlooked", "miscount", "miscalc", "second thought", "check", "calculate", "consider", "sorry"),
-    *("apolog", "evaluat", "inspection", "misunderst"),
+# Some part of each doubt, in lower case: a text without any of them needs no closer look.
+_HINT = re.compile(
+    "wait|hold on|actually|oops|hmm|correct|scratch|wrong|right|mistake|error|forgot|overlooked"
+    "|mis(?:count|calc|underst)|second thought|check|calculate|consider|sorry|apolog|evaluat|inspection"
 )
 # Those of these are left out that only confirm: "Actually, that is correct".
 _SECOND_THOUGHT = re.compile(
@@ -58,13 +58,14 @@ def conclusion(completion: str, mark: re.Pattern[str]) -> str:
       mark: what announces a final answer; a question after one is another's turn, one before it may be a restatement.
     """
     text = completion[-LONGEST_TEXT:].rpartition(_THOUGHT)[2]
-    if not (_NEXT_TURN.search(text) or _NEXT_QUESTION.search(text)):
+    if not (_NEXT_TURN.search(text) or _END_OF_TURN.search(text) or ("?" in text and _NEXT_QUESTION.search(text))):
         return text
     answered = mark.search(text)
     if answered is None:
         return text
-    turn = _NEXT_TURN.search(text, answered.end())
-    text = text[: turn.start()] if turn else text
+    for end in (_END_OF_TURN, _NEXT_TURN):
+        turn = end.search(text, answered.end())
+        text = text[: turn.start()] if turn else text
     for question in _NEXT_QUESTION.finditer(text, answered.end()):
         # A model may ask itself, or the user what else there is to do; but it does not answer as if it were asked.
         if mark.search(text, question.end()) and find_doubt(question[1]) is None:
@@ -100,8 +101,7 @@ def find_doubt(after: str) -> Doubt | None:
 
     "18. Let me double check: 9 + 9 = 18" doubts, "18. Wait, that is wrong" denies, "18. That is right" does neither.
     """
-    lower = after.lower()
-    if not any(word in lower for word in _WORDS):
+    if not _HINT.search(after.lower()):
         return None
     denials = [
         match
