@@ -474,6 +474,15 @@ def test_code_contests_reads_our_form(tmp_path: Path) -> None:
     assert check(config.read_question("q", line), "```python\nprint(2 * int(input()))\n```").reason == "failed test"
 
 
+def test_code_contests_reads_its_publishers_fields(tmp_path: Path) -> None:
+    tests = {"public_tests": {"input": ["1"], "output": ["2"]}, "generated_tests": {"input": ["3"], "output": ["6"]}}
+    for split in ("train", "test"):
+        write(tmp_path / f"{split}.jsonl", [{"name": f"1_A {split}", "description": f"Double, {split}.", **tests}])
+    question = load_task(CodeContestsConfig("code_contests", folder=tmp_path)).test[0]
+    assert (question.id, question.question) == ("1_A test", "Double, test.")
+    assert question.data == {"inputs": ["1", "3"], "outputs": ["2", "6"]}
+
+
 @pytest.mark.parametrize(
     ("config", "line", "message"),
     [

@@ -3,12 +3,13 @@
 import json
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tpt_jax.errors import UserError
+from tpt_jax.errors import UnusableError, UserError
 from tpt_jax.prune.boxes import boxed_answer, find_boxes
 from tpt_jax.prune.choice import check_choice
 from tpt_jax.prune.latex import check_math
@@ -559,6 +560,24 @@ def test_math_reads_json_lines(tmp_path: Path) -> None:
     assert task.test == (Question("math/test/0", "2?", r"\frac{1}{2}"),)
     with pytest.raises(UserError, match="no test questions"):
         load_task(MathConfig("math", folder=tmp_path, subjects=("algebra",), levels=(3,)))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"question": "?", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "B"},
+        {"question": "?", "choices": {"text": ["a", "b"], "label": ["1", "2"]}, "answerKey": "2"},
+        {
+            "question": {"stem": "?", "choices": [{"text": "a", "label": "A"}, {"text": "b", "label": "B"}]},
+            "answerKey": "B",
+        },
+    ],
+)
+def test_multiple_choice_reads_arc(line: dict[str, Any]) -> None:
+    question = MultipleChoiceConfig.read_question("q", line)
+    assert (question.question, question.answer) == ("?\nA) a\nB) b", "B")
+    with pytest.raises(UnusableError, match=r'"answerKey" \(\'C\'\) is none of the labels'):
+        MultipleChoiceConfig.read_question("q", {**line, "answerKey": "C"})
 
 
 def test_multiple_choice_reads_letters_numbers_and_texts(tmp_path: Path) -> None:

@@ -365,6 +365,7 @@ PYTHON = {"text": "Add.", "code": "def f(): pass", "test_list": ["assert f() is 
             "HumanEval/0",
             "HumanEval/0",
         ),
+        ("mbpp", "mbpp.jsonl", {**PYTHON, "task_id": 601}, 601, "mbpp/601"),
         ("gsm8k", "train.jsonl", {"question": "?", "answer": "7"}, None, None),
         ("gsm8k", "train.jsonl", {"question": "?", "answer": "7", "id": "True"}, True, None),
     ],

@@ -154,7 +154,8 @@ def read_input(args: argparse.Namespace) -> Input:
     require(checker)  # before the files are read
 
     def names(index: int, line: Mapping[str, Any]) -> Iterable[str]:
-        return task.default_id(index, line), f"{args.task}/{args.questions.stem}/{index}"
+        published = (str(line["task_id"]),) if "task_id" in line else ()
+        return task.default_id(index, line), f"{args.task}/{args.questions.stem}/{index}", *published
 
     questions = read_questions(args.questions, task.read_question, names)
     seconds = args.seconds_per_trace or task.seconds_per_trace
@@ -198,9 +199,9 @@ def read_traces(path: Path, questions: dict[str, Question]) -> list[tuple[dict[s
     samples: dict[str, set[int]] = {question.id: set() for question in questions.values()}
 
     def read(_: int, line: dict[str, Any]) -> tuple[dict[str, Any], Trace]:
-        given, completion = id_of(line, None), line.get("completion", line.get("trace"))
+        given, completion = id_of(line, line.get("task_id")), line.get("completion", line.get("trace"))
         if given not in questions:
-            raise UnusableError(f"no question has the id {given!r}; give the questions that the traces answer")
+            raise UnusableError(f"no question has the id {given!r}; the questions are called {listed([*samples], 3)}")
         if not isinstance(completion, str):
             raise UnusableError('lacks a text under "completion" or "trace"')
         name = questions[given].id

@@ -1,9 +1,10 @@
 """Programming contests: programs that read standard input and write standard output, judged by their output.
 
-The files are in a form of our own, one object a line: {"id", "question", "inputs", "outputs"}, the last two lists of
-texts of one length. CodeContests (arXiv 2203.07814) is published as RecordIO files of protobufs: its `name` is the id
-here, `description` the question, and the `input` and `output` of its public, private and generated tests, in that
-order, the two lists. A problem that has several right outputs is not for this task: CodeContests has no judge for it.
+The files hold one object a line, {"id", "question", "inputs", "outputs"}, the last two lists of texts of one length; or
+CodeContests' own fields (arXiv 2203.07814), {"name", "description", "public_tests": {"input", "output"},
+"private_tests", "generated_tests"}, as its conversions to JSON and Parquet have them. It is published as RecordIO files
+of protobufs, which are not read here. A problem that has several right outputs is not for this task: CodeContests has
+no judge for it.
 """
 
 from collections.abc import Mapping
@@ -75,7 +76,7 @@ class CodeContestsConfig(TaskConfig):
 
         def questions(split: str) -> tuple[Question, ...]:
             def question(index: int, line: Mapping[str, Any]) -> Question:
-                name = id_of(line, f"{self.name}/{split}/{index}")
+                name = id_of(line, line.get("name", f"{self.name}/{split}/{index}"))
                 of_line = self.read_question(name, line)
                 first = {key: texts[: self.max_tests] for key, texts in of_line.data.items()}
                 return Question(of_line.id, of_line.question, "", first)
@@ -84,12 +85,17 @@ class CodeContestsConfig(TaskConfig):
 
         return Task(self.name, INSTRUCTION, self.checker_name, questions("train"), questions("test"), SHOTS)
 
+    @staticmethod
+    def default_id(index: int, line: Mapping[str, Any]) -> str:
+        return str(line.get("name", index))
+
     def num_questions(self) -> tuple[int, int]:
         return NUM_TRAIN, NUM_TEST
 
     @staticmethod
     def read_question(name: str, line: Mapping[str, Any]) -> Question:
-        """{"question", "inputs", "outputs"}."""
+        """{"question", "inputs", "outputs"}, or CodeContests' own fields."""
+        line = _in_our_form(line)
         question, inputs, outputs = (line.get(key) for key in ("question", "inputs", "outputs"))
         if not isinstance(question, str) or not question.strip():
             raise UnusableError('lacks a text under "question"; write {"id", "question", "inputs", "outputs"}')
@@ -101,3 +107,12 @@ class CodeContestsConfig(TaskConfig):
                 f'has {len(lists[0])} "inputs" and {len(lists[1])} "outputs"; write one of each a test, one at least'
             )
         return Question(name, question.strip(), "", {"inputs": lists[0], "outputs": lists[1]})
+
+
+def _in_our_form(line: Mapping[str, Any]) -> Mapping[str, Any]:
+    if "description" not in line:
+        return line
+    kinds = (line.get(f"{kind}_tests") for kind in ("public", "private", "generated"))
+    tests = [of_kind for of_kind in kinds if isinstance(of_kind, Mapping)]
+    texts = {key: [text for of_kind in tests for text in of_kind.get(key) or ()] for key in ("input", "output")}
+    return {"question": line["description"], "inputs": texts["input"], "outputs": texts["output"]}

@@ -1,4 +1,4 @@
-"""Multiple-choice questions of the user's own, from JSON-lines files."""
+"""Multiple-choice questions, from files of the user's own or as MMLU's and ARC's are published."""
 
 import string
 from collections.abc import Mapping, Sequence
@@ -58,7 +58,7 @@ class MultipleChoiceConfig(TaskConfig):
 
     Attributes:
       train, test: JSON lines of {"id", "question", "choices", "answer"}; the answer is the right choice's letter, its
-        number from 0, or its text.
+        number from 0 (as in MMLU), or its text. ARC's two forms are read too.
     """
 
     name: Literal["multiple_choice"]
@@ -88,6 +88,8 @@ class MultipleChoiceConfig(TaskConfig):
 
     @staticmethod
     def read_question(name: str, line: Mapping[str, Any]) -> Question:
+        """{"question", "choices", "answer"}, or as ARC's questions are published."""
+        line = _without_labels(line)
         choices = line.get("choices")
         if not isinstance(line.get("question"), str) or not line["question"].strip():
             raise UnusableError(f'lacks "question"; {FORM}')
@@ -98,6 +100,28 @@ class MultipleChoiceConfig(TaskConfig):
             raise UnusableError('"choices" holds an empty text, or one twice; write each once')
         answer = _letter(line.get("answer"), texts)
         return Question(name, with_choices(line["question"].strip(), texts), answer, {"choices": texts})
+
+
+def _without_labels(line: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A question in our form, of one in either form in which ARC (arXiv 1803.05457) is published.
+
+    They are {"question": {"stem", "choices": [{"text", "label"}, ...]}, "answerKey"}, and {"question", "choices":
+    {"text": [...], "label": [...]}, "answerKey"}; labels are letters, or numbers from 1.
+    """
+    question = line.get("question")
+    if isinstance(question, Mapping):
+        line = {**line, "question": question.get("stem"), "choices": question.get("choices")}
+    choices = line.get("choices")
+    if isinstance(choices, list) and choices and all(isinstance(choice, Mapping) for choice in choices):
+        choices = {key: [choice.get(key) for choice in choices] for key in ("text", "label")}
+    if not isinstance(choices, Mapping):
+        return line
+    texts, labels, right = choices.get("text"), choices.get("label"), line.get("answerKey")
+    if not isinstance(texts, list) or not isinstance(labels, list) or len(texts) != len(labels):
+        raise UnusableError(f'"choices" has not as many texts as labels; {FORM}')
+    if right not in labels:
+        raise UnusableError(f'"answerKey" ({right!r:.80}) is none of the labels of its choices; {FORM}')
+    return {**line, "choices": texts, "answer": str(texts[labels.index(right)]).strip()}
 
 
 def _letter(answer: Any, choices: Sequence[str]) -> str:
