@@ -14,7 +14,7 @@ from flax import nnx
 
 from tpt_jax import hosts
 from tpt_jax.checkpoint import CheckpointWriter, ModelFolder, is_complete, read_facts
-from tpt_jax.errors import Stopped
+from tpt_jax.errors import MachineError, Stopped, UserError
 from tpt_jax.evaluate import evaluate
 from tpt_jax.metrics import MetricsLog
 from tpt_jax.program import TrainerProgram
@@ -62,8 +62,9 @@ class Loop:
         try:
             for index, metrics in enumerate(self._metrics):
                 yield self._round(index) if metrics is None else metrics
-        except Stopped:
-            self._finish_training()  # a checkpoint that is nearly written
+        except (Stopped, UserError, MachineError) as error:
+            if isinstance(error, Stopped) or hosts.count() == 1:  # the others may not have come to the same error
+                self._finish_training()  # a checkpoint that is nearly written
             raise
         self._checkpoints.close()
 
