@@ -4,7 +4,6 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-import rich.progress
 from rich.console import Console
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -35,6 +34,8 @@ def progress(label: str, total: int, unit: str, done: int = 0) -> Iterator[Calla
       A function to call with the number of units that were finished.
     """
     if STDERR.is_terminal:
+        import rich.progress  # which `tpt --help` need not wait for
+
         columns = (
             rich.progress.TextColumn("{task.description}"),
             rich.progress.BarColumn(),
