@@ -33,10 +33,10 @@ class Evaluation:
     pass_at_k: float
     strict_pass_at_1: float
     strict_pass_at_k: float
-    maj_at_k: float | None
     intervals: dict[str, tuple[float, float]]
     mean_tokens: float
     num_truncated: int
+    maj_at_k: float | None = None
     num_unknown: int = 0
 
 
@@ -108,15 +108,12 @@ def evaluate(judged: Iterable[JudgedTrace], *, k: int) -> Evaluation:
     of_questions = [trace for traces in questions for trace in traces]
     if not any(trace.verdict.correct and trace.verdict.extracted is None for trace in of_questions):
         values["maj_at_k"] = [maj_at_k(traces) for traces in questions]
-    means = {name: float(np.mean(of_each)) for name, of_each in values.items()}
-    vote = means.pop("maj_at_k", None)
     traces = [trace.trace for trace in of_questions]
     return Evaluation(
         num_questions=len(questions),
         num_samples=num_samples,
         k=k,
-        **means,
-        maj_at_k=vote,
+        **{name: float(np.mean(of_each)) for name, of_each in values.items()},
         intervals={name: mean_interval(of_each) for name, of_each in values.items()},
         mean_tokens=sum(len(trace.token_ids) for trace in traces) / len(traces),
         num_truncated=sum(trace.finish_reason == "length" for trace in traces),

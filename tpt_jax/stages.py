@@ -231,9 +231,13 @@ def sample_and_judge(
         occupancy, idle = figures.occupancy(plan.shape.num_slots), figures.idle_share
         busy = f"{percent(occupancy)} of slots busy while traces waited"
         say(f"{label}: {figures.num_tokens / figures.seconds:,.0f} tokens/s, {busy}, device idle {idle:.1%}")
-    tokens = hosts.agree(
-        label, lambda: _num_tokens(run_dir, round_index, sampling, len(done) + num_left, setup.task.checker)
-    )
+    num_traces = len(done) + num_left
+
+    def count_tokens() -> int:
+        judged = _all_judged(run_dir, round_index, sampling, num_traces, setup.task.checker)
+        return sum(each.trace.num_sampled for each in judged)
+
+    tokens = hosts.agree(label, count_tokens)
     return Sampled(tokens, len(too_long), occupancy, idle)
 
 
@@ -241,8 +245,10 @@ def _names(judged: Iterable[JudgedTrace]) -> list[tuple[str, int]]:
     return [(each.trace.id, each.trace.sample) for each in judged]
 
 
-def _num_tokens(run_dir: RunDir, round_index: int, sampling: Sampling, num_traces: int, checker: str) -> int:
-    """Of all traces of the round.
+def _all_judged(
+    run_dir: RunDir, round_index: int, sampling: Sampling, num_traces: int, checker: str
+) -> list[JudgedTrace]:
+    """All traces of the round.
 
     Raises:
       UserError: there are not all that were written, or the checker failed on all.
@@ -255,7 +261,7 @@ def _num_tokens(run_dir: RunDir, round_index: int, sampling: Sampling, num_trace
         )
     if failed := failed_on_all(judged):
         raise UserError(f"checker {checker!r}: {failed}; mend it, and begin anew in another --run_dir")
-    return sum(each.trace.num_sampled for each in judged)
+    return judged
 
 
 def laid_out_for_sampling(relayout: Relayout, parameters: nnx.State, label: str) -> nnx.State:

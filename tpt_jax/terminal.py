@@ -71,6 +71,6 @@ def _line_progress(label: str, total: int, unit: str, done: int) -> Callable[[in
         last = now
         rate = count / max(now - start, 1e-9)
         left = (total - done - count) / max(rate, 1e-9)
-        STDERR.print(f"{label}: {done + count} of {total} {unit}, {rate:.1f}/s, {left:.0f} s left", highlight=False)
+        say(f"{label}: {done + count} of {total} {unit}, {rate:.1f}/s, {left:.0f} s left")
 
     return advance

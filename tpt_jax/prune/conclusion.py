@@ -36,7 +36,6 @@ _SECOND_THOUGHT = re.compile(
     re.IGNORECASE,
 )
 _DENIED = re.compile(r"\W*(?:definitely |certainly )?not\b", re.IGNORECASE)
-# In a sentence that announces nothing: it does not say what the answer is.
 _UNDECIDED = re.compile(
     r"\b(?:impossible|unsolvable|undefined|insufficient|no (?:\w+ )?solutions?|not (?:possible|divisible|valid)"
     r"|not enough information|(?:cannot|can't|could not|couldn't) (?:be|say|tell|determine|know|find|solve)"
@@ -79,7 +78,7 @@ def is_denied(announced: str) -> bool:
 
 
 def is_undecided(sentence: str) -> bool:
-    """Whether the last sentence of a trace that announces no answer says that there is none: "It is impossible"."""
+    """Whether a sentence in which an answer could stand says that there is none: "It is impossible with 5 apples"."""
     return _UNDECIDED.search(sentence) is not None
 
 

@@ -14,7 +14,7 @@ from fractions import Fraction
 from tpt_jax.prune.answers import parse_number
 from tpt_jax.prune.final_answer import LONGEST_ANSWER, final_answer, without_delimiters
 from tpt_jax.prune.numbers import SCALES, canonical
-from tpt_jax.prune.symbolic import DEEPEST, are_equal_formulas, depth, formula_spelling
+from tpt_jax.prune.symbolic import are_equal_formulas, formula_spelling, is_too_deep
 from tpt_jax.records import Question, Verdict
 
 SHORTEST_WORD = 4  # letters with no \text around them; fewer may be variables that are multiplied
@@ -95,7 +95,7 @@ def check_math(question: Question, completion: str) -> Verdict:
     found = final_answer(completion)
     if found is None:
         return Verdict.wrong("no answer")
-    if len(found.text) > LONGEST_ANSWER or depth(found.text) > DEEPEST:
+    if len(found.text) > LONGEST_ANSWER or is_too_deep(found.text):
         return Verdict.wrong("absurd answer")
     answer, its_unit = _simple(found.text)
     if not answer:

@@ -73,7 +73,7 @@ _WORDS: Mapping[str, int] = {
     **{word: value for value, word in enumerate(_UNITS)},
     **{word: 10 * value for value, word in enumerate(_TENS, start=2)},
 }
-_LARGE = {"hundred": 100, "thousand": 1_000, "million": 1_000_000, "billion": 1_000_000_000}
+_LARGE = {word: int(SCALES[word]) for word in ("hundred", "thousand", "million", "billion")}
 # After number words: they are part of more than a whole number.
 _MORE = frozenset(
     (

@@ -61,8 +61,8 @@ def formula_spelling(text: str) -> str | None:
     return None if parsed is None or _is_absurd(parsed) else str(parsed)
 
 
-def depth(text: str) -> int:
-    """How deep a text's brackets are nested."""
+def is_too_deep(text: str) -> bool:
+    """Whether a text's brackets are nested too deeply for the parser."""
     deepest = depth = 0
     for character in text:
         if character in "([{":
@@ -70,7 +70,7 @@ def depth(text: str) -> int:
             deepest = max(deepest, depth)
         elif character in ")]}":
             depth -= 1
-    return deepest
+    return deepest > DEEPEST
 
 
 def _is_set(text: str) -> bool:
@@ -84,7 +84,7 @@ def _is_pair(text: str) -> bool:
 @functools.lru_cache(maxsize=256)
 def _parse(text: str) -> Any:
     """A sympy object that is not evaluated yet; None where the text is no formula."""
-    if depth(text) > DEEPEST or _INDEXED_DIGITS.search(text):
+    if is_too_deep(text) or _INDEXED_DIGITS.search(text):
         return None
     normalised = normalize_latex(text, NORMALISED)
     try:
