@@ -12,7 +12,9 @@ Around the program stand, each enough for most of what a program could try:
 
 Without the sandbox the rlimits and the wall time are left, and a program runs with the rights of whoever runs us.
 
-What remains: a hole in the kernel behind a call on the list; and that the C libraries' folders can be read.
+What remains: a hole in the kernel behind a call on the list; that the C libraries' folders can be read; and, where we
+are killed in the milliseconds in which bubblewrap makes its namespaces, a bubblewrap that waits for ever, with no
+program in it.
 """
 
 import contextlib
