@@ -106,15 +106,15 @@ def read(folder: Path, port: int, num_hosts: int, host: int) -> None:
     """Loads the checkpoint into training's layout, and tells what that took of this host's memory."""
     import jax
 
-    from tpt_jax import hosts
     from tpt_jax.config import MeshConfig
-    from tpt_jax.mesh import make_mesh
-    from tpt_jax.models.huggingface import load_config, load_parameters
-    from tpt_jax.sharding import TRAIN_RULES, Layout
+    from tpt_jax.models.huggingface import load_parameters, read_model_config
+    from tpt_jax.runtime import hosts
+    from tpt_jax.runtime.mesh import make_mesh
+    from tpt_jax.runtime.sharding import TRAIN_RULES, Layout
 
     if num_hosts > 1:
         hosts.join(hosts.Coordinator(f"localhost:{port}", num_hosts, host))
-    config = load_config(folder)
+    config = read_model_config(folder)
     layout = Layout(make_mesh(MeshConfig(tensor=2)), TRAIN_RULES)
     before, started = anonymous_memory(), time.monotonic()
     peak, done = 0, threading.Event()
@@ -139,7 +139,7 @@ def read(folder: Path, port: int, num_hosts: int, host: int) -> None:
         f"the largest parameter of all hosts is {largest / 1e9:.2f} GB; {time.monotonic() - started:.0f} s",
         flush=True,
     )
-    hosts.meet("all have read")
+    hosts.barrier("all have read")
 
 
 def anonymous_memory() -> int:

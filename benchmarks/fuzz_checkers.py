@@ -15,7 +15,7 @@ import time
 from hypothesis import Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from tpt_jax.prune.pool import CheckerPool
+from tpt_jax.checks.pool import CheckerPool
 from tpt_jax.prune.summary import label
 from tpt_jax.records import CHECKERS_FAULT, Question, Trace, Verdict
 from tpt_jax.tasks.reasoning_gym import ReasoningGymConfig

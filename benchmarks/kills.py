@@ -22,10 +22,10 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax
 import numpy as np
 
-from tpt_jax.checkpoint import ModelFolder
+from tpt_jax.checkpoints.model import ModelFolder
 from tpt_jax.config import MeshConfig
-from tpt_jax.mesh import make_mesh
-from tpt_jax.sharding import TRAIN_RULES, Layout
+from tpt_jax.runtime.mesh import make_mesh
+from tpt_jax.runtime.sharding import TRAIN_RULES, Layout
 
 CONFIG = """
 extends: {configs}/quickstart.yaml
@@ -64,7 +64,7 @@ def main() -> int:
 
 def run(config: Path, run_dir: Path, seconds: float | None) -> bool:
     """Whether the run was killed so many seconds after its start, rather than done before."""
-    command = [sys.executable, "-m", "tpt_jax.cli", "run", "--config", str(config), "--run_dir", str(run_dir)]
+    command = [sys.executable, "-m", "tpt_jax", "run", "--config", str(config), "--run_dir", str(run_dir)]
     said = run_dir.with_suffix(".log")
     with said.open("w") as log:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log)

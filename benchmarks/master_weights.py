@@ -17,13 +17,13 @@ import numpy as np
 import optax
 from flax import nnx
 
-from tpt_jax.checkpoint import ModelFolder
+from tpt_jax.checkpoints.model import ModelFolder
 from tpt_jax.config import LossConfig, MeshConfig
-from tpt_jax.mesh import make_mesh
 from tpt_jax.models.transformer import Transformer, abstract_parameters
 from tpt_jax.prompts import load_prompt
 from tpt_jax.quickstart.corpus import worked_solutions
-from tpt_jax.sharding import TRAIN_RULES, Layout
+from tpt_jax.runtime.mesh import make_mesh
+from tpt_jax.runtime.sharding import TRAIN_RULES, Layout
 from tpt_jax.tasks.gsm_symbolic import GsmSymbolicConfig
 from tpt_jax.train.data import Batch, BatchShape, packed_batches
 from tpt_jax.train.linear_cross_entropy import linear_cross_entropy

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tpt_jax.prune.latex import check_math
+from tpt_jax.checks.answers.latex import check_math
 from tpt_jax.records import Question
 
 PLAIN = {"gold", "pred", "expected", "result"}

@@ -42,7 +42,7 @@ def finished_run(output: Path, name: str, seed: int) -> list[dict[str, Any]]:
     """The metrics of all rounds of a run, which is run first unless it is there."""
     folder = output / f"{name}-{seed}"
     command = ["--config", str(CONFIGS / f"{name}.yaml"), "--seed", str(seed), "--run_dir", str(folder)]
-    subprocess.run([sys.executable, "-m", "tpt_jax.cli", "run", *command], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-m", "tpt_jax", "run", *command], check=True, stdout=subprocess.DEVNULL)
     paths = sorted(folder.glob("rounds/*/metrics.json"))
     return [json.loads(path.read_text()) for path in paths]
 

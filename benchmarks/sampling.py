@@ -37,7 +37,7 @@ def main() -> None:
 
 def write_workload(folder: Path) -> None:
     """Prompts and caps."""
-    from tpt_jax.bench import long_tailed
+    from tpt_jax.bench.workloads import long_tailed
 
     rng = np.random.default_rng(0)
     lengths = rng.integers(20, 61, NUM_PROMPTS)
@@ -68,12 +68,12 @@ def batches(workload: Workload) -> list[tuple[list[list[int]], list[int]]]:
 
 
 def prepare_ours(folder: Path, workload: Workload) -> Callable[[], None]:
-    from tpt_jax.checkpoint import ModelFolder
+    from tpt_jax.checkpoints.model import ModelFolder
     from tpt_jax.config import MeshConfig
-    from tpt_jax.mesh import make_mesh
-    from tpt_jax.program import compile_sampler
-    from tpt_jax.sharding import TRAIN_RULES, Layout
+    from tpt_jax.runtime.mesh import make_mesh
+    from tpt_jax.runtime.sharding import TRAIN_RULES, Layout
     from tpt_jax.think.engine import Engine, Request
+    from tpt_jax.think.sampler import compile_sampler
     from tpt_jax.think.state import SlotShape
 
     prompts, caps = workload
@@ -95,7 +95,7 @@ def prepare_ours(folder: Path, workload: Workload) -> Callable[[], None]:
     program = compile_sampler(
         model.config, layout.mesh, compute_dtype="float32", shapes={"bench": shape}, stop_ids=stop
     )
-    parameters = program.relayout(model.load(layout))
+    parameters = program.reshard(model.load(layout))
     engine: Any = Engine(program.slots["bench"], Numbers(), (), 1)  # pyright: ignore[reportArgumentType]
 
     def run() -> None:

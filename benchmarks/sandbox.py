@@ -11,8 +11,8 @@ import argparse
 import os
 import time
 
-from tpt_jax.prune import sandbox
-from tpt_jax.prune.pool import CheckerPool
+from tpt_jax.checks.code import sandbox
+from tpt_jax.checks.pool import CheckerPool
 from tpt_jax.records import Question, Trace
 
 TESTS = {"tests": [f"assert largest({items}) == {max(items)}" for items in ([3, 1, 2], [5], [-1, -7])]}

@@ -66,10 +66,10 @@ def compare(
 def write_model(folder: Path) -> None:
     """The model in Hugging Face format."""
     from tpt_jax.config import MeshConfig
-    from tpt_jax.mesh import make_mesh
-    from tpt_jax.models.config import from_huggingface
+    from tpt_jax.models.architecture import from_huggingface
     from tpt_jax.models.huggingface import initialize_parameters, save_parameters
-    from tpt_jax.sharding import TRAIN_RULES, Layout
+    from tpt_jax.runtime.mesh import make_mesh
+    from tpt_jax.runtime.sharding import TRAIN_RULES, Layout
 
     config = from_huggingface(MODEL)
     layout = Layout(make_mesh(MeshConfig()), TRAIN_RULES)

@@ -43,7 +43,7 @@ def main() -> None:
 
 def write_workload(folder: Path) -> None:
     """The traces, and which of them each step trains on."""
-    from tpt_jax.bench import long_tailed
+    from tpt_jax.bench.workloads import long_tailed
     from tpt_jax.train.data import BatchShape, packed_batches
 
     rng = np.random.default_rng(0)
@@ -93,10 +93,10 @@ class Clock:
 
 
 def train_ours(folder: Path) -> dict[str, Any]:
-    from tpt_jax.checkpoint import ModelFolder
+    from tpt_jax.checkpoints.model import ModelFolder
     from tpt_jax.config import MeshConfig, OptimizerConfig, TrainConfig
-    from tpt_jax.mesh import make_mesh
-    from tpt_jax.program import compile_trainer
+    from tpt_jax.runtime.mesh import make_mesh
+    from tpt_jax.train.compile import compile_trainer
     from tpt_jax.train.fit import Fit
 
     traces, _ = read_workload(folder)

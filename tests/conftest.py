@@ -22,11 +22,11 @@ import pytest
 from flax import nnx
 
 from tpt_jax.config import MeshConfig
-from tpt_jax.mesh import make_mesh
-from tpt_jax.models.config import LinearScaling, Llama3Scaling, ModelConfig
-from tpt_jax.models.huggingface import load_config, load_parameters
+from tpt_jax.models.architecture import LinearScaling, Llama3Scaling, ModelConfig
+from tpt_jax.models.huggingface import load_parameters, read_model_config
 from tpt_jax.models.transformer import abstract_parameters
-from tpt_jax.sharding import TRAIN_RULES, Layout
+from tpt_jax.runtime.mesh import make_mesh
+from tpt_jax.runtime.sharding import TRAIN_RULES, Layout
 
 Forward = Callable[[nnx.State, np.ndarray, np.ndarray, np.ndarray], jax.Array]
 
@@ -199,6 +199,6 @@ def twins(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     model = make_torch_model(request.param)
     folder = tmp_path_factory.mktemp(request.param)
     model.save_pretrained(folder)
-    config = load_config(folder)
+    config = read_model_config(folder)
     parameters = load_parameters(folder, config, layout)
     return Twins(model, folder, config, layout, parameters, jit_forward(config, layout))

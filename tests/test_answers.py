@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tpt_jax.files import read_jsonl
-from tpt_jax.prune.answers import Missing, check_numeric, extract, parse_number
-from tpt_jax.prune.conclusion import find_doubt
-from tpt_jax.prune.numbers import canonical
+from tpt_jax.checks.answers.conclusion import find_doubt
+from tpt_jax.checks.answers.numbers import canonical
+from tpt_jax.checks.answers.numeric import Missing, check_numeric, extract, parse_number
+from tpt_jax.io.files import read_jsonl
 from tpt_jax.records import Question, Verdict
 
 SHARED = Path(__file__).parents[2] / "shared"

@@ -9,13 +9,14 @@ import pytest
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from tpt_jax import report, seal
+from tpt_jax import report
+from tpt_jax.checkpoints import checksums as seal
+from tpt_jax.checkpoints.checksums import BrokenCheckpointError
 from tpt_jax.config import RunConfig, load_config
-from tpt_jax.metrics import MetricsLog
-from tpt_jax.paths import files_below, is_remote, to_path
+from tpt_jax.io.paths import files_below, is_remote, to_path
+from tpt_jax.loop.metrics import MetricsLog
+from tpt_jax.loop.run_folder import RunFolder
 from tpt_jax.records import JudgedTrace, Question, Trace, Verdict
-from tpt_jax.run_dir import RunDir
-from tpt_jax.seal import BrokenCheckpointError
 
 CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
 
@@ -68,14 +69,14 @@ def judged(name: str, sample: int) -> JudgedTrace:
 
 
 def test_a_run_is_kept_there_and_gone_on_with(run: tuple[str, Path], config: RunConfig) -> None:
-    run_dir = RunDir.open(run[0], config)
+    run_dir = RunFolder.open(run[0], config)
     assert is_remote(run_dir.path)
     run_dir.begin(config)
     run_dir.write_questions(0, [Question("q", "2 + 2?", "4")])
     writer = run_dir.trace_writer(0, "evaluate", 0)
     writer.write([judged("q", 1)])
     writer.write([judged("q", 0)])
-    again = RunDir.open(run[0], config)
+    again = RunFolder.open(run[0], config)
     again.trace_writer(0, "evaluate", 0).write([judged("q", 3)])
     again.trace_writer(0, "evaluate", 1).write([judged("q", 2)])
     assert [trace.trace.sample for trace in again.traces(0, "evaluate")] == [0, 1, 2, 3]
@@ -97,7 +98,7 @@ def test_curves_are_copied_there_and_taken_up_again(run: tuple[str, Path]) -> No
 
 
 def test_a_report_is_written_there(run: tuple[str, Path], config: RunConfig) -> None:
-    run_dir = RunDir.open(run[0], config)
+    run_dir = RunFolder.open(run[0], config)
     run_dir.begin(config)
     report.write_report([run_dir.path], run_dir.report)
     assert "<html" in (run[1] / "report.html").read_text()
@@ -107,9 +108,9 @@ def test_a_seal_is_checked_there(run: tuple[str, Path]) -> None:
     folder = to_path(run[0]) / "checkpoints" / "001"
     (folder / "parameters").mkdir(parents=True)
     (folder / "parameters" / "weights").write_bytes(b"12345")
-    seal.seal(folder)
+    seal.write_checksums(folder)
     assert len(files_below(folder)) == 2
-    seal.check_seal(folder)
+    seal.verify_checksums(folder)
     (run[1] / "checkpoints/001/parameters/weights").write_bytes(b"1234")
     with pytest.raises(BrokenCheckpointError, match="parameters/weights has 4 bytes of 5"):
-        seal.check_seal(folder)
+        seal.verify_checksums(folder)

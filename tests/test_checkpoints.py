@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tpt_jax.checkpoint import CheckpointWriter, ModelFolder, is_complete, read_facts, remove_unfinished
+from tpt_jax.checkpoints.checksums import CHECKSUMS, BrokenCheckpointError
+from tpt_jax.checkpoints.model import CheckpointWriter, ModelFolder, is_complete, read_facts, remove_unfinished
 from tpt_jax.config import MeshConfig
-from tpt_jax.mesh import make_mesh
-from tpt_jax.paths import to_path
-from tpt_jax.seal import SEAL, BrokenCheckpointError
-from tpt_jax.sharding import TRAIN_RULES, Layout
+from tpt_jax.io.paths import to_path
+from tpt_jax.runtime.mesh import make_mesh
+from tpt_jax.runtime.sharding import TRAIN_RULES, Layout
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def cut_short(path: Path) -> None:
 def test_every_file_that_is_harmed_is_named(
     checkpoint: Path, layout: Layout, harm: Callable[[Path], None], words: str
 ) -> None:
-    names = json.loads((checkpoint / SEAL).read_text())
+    names = json.loads((checkpoint / CHECKSUMS).read_text())
     assert {"config.json", "tokenizer.json", "training.json"} < names.keys()
     assert sum(size for size, _ in names.values()) > 1_000_000  # the weights too
     for name in names:
@@ -86,7 +86,7 @@ def test_every_file_that_is_harmed_is_named(
 
 
 def test_without_its_seal_a_checkpoint_was_cut_short(checkpoint: Path, layout: Layout) -> None:
-    (checkpoint / SEAL).unlink()
+    (checkpoint / CHECKSUMS).unlink()
     with pytest.raises(BrokenCheckpointError, match="cut short"):
         ModelFolder.open(checkpoint).load(layout)
 

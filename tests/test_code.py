@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tpt_jax.checks.code import harness, sandbox
+from tpt_jax.checks.code.check import check_code, check_code_without_sandbox, same_words
+from tpt_jax.checks.code.extract import LONGEST_COMPLETION, Program, asked_names, find_program
+from tpt_jax.checks.pool import CheckerPool
 from tpt_jax.config import parse_config
-from tpt_jax.errors import MachineError, UnusableError, UserError
-from tpt_jax.prune import harness, sandbox
-from tpt_jax.prune.code import check_code, check_code_without_sandbox, same_words
-from tpt_jax.prune.pool import CheckerPool
-from tpt_jax.prune.programs import LONGEST_COMPLETION, Program, asked_names, find_program
-from tpt_jax.records import Question, Trace, Verdict
+from tpt_jax.errors import InvalidRecordError, MachineError, UserError
+from tpt_jax.records import Question, QuestionSet, Trace, Verdict
 from tpt_jax.tasks import CodeContestsConfig, HumanEvalConfig, MbppConfig, Task, TaskConfig, load_task
 
 
@@ -496,7 +496,7 @@ def test_code_contests_reads_its_publishers_fields(tmp_path: Path) -> None:
     ],
 )
 def test_a_line_that_is_no_question_is_named(config: type[TaskConfig], line: dict[str, Any], message: str) -> None:
-    with pytest.raises(UnusableError, match=message):
+    with pytest.raises(InvalidRecordError, match=message):
         config.read_question("q", line)
 
 
@@ -524,13 +524,13 @@ def shots() -> list[tuple[str, Task]]:
 
     question = (Question("q", "?", ""),)
     modules = {"mbpp": mbpp, "humaneval": humaneval, "code_contests": code_contests}
-    return [(n, Task(n, m.INSTRUCTION, "code", question, question, m.SHOTS)) for n, m in modules.items()]
+    return [(n, Task(n, *[QuestionSet(question, m.INSTRUCTION, "code", m.SHOTS)] * 2)) for n, m in modules.items()]
 
 
 @pytest.mark.parametrize(("name", "task"), shots())
 def test_worked_examples_are_right(name: str, task: Task) -> None:
     """A model is to imitate them: each passes the tests, or gives the outputs, that stand in its own question."""
-    for shot in task.shots:
+    for shot in task.train.shots:
         if name == "mbpp":
             data: dict[str, Any] = {"tests": shot.question.partition("tests:\n")[2].splitlines()}
         elif name == "humaneval":

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tpt_jax.errors import UserError
-from tpt_jax.evaluate import evaluate, maj_at_k, mean_interval, pass_at_k
+from tpt_jax.evaluation import evaluate, maj_at_k, mean_interval, pass_at_k
 from tpt_jax.records import JudgedTrace, Trace, Verdict
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 from tpt_jax.config import MeshConfig
-from tpt_jax.mesh import make_mesh
+from tpt_jax.runtime.mesh import make_mesh
 from tpt_jax.think.sampling import Filters, filter_logits, sample_tokens, trace_keys
 
 ROWS, VOCAB = 16, 24

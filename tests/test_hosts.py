@@ -14,11 +14,11 @@ import jax
 import numpy as np
 import pytest
 
-from tpt_jax.checkpoint import ModelFolder
-from tpt_jax.sharding import Layout
+from tpt_jax.checkpoints.model import ModelFolder
+from tpt_jax.runtime.sharding import Layout
 
 ROOT = Path(__file__).parent.parent
-TPT = (sys.executable, "-m", "tpt_jax.cli")
+TPT = (sys.executable, "-m", "tpt_jax")
 CONFIG = f"""
 extends: {ROOT}/configs/quickstart.yaml
 name: small
@@ -131,15 +131,15 @@ def test_two_hosts_train_what_one_does(runs: dict[str, Path], layout: Layout) ->
 
 LATE = """
 import sys, time
-from tpt_jax import hosts
+from tpt_jax.runtime import hosts
 
 hosts.SECONDS_TO_WAIT = 3
 host = int(sys.argv[1])
 hosts.join(hosts.Coordinator(sys.argv[2], 2, host))
-print(hosts.exchange("numbers", host * 10), hosts.agree("a number", lambda: host))
+print(hosts.all_gather("numbers", host * 10), hosts.broadcast("a number", lambda: host))
 time.sleep(6 * host)
 try:
-    hosts.meet("the meeting")
+    hosts.barrier("the meeting")
 except hosts.HostsError as error:
     print(error)
 time.sleep(5 - 5 * host)  # the first one outlives the other

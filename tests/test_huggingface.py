@@ -20,20 +20,20 @@ from safetensors.numpy import load_file, save_file
 
 from tpt_jax.config import MeshConfig
 from tpt_jax.errors import UserError
-from tpt_jax.mesh import make_mesh
-from tpt_jax.models.config import ModelConfig
+from tpt_jax.models.architecture import ModelConfig
 from tpt_jax.models.huggingface import (
     INDEX_FILE,
     SINGLE_FILE,
     Tensor,
     copy_side_files,
     initialize_parameters,
-    load_config,
     load_parameters,
+    read_model_config,
     save_parameters,
 )
 from tpt_jax.models.transformer import abstract_parameters
-from tpt_jax.sharding import TRAIN_RULES, Layout
+from tpt_jax.runtime.mesh import make_mesh
+from tpt_jax.runtime.sharding import TRAIN_RULES, Layout
 
 if TYPE_CHECKING:
     from conftest import Twins
@@ -104,7 +104,7 @@ def test_narrow_sources_are_read_exactly(twins: Twins, tmp_path: Path, kind: typ
     narrow = {name: x.astype(kind) for name, x in load_file(twins.folder / SINGLE_FILE).items()}
     save_file(narrow, tmp_path / SINGLE_FILE, metadata={"format": "pt"})
     shutil.copy(twins.folder / "config.json", tmp_path)
-    parameters = load_parameters(tmp_path, load_config(tmp_path), twins.layout)
+    parameters = load_parameters(tmp_path, read_model_config(tmp_path), twins.layout)
     assert_same(parameters, jax.tree.map(lambda x: x.astype(kind).astype(jnp.float32), twins.parameters))
 
 
@@ -134,7 +134,7 @@ def test_the_decoder_of_a_model_with_a_vision_tower(twins: Twins, tmp_path: Path
     whole = transformers.Gemma3ForConditionalGeneration(wrapper)
     whole.model.language_model.load_state_dict(twins.torch_model.model.state_dict())
     whole.save_pretrained(tmp_path / "whole")
-    config = load_config(tmp_path / "whole")
+    config = read_model_config(tmp_path / "whole")
     assert config == twins.config
     parameters = load_parameters(tmp_path / "whole", config, twins.layout)
     assert_same(parameters, twins.parameters)
@@ -163,7 +163,7 @@ def test_transformers_reads_an_export(twins: Twins, tmp_path: Path, max_shard_by
     assert all((tensors[name] == original[name]).all() for name in tensors)
 
     np.testing.assert_array_equal(reload(twins, target).expected_logits(TOKENS), twins.expected_logits(TOKENS))
-    assert_same(load_parameters(target, load_config(target), twins.layout), twins.parameters)
+    assert_same(load_parameters(target, read_model_config(target), twins.layout), twins.parameters)
 
 
 @pytest.mark.parametrize("twins", ["gemma2"], indirect=True)
@@ -303,6 +303,6 @@ def test_mistakes_are_named(twins: Twins, tmp_path: Path, spoil: Callable[[Path]
     shutil.copytree(twins.folder, folder)
     spoil(folder)
     with pytest.raises(UserError, match=re.escape(str(folder))) as error:
-        load_parameters(folder, load_config(folder), twins.layout)
+        load_parameters(folder, read_model_config(folder), twins.layout)
     assert all(word in str(error.value) for word in words)
     assert "\n" not in str(error.value)

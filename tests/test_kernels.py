@@ -11,10 +11,10 @@ import pytest
 from conftest import TINY
 
 from tpt_jax.config import MeshConfig
-from tpt_jax.mesh import make_mesh
-from tpt_jax.models.config import ModelConfig
+from tpt_jax.models.architecture import ModelConfig
 from tpt_jax.models.self_attention import Kernel, choose_kernel, self_attention
-from tpt_jax.sharding import TRAIN_RULES, Layout
+from tpt_jax.runtime.mesh import make_mesh
+from tpt_jax.runtime.sharding import TRAIN_RULES, Layout
 
 ROWS, LENGTH, HEADS, HEAD_DIM = 2, 256, 4, 32
 CAP = 3.0  # the scores below are larger: an attention that forgets the cap is far off

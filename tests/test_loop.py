@@ -25,7 +25,7 @@ train: {{num_epochs: 4, rows: 2, save_every: 2}}
 evaluate: {{num_samples: 2, num_slots: 16}}
 """
 ROOT = Path(__file__).parent.parent
-TPT = (sys.executable, "-m", "tpt_jax.cli")
+TPT = (sys.executable, "-m", "tpt_jax")
 
 # One process is ended as soon as each of these is there, in this order: inside and between all stages.
 KILL_POINTS = (

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from tpt_jax.config import LossConfig, MeshConfig
-from tpt_jax.mesh import make_mesh
-from tpt_jax.sharding import TRAIN_RULES, Layout
+from tpt_jax.runtime.mesh import make_mesh
+from tpt_jax.runtime.sharding import TRAIN_RULES, Layout
 from tpt_jax.train.linear_cross_entropy import Saves, linear_cross_entropy
 from tpt_jax.train.loss import token_loss
 

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tpt_jax.errors import UnusableError, UserError
-from tpt_jax.prune.boxes import boxed_answer, find_boxes
-from tpt_jax.prune.choice import check_choice
-from tpt_jax.prune.latex import check_math
-from tpt_jax.prune.pool import CheckerPool
+from tpt_jax.checks.answers.boxes import boxed_answer, find_boxes
+from tpt_jax.checks.answers.choice import check_choice
+from tpt_jax.checks.answers.latex import check_math
+from tpt_jax.checks.pool import CheckerPool
+from tpt_jax.errors import InvalidRecordError, UserError
 from tpt_jax.records import Question, Trace, Verdict
 from tpt_jax.tasks import MathConfig, MultipleChoiceConfig, load_task
 
@@ -536,8 +536,8 @@ def test_math_reads_the_published_folders(tmp_path: Path, capsys: pytest.Capture
     assert [question.id for question in task.test[9:11]] == ["math/test/algebra/9", "math/test/algebra/10"]
     chosen = load_task(MathConfig("math", folder=tmp_path, subjects=("geometry",), levels=(5,)))
     assert {question.id for question in chosen.test} == {"math/test/geometry/4", "math/test/geometry/9"}
-    for shot in task.shots:
-        assert task.checker == "math"
+    for shot in task.train.shots:
+        assert task.train.checker == "math"
         assert check(boxed_answer(shot.completion, find_boxes(shot.completion)), shot.completion).strict
     (tmp_path / "train" / "algebra" / "7.json").write_text('{"problem": "?", "solution": "no box"}')
     assert len(load_task(MathConfig("math", folder=tmp_path)).train) == 119
@@ -556,8 +556,8 @@ def test_math_reads_json_lines(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text(json.dumps(train))
     (tmp_path / "test.jsonl").write_text(json.dumps(test))
     task = load_task(MathConfig("math", folder=tmp_path))
-    assert task.train == (Question("math/train/0", "1 or 2?", "1, 2"),)
-    assert task.test == (Question("math/test/0", "2?", r"\frac{1}{2}"),)
+    assert task.train.questions == (Question("math/train/0", "1 or 2?", "1, 2"),)
+    assert task.test.questions == (Question("math/test/0", "2?", r"\frac{1}{2}"),)
     with pytest.raises(UserError, match="no test questions"):
         load_task(MathConfig("math", folder=tmp_path, subjects=("algebra",), levels=(3,)))
 
@@ -576,7 +576,7 @@ def test_math_reads_json_lines(tmp_path: Path) -> None:
 def test_multiple_choice_reads_arc(line: dict[str, Any]) -> None:
     question = MultipleChoiceConfig.read_question("q", line)
     assert (question.question, question.answer) == ("?\nA) a\nB) b", "B")
-    with pytest.raises(UnusableError, match=r'"answerKey" \(\'C\'\) is none of the labels'):
+    with pytest.raises(InvalidRecordError, match=r'"answerKey" \(\'C\'\) is none of the labels'):
         MultipleChoiceConfig.read_question("q", {**line, "answerKey": "C"})
 
 
@@ -592,7 +592,7 @@ def test_multiple_choice_reads_letters_numbers_and_texts(tmp_path: Path) -> None
     assert config.num_questions() == (3, 3)
     assert task.train[0].question == "train 0?\nA) Paris\nB) London\nC) Rome\nD) A triangle"
     assert [check_choice(question, "#### C").strict for question in task.test] == [True] * 3
-    for shot in task.shots:
+    for shot in task.train.shots:
         letter = shot.completion.rpartition("#### ")[2]
         texts = [line.partition(") ")[2] for line in shot.question.split("\n")[1:]]
         assert check_choice(Question("q", shot.question, letter, {"choices": texts}), shot.completion).strict

@@ -11,10 +11,10 @@ from jax.sharding import PartitionSpec
 
 from tpt_jax.config import MeshConfig
 from tpt_jax.errors import UserError
-from tpt_jax.mesh import make_mesh
-from tpt_jax.models.config import ModelConfig
+from tpt_jax.models.architecture import ModelConfig
 from tpt_jax.models.transformer import abstract_parameters
-from tpt_jax.sharding import DECODE_RULES, TRAIN_RULES, Layout, Rules
+from tpt_jax.runtime.mesh import make_mesh
+from tpt_jax.runtime.sharding import DECODE_RULES, TRAIN_RULES, Layout, Rules
 
 EIGHT_DEVICES = [MeshConfig(8, 1, 1), MeshConfig(1, 8, 1), MeshConfig(1, 1, 8), MeshConfig(2, 2, 2)]
 BATCH, LENGTH = 8, 12  # past the sliding window of 8

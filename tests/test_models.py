@@ -12,10 +12,10 @@ import pytest
 from flax import nnx
 
 from tpt_jax.errors import UserError
-from tpt_jax.models.attention import Past
-from tpt_jax.models.config import PUBLISHED, LinearScaling, ModelConfig, from_huggingface
+from tpt_jax.models.architecture import PUBLISHED, LinearScaling, ModelConfig, from_huggingface
+from tpt_jax.models.attention import KVCache
 from tpt_jax.models.transformer import Remat, abstract_parameters
-from tpt_jax.sharding import Layout
+from tpt_jax.runtime.sharding import Layout
 from tpt_jax.think import cache as kv_cache
 
 if TYPE_CHECKING:
@@ -80,7 +80,9 @@ def test_decoding_step_by_step_equals_the_full_forward(twins: Twins, layout: Lay
     graph, _ = abstract_parameters(config)
 
     @jax.jit
-    def prefill(parameters: nnx.State, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array) -> list[Past]:
+    def prefill(
+        parameters: nnx.State, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array
+    ) -> list[KVCache]:
         made = nnx.merge(graph, parameters).prefill(tokens, positions, segment_ids, layout=layout)
         sizes = kv_cache.layer_sizes(config, LENGTH)
         caches = kv_cache.empty(config, BATCH, sizes, jnp.dtype("float32"), "compute")
@@ -94,7 +96,7 @@ def test_decoding_step_by_step_equals_the_full_forward(twins: Twins, layout: Lay
         return filled
 
     @jax.jit
-    def step(parameters: nnx.State, tokens: jax.Array, positions: jax.Array, caches: list[Past]) -> tuple:
+    def step(parameters: nnx.State, tokens: jax.Array, positions: jax.Array, caches: list[KVCache]) -> tuple:
         model = nnx.merge(graph, parameters)
         pasts = [[(cache, kv_cache.entry_positions(cache.key.shape[3], positions))] for cache in caches]
         hidden, new = model.decode(tokens, positions, pasts, layout=layout)
@@ -166,7 +168,7 @@ def test_arithmetic_keeps_the_parameters_type_and_logits_are_fp32(
         model = nnx.merge(graph, parameters)
         hidden = model(ids, ids, ids, layout=layout)
         parts = model.prefill(ids, ids, ids, layout=layout)
-        pasts = [[(Past(key.swapaxes(2, 3), value.swapaxes(2, 3)), ids)] for key, value in parts]
+        pasts = [[(KVCache(key.swapaxes(2, 3), value.swapaxes(2, 3)), ids)] for key, value in parts]
         decoded = model.decode(ids[:, 0], ids[:, 0], pasts, layout=layout)
         return model.logits(hidden), (hidden, *jax.tree.leaves((parts, decoded)))
 

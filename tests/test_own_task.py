@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from tpt_jax.checks.pool import CheckerPool
 from tpt_jax.config import dump_config, parse_config
-from tpt_jax.errors import UnusableError, UserError
-from tpt_jax.prune.pool import CheckerPool
+from tpt_jax.errors import InvalidRecordError, UserError
 from tpt_jax.records import Question, Trace
 from tpt_jax.tasks import FileConfig, Shot, load_task
 
@@ -31,11 +31,11 @@ def write(folder: Path, train: Any = LINES, test: Any = None, **options: Any) ->
 def test_questions_keep_all_that_the_file_says(tmp_path: Path) -> None:
     config = write(tmp_path, instruction="Answer.")
     task = load_task(config)
-    assert task.train == (
+    assert task.train.questions == (
         Question("a", "3 + 4?", "7", {"level": "easy", "tests": [1, 2]}),
         Question("file/train/1", "Half of 1?", "1/2"),
     )
-    assert (task.test, task.instruction, task.checker) == (
+    assert (task.test.questions, task.train.instruction, task.train.checker) == (
         (Question("file/test/0", "9 + 9?", "18"),),
         "Answer.",
         "numeric",
@@ -79,7 +79,7 @@ def test_a_byte_order_mark_is_no_fault(tmp_path: Path, lines: str) -> None:
 
 def test_shots_come_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "shots.yml").write_text("- question: 1 + 1?\n  completion: |-\n    Two.\n    #### 2\n")
-    assert load_task(write(tmp_path, shots=tmp_path / "shots.yml")).shots == (Shot("1 + 1?", "Two.\n#### 2"),)
+    assert load_task(write(tmp_path, shots=tmp_path / "shots.yml")).train.shots == (Shot("1 + 1?", "Two.\n#### 2"),)
     (tmp_path / "shots.yml").write_text("- question: 1 + 1?\n")
     with pytest.raises(UserError, match=r'shots\.yml, item 1: lacks a text under "completion"'):
         load_task(write(tmp_path, shots=tmp_path / "shots.yml"))
@@ -153,7 +153,7 @@ def test_a_missing_file_and_an_unknown_checker_are_named(tmp_path: Path) -> None
 
 def test_read_question_takes_a_question_without_an_answer_only_with_something_else() -> None:
     assert FileConfig.read_question("q", {"question": "?", "tests": "x"}) == Question("q", "?", "", {"tests": "x"})
-    with pytest.raises(UnusableError, match='lacks "answer"'):
+    with pytest.raises(InvalidRecordError, match='lacks "answer"'):
         FileConfig.read_question("q", {"question": "?"})
 
 
@@ -177,7 +177,7 @@ def test_a_checker_of_ones_own_judges(tmp_path: Path, monkeypatch: pytest.Monkey
     lines = [{"question": "Three words?", "words": 3}, {"question": "How many?", "words": "?"}]
     monkeypatch.chdir(tmp_path)
     task = load_task(write(tmp_path, lines, checker="my_own_checker:check"))
-    with CheckerPool(task.checker, 1, seconds_per_trace=5.0) as pool:
+    with CheckerPool(task.train.checker, 1, seconds_per_trace=5.0) as pool:
         pairs = [(task.train[0], Trace("0", sample, text)) for sample, text in enumerate(("a b c", "a b", ""))]
         verdicts = list(pool.judge([*pairs, (task.train[1], Trace("1", 0, "a"))]))
     assert [verdict.correct for verdict in verdicts] == [True, False, False, False]

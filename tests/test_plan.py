@@ -17,17 +17,19 @@ from hypothesis import strategies as st
 
 from tpt_jax.config import MeshConfig, TrainConfig, load_config
 from tpt_jax.errors import UserError
-from tpt_jax.hlo import Module
-from tpt_jax.memory import DoesNotFitError, Need, fewer_slots, smaller_step
-from tpt_jax.mesh import make_mesh
-from tpt_jax.models.config import PUBLISHED, published
+from tpt_jax.models.architecture import PUBLISHED, published
 from tpt_jax.plan.chips import CHIPS, chip_of
 from tpt_jax.plan.command import model_shape
-from tpt_jax.plan.fit import MOST_COMPILES, largest
+from tpt_jax.plan.hlo import Module
 from tpt_jax.plan.phases import Cost, Phase
 from tpt_jax.plan.rounds import Lengths, stage_bounds
-from tpt_jax.sharding import DECODE_RULES, TRAIN_RULES, Layout
+from tpt_jax.plan.search import MOST_COMPILES, largest
+from tpt_jax.runtime.memory import DoesNotFitError, Need
+from tpt_jax.runtime.mesh import make_mesh
+from tpt_jax.runtime.sharding import DECODE_RULES, TRAIN_RULES, Layout
+from tpt_jax.think.sampler import fewer_slots
 from tpt_jax.think.state import SlotShape
+from tpt_jax.train.compile import smaller_step
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*_gsm8k.yaml"))
@@ -153,14 +155,14 @@ def test_a_round_is_its_phases_as_often_as_they_run() -> None:
 @needs_libtpu
 def test_a_plan_for_a_slice_that_is_not_there(tmp_path: Path) -> None:
     env = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))}
-    command = [sys.executable, "-m", "tpt_jax.cli", "plan", "--config", str(ROOT / "configs/quickstart.yaml")]
+    command = [sys.executable, "-m", "tpt_jax", "plan", "--config", str(ROOT / "configs/quickstart.yaml")]
     options = ["--topology", "v5e:2x2", "--model.compute_dtype", "bfloat16", "--train.sequence_length", "256"]
     to = ["--train.remat", "full", "--json", str(tmp_path / "plan.json")]
     done = subprocess.run([*command, *options, *to], capture_output=True, text=True, env=env, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "plan.json").read_text())
     by_name = {phase["name"]: phase for phase in figures["phases"]}
-    assert list(by_name) == ["relayout", "think: prefill", "think: decode", "train step"]
+    assert list(by_name) == ["reshard", "think: prefill", "think: decode", "train step"]
     step, train = by_name["think: decode"]["cost"], by_name["train step"]["cost"]
     # 160 slots on four chips: two flops a weight, and attention.
     assert 1.8 < step["flops"] / (figures["num_parameters"] * 40) < 4

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from tpt_jax.errors import UserError
+from tpt_jax.library.finetune_file import read_examples
+from tpt_jax.library.sample_file import read_prompts
+from tpt_jax.library.verbs import show_prompts
 from tpt_jax.prompts import PLAIN_TEMPLATE, load_prompt
 from tpt_jax.quickstart.corpus import Text
 from tpt_jax.quickstart.make_base import CHAT_TEMPLATE, write_tokenizer
-from tpt_jax.records import Question
-from tpt_jax.sft import read_examples
+from tpt_jax.records import Question, QuestionSet
 from tpt_jax.tasks import Shot, Task
-from tpt_jax.think.command import read_prompts
-from tpt_jax.verbs import show_prompts
 
 QUESTION = Question("q", "How many apples are 3 apples and 4 apples?", "7")
 
@@ -65,7 +65,7 @@ def test_examples_stand_before_the_question(folder: Path, template: str | None) 
 
 def test_what_a_file_of_traces_is_trained_on(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Not what was not kept, was cut, or answers a test question in whatever spelling."""
-    task = Task("mine", "", "numeric", (QUESTION,), (Question("t", "3 apples and 4 apples?", "7"),))
+    task = Task("mine", QuestionSet((QUESTION,)), QuestionSet((Question("t", "3 apples and 4 apples?", "7"),)))
     lines = [
         {"id": "q", "completion": "#### 7"},
         {"id": "q", "sample": 1, "completion": "#### 8", "kept": False},
@@ -108,7 +108,7 @@ def test_what_a_file_of_traces_is_trained_on(folder: Path, tmp_path: Path, capsy
     ],
 )
 def test_lines_that_are_no_traces_are_named(folder: Path, tmp_path: Path, line: dict[str, Any], message: str) -> None:
-    task = Task("mine", "", "numeric", (Question("7", "1 + 6?", "7"),), (Question("7", "2 + 5?", "7"),))
+    task = Task("mine", QuestionSet((Question("7", "1 + 6?", "7"),)), QuestionSet((Question("7", "2 + 5?", "7"),)))
     path = tmp_path / "traces.jsonl"
     path.write_text(json.dumps({"completion": "#### 7", **line}))
     with pytest.raises(UserError, match=rf"traces\.jsonl:1: {message}"):
@@ -119,7 +119,7 @@ def test_what_is_null_counts_as_not_given(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "traces.jsonl"
     nothing = dict.fromkeys(("kept", "sample", "question", "finish_reason", "token_ids"))
     path.write_text(json.dumps({"id": 7.0, "completion": "#### 7", **nothing}))
-    task = Task("mine", "", "numeric", (Question("7", "1 + 6?", "7"),), (Question("t", "2 + 5?", "7"),))
+    task = Task("mine", QuestionSet((Question("7", "1 + 6?", "7"),)), QuestionSet((Question("t", "2 + 5?", "7"),)))
     (example,) = read_examples(path, task, load_prompt(folder), vocab_size=10_000)
     assert example.id == "7/0"
     path.write_text('{"id": null, "prompt": "a"}\n{"id": 2.0, "prompt": "b"}')

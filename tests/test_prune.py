@@ -17,13 +17,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tpt_jax.checks.answers.numeric import check_numeric
+from tpt_jax.checks.pool import BATCH, CheckerPool
+from tpt_jax.checks.registry import get_checker
 from tpt_jax.errors import MachineError, UserError
-from tpt_jax.files import read_jsonl
-from tpt_jax.prune import command
-from tpt_jax.prune.answers import check_numeric
-from tpt_jax.prune.checkers import get_checker
-from tpt_jax.prune.pool import BATCH, CheckerPool
-from tpt_jax.prune.select import select
+from tpt_jax.io.files import read_jsonl
+from tpt_jax.library import judge_file as command
+from tpt_jax.prune.selection import select
 from tpt_jax.records import JudgedTrace, Question, Trace, Verdict
 
 SHARED = Path(__file__).parents[2] / "shared"

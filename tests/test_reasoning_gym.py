@@ -20,13 +20,13 @@ import reasoning_gym
 from reasoning_gym.factory import DATASETS
 from reasoning_gym.games import rush_hour
 
-from tpt_jax.errors import UnusableError, UserError
-from tpt_jax.prune.pool import CheckerPool
-from tpt_jax.prune.procedural import check_reasoning_gym, extract
+from tpt_jax.checks.pool import CheckerPool
+from tpt_jax.checks.reasoning_gym import check_reasoning_gym, extract
+from tpt_jax.checks.refused_data_sets import REFUSED
+from tpt_jax.errors import InvalidRecordError, UserError
 from tpt_jax.records import Question, Trace, Verdict
 from tpt_jax.tasks import ReasoningGymConfig, load_task
 from tpt_jax.tasks.decontamination import normalised
-from tpt_jax.tasks.reasoning_gym import REFUSED
 
 USED = sorted(DATASETS.keys() - REFUSED.keys())
 LIBRARY = Path(inspect.getfile(reasoning_gym)).parent
@@ -197,7 +197,7 @@ def test_a_refused_data_set_is_never_asked(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"task\.dataset \('n_queens'\): not used: the library evaluates what a model"):
         load_task(ReasoningGymConfig("reasoning_gym", "n_queens"))
     entry = draw("n_queens", 1)[0]
-    with pytest.raises(UnusableError, match="n_queens, which is not used"):
+    with pytest.raises(InvalidRecordError, match="n_queens, which is not used"):
         through_a_file(entry)
     smuggled = Question("q", "?", "", {"dataset": "n_queens", "options": {}, "metadata": entry["metadata"]})
     assert judge(smuggled, f"open({str(trap)!r}, 'w')").unknown
@@ -367,5 +367,5 @@ def test_mistakes_are_named(dataset: str, options: dict[str, Any], message: str)
 
 
 def test_entries_that_are_none_are_named() -> None:
-    with pytest.raises(UnusableError, match='lacks "question" or "metadata"'):
+    with pytest.raises(InvalidRecordError, match='lacks "question" or "metadata"'):
         ReasoningGymConfig.read_question("q", {"question": "1 + 1?", "answer": "2"})

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from tpt_jax.cli import main
+from tpt_jax.commands.main import main
 from tpt_jax.errors import UserError
-from tpt_jax.files import write_jsonl
+from tpt_jax.io.files import write_jsonl
 from tpt_jax.records import JudgedTrace, Trace, Verdict
 from tpt_jax.report import svg, words, write_report
 from tpt_jax.report.headline import headline, paired_interval

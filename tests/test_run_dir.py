@@ -8,8 +8,8 @@ import pytest
 
 from tpt_jax.config import RunConfig, load_config
 from tpt_jax.errors import UserError
-from tpt_jax.metrics import MetricsLog
-from tpt_jax.run_dir import RunDir
+from tpt_jax.loop.metrics import MetricsLog
+from tpt_jax.loop.run_folder import RunFolder
 
 QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
 
@@ -20,7 +20,7 @@ def config(**overrides: str) -> RunConfig:
 
 @pytest.fixture
 def begun(tmp_path: Path) -> Path:
-    RunDir.open(tmp_path, config()).begin(config())
+    RunFolder.open(tmp_path, config()).begin(config())
     return tmp_path
 
 
@@ -36,9 +36,9 @@ def begun(tmp_path: Path) -> Path:
     ],
 )
 def test_a_run_goes_on_elsewhere_faster_or_longer(begun: Path, change: dict[str, str]) -> None:
-    run_dir = RunDir.open(begun, config(**change))
+    run_dir = RunFolder.open(begun, config(**change))
     run_dir.begin(config(**change))
-    RunDir.open(begun, config(**change))
+    RunFolder.open(begun, config(**change))
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_a_run_goes_on_elsewhere_faster_or_longer(begun: Path, change: dict[str,
 )
 def test_a_run_with_other_results_is_another_run(begun: Path, change: dict[str, str], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        RunDir.open(begun, config(**change))
+        RunFolder.open(begun, config(**change))
 
 
 def test_a_folder_of_an_older_version_is_gone_on_with(begun: Path) -> None:
@@ -59,21 +59,21 @@ def test_a_folder_of_an_older_version_is_gone_on_with(begun: Path) -> None:
     path = begun / "config.yaml"
     lines = path.read_text().splitlines()
     path.write_text("\n".join(line for line in lines if "save_every" not in line and not line.startswith("#")))
-    RunDir.open(begun, config())
+    RunFolder.open(begun, config())
 
 
 def test_run_and_eval_keep_out_of_each_others_folders(begun: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="made by another verb than tpt eval"):
-        RunDir.open(begun, config(), "eval")
+        RunFolder.open(begun, config(), "eval")
     other = tmp_path / "other"
-    RunDir.open(other, config(), "eval").begin(config())
+    RunFolder.open(other, config(), "eval").begin(config())
     with pytest.raises(UserError, match="made by another verb than tpt run"):
-        RunDir.open(other, config())
+        RunFolder.open(other, config())
 
 
 def test_what_a_kill_left_of_the_config_is_no_obstacle(tmp_path: Path) -> None:
     (tmp_path / ".config.yaml.123.tmp").write_text("na")
-    RunDir.open(tmp_path, config())
+    RunFolder.open(tmp_path, config())
 
 
 @pytest.mark.parametrize("tail", ['{"round": 1, "ph', "\0\0\0\0", '{"round": 1}\n\0'])

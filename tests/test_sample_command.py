@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-TPT = (sys.executable, "-m", "tpt_jax.cli", "sample", "--model", "quickstart", "--compute_dtype", "float32")
+TPT = (sys.executable, "-m", "tpt_jax", "sample", "--model", "quickstart", "--compute_dtype", "float32")
 QUESTIONS = [f"{left} + {right} =" for left in range(10, 30) for right in range(3, 23)]
 LENGTH = ("--max_new_tokens", "24")
 

@@ -12,13 +12,13 @@ from conftest import TINY, Twins
 from flax import nnx
 
 from tpt_jax.config import MeshConfig
-from tpt_jax.mesh import make_mesh
-from tpt_jax.models.config import ModelConfig
+from tpt_jax.models.architecture import ModelConfig
 from tpt_jax.models.huggingface import initialize_parameters
-from tpt_jax.program import SamplerProgram, compile_sampler
 from tpt_jax.records import Trace
-from tpt_jax.sharding import TRAIN_RULES, Layout
+from tpt_jax.runtime.mesh import make_mesh
+from tpt_jax.runtime.sharding import TRAIN_RULES, Layout
 from tpt_jax.think.engine import Engine, Request, common_prefix
+from tpt_jax.think.sampler import SamplerProgram, compile_sampler
 from tpt_jax.think.sampling import Filters, sample_tokens, trace_keys
 from tpt_jax.think.state import SlotShape
 
@@ -69,7 +69,7 @@ def sample(
 ) -> Traces:
     shards = program.layout.batch_ways
     engine = Engine(program.slots["think"], Ids(), prefix, shards)  # pyright: ignore[reportArgumentType]
-    batches = engine.sample(program.relayout(parameters), wanted, seed=seed, round_index=1, temperature=temperature)
+    batches = engine.sample(program.reshard(parameters), wanted, seed=seed, round_index=1, temperature=temperature)
     traces = [trace for batch in batches for trace in batch]
     found = {(trace.id, trace.sample): trace for trace in traces}
     assert len(found) == len(traces) == sum(len(request.samples) for request in wanted)
@@ -97,7 +97,7 @@ def twin_program(twins: Twins) -> SamplerProgram:
 
 
 def test_greedy_equals_generate_of_transformers(twins: Twins, twin_program: SamplerProgram) -> None:
-    """Past the sliding window of 8, so that the local layers' caches have come round."""
+    """KVCache the sliding window of 8, so that the local layers' caches have come round."""
     import torch
 
     done = sample(twin_program, twins.parameters, requests(PROMPTS), temperature=0.0)

@@ -19,12 +19,12 @@ from pathlib import Path
 
 import pytest
 
+from tpt_jax.checks.code import sandbox
+from tpt_jax.checks.code.sandbox import Limits, Outcome, run
+from tpt_jax.checks.code.seccomp import CALLS, IOCTL, IOCTL_COMMANDS, MACHINES, make_filter
+from tpt_jax.checks.pool import CheckerPool
+from tpt_jax.checks.registry import require
 from tpt_jax.errors import MachineError, UserError
-from tpt_jax.prune import sandbox
-from tpt_jax.prune.checkers import require
-from tpt_jax.prune.pool import CheckerPool
-from tpt_jax.prune.sandbox import Limits, Outcome, run
-from tpt_jax.prune.seccomp import CALLS, IOCTL, IOCTL_COMMANDS, MACHINES, make_filter
 
 SECONDS = 1.5
 MARK = str(2**28 - os.getpid())  # bytes of memory, by which our processes are known among everybody's
@@ -367,7 +367,7 @@ def test_no_program_outlives_the_process_that_started_it(tmp_path: Path, sandbox
     program = "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(1000)"
     starter = tmp_path / "starter.py"
     starter.write_text(
-        "from tpt_jax.prune.sandbox import Limits, run\nprint('ready', flush=True)\n"
+        "from tpt_jax.checks.code.sandbox import Limits, run\nprint('ready', flush=True)\n"
         f"run({program!r}, limits=Limits(1000, {mark}), sandboxed={sandboxed})\n"
     )
     for delay in (0.0, 0.003, 0.01, None):  # None: when the program itself is seen, and not bubblewrap alone

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tpt_jax.errors import UnusableError, UserError
-from tpt_jax.prune.answers import check_numeric
-from tpt_jax.prune.pool import CheckerPool
+from tpt_jax.checks.answers.numeric import check_numeric
+from tpt_jax.checks.pool import CheckerPool
+from tpt_jax.errors import InvalidRecordError, UserError
+from tpt_jax.loop.stages import without_unreadable
 from tpt_jax.quickstart.corpus import drills, worked_solutions
-from tpt_jax.records import Question, Verdict
-from tpt_jax.stages import without_unreadable
+from tpt_jax.records import Question, QuestionSet, Verdict
 from tpt_jax.tasks import Gsm8kConfig, GsmSymbolicConfig, MathConfig, MultipleChoiceConfig, Task, load_task
 from tpt_jax.tasks.decontamination import normalised, without_test_questions
 from tpt_jax.tasks.gsm_symbolic import Problem, draw_problems
@@ -84,8 +84,8 @@ def write_gsm8k(folder: Path, lines: list[dict[str, str]]) -> Gsm8kConfig:
 
 def test_gsm8k_reads_openais_files(tmp_path: Path) -> None:
     task = load_task(write_gsm8k(tmp_path, [{"question": "3 + 4?", "answer": "3 + 4 = <<3+4=7>>7\n#### 7"}]))
-    assert task.train == (Question("gsm8k/train/0", "3 + 4? (train)", "7"),)
-    assert task.test == (Question("gsm8k/test/0", "3 + 4? (test)", "7"),)
+    assert task.train.questions == (Question("gsm8k/train/0", "3 + 4? (train)", "7"),)
+    assert task.test.questions == (Question("gsm8k/test/0", "3 + 4? (test)", "7"),)
 
 
 def test_gsm8k_mistakes_are_named(tmp_path: Path) -> None:
@@ -109,13 +109,13 @@ def test_choices_without_an_id_are_numbered(tmp_path: Path) -> None:
 
 def test_a_math_answer_is_a_text_or_a_number() -> None:
     assert MathConfig.read_question("q", {"problem": "?", "answer": 7}).answer == "7"
-    with pytest.raises(UnusableError, match="has an answer of type bool"):
+    with pytest.raises(InvalidRecordError, match="has an answer of type bool"):
         MathConfig.read_question("q", {"problem": "?", "answer": True})
 
 
 def made_up(answers: list[str], *, test: tuple[Question, ...] = (Question("t", "1 + 1?", "2"),)) -> Task:
     train = tuple(Question(str(number), f"{number} + 1?", answer) for number, answer in enumerate(answers))
-    return Task("mine", "", "numeric", train, test)
+    return Task("mine", QuestionSet(train), QuestionSet(test))
 
 
 def test_a_test_question_is_not_trained_on_however_it_is_written() -> None:
@@ -124,7 +124,7 @@ def test_a_test_question_is_not_trained_on_however_it_is_written() -> None:
     assert [question.id for question in task.train] == ["0", "1", "3"]
     assert task.num_contaminated == 1
     with pytest.raises(UserError, match="every training question is a test question too"):
-        without_test_questions(Task("mine", "", "numeric", test, test))
+        without_test_questions(Task("mine", QuestionSet(test), QuestionSet(test)))
     assert normalised("5 + 3") != normalised("5 - 3")
     assert normalised("WHAT is\u00a0 \u201cx\u201d?") == normalised("what is x")
 
@@ -148,13 +148,13 @@ def test_a_test_question_does_not_go_with_a_training_question_of_its_id() -> Non
     test = tuple(Question(str(number), f"{number} + 2?", str(number + 2)) for number in range(200))
     with CheckerPool("numeric", 1, seconds_per_trace=5.0) as pool:
         task = without_unreadable(made_up(["7"] * 150 + ["see above"] + ["7"] * 49, test=test), pool)
-    assert (len(task.train), task.test) == (199, test)
+    assert (len(task.train), task.test.questions) == (199, test)
 
 
 def test_ids_are_unique() -> None:
     twice = (Question("1", "?", "2"), Question("1", "!", "3"))
     with pytest.raises(UserError, match="two test questions have the id '1'"):
-        Task("mine", "", "numeric", train=twice[:1], test=twice)
+        Task("mine", QuestionSet(twice[:1]), QuestionSet(twice))
 
 
 @pytest.mark.skipif(not (SHARED / "gsm8k" / "train.jsonl").is_file(), reason="the real GSM8K is not beside the project")

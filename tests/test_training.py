@@ -18,16 +18,16 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tpt_jax.bench import long_tailed
+from tpt_jax.bench.workloads import long_tailed
+from tpt_jax.checkpoints.training import TrainingCheckpoints
 from tpt_jax.config import MeshConfig, OptimizerConfig, TrainConfig
 from tpt_jax.errors import Stopped
-from tpt_jax.mesh import make_mesh
-from tpt_jax.models.config import PUBLISHED
+from tpt_jax.models.architecture import PUBLISHED
 from tpt_jax.models.huggingface import initialize_parameters
 from tpt_jax.models.transformer import abstract_parameters
-from tpt_jax.program import TrainerProgram, compile_trainer
 from tpt_jax.prompts import Example
-from tpt_jax.train.checkpoints import TrainingCheckpoints
+from tpt_jax.runtime.mesh import make_mesh
+from tpt_jax.train.compile import TrainerProgram, compile_trainer
 from tpt_jax.train.data import Batch, BatchShape, packed_batches, plan_rows, split_by_length
 from tpt_jax.train.fit import Fit
 from tpt_jax.train.optimizer import learning_rate_at, make_optimizer

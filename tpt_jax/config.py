@@ -19,6 +19,7 @@ from tpt_jax.tasks import TASKS, AnyTaskConfig, TaskConfig
 
 Fraction = Annotated[float, pydantic.Field(ge=0, le=1)]
 PositiveFraction = Annotated[float, pydantic.Field(gt=0, le=1)]
+Sampling = Literal["think", "evaluate"]  # the sections that sample
 
 
 @dataclass(frozen=True, config=STRICT)

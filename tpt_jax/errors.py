@@ -23,7 +23,7 @@ class UserError(Exception):
     """
 
 
-class UnusableError(Exception):
+class InvalidRecordError(Exception):
     """One line of a file is not what it should be; whoever reads the file knows which, and says so."""
 
 

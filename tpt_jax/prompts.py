@@ -12,9 +12,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tpt_jax.errors import UserError
-from tpt_jax.paths import AnyPath, copy, is_remote
-from tpt_jax.records import Question
-from tpt_jax.tasks import Shot
+from tpt_jax.io.paths import AnyPath, copy, is_remote
+from tpt_jax.records import Question, Shot
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

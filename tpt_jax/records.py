@@ -1,8 +1,8 @@
-"""What flows between the stages: questions, traces, verdicts."""
+"""The records that flow between the stages: questions, traces, verdicts."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, Literal, Self
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Generic, Literal, Self, TypeVar, overload
 
 FinishReason = Literal["stop", "length"]
 CHECKERS_FAULT = "checker"  # what the reasons begin with that are no fault of a trace
@@ -95,3 +95,98 @@ class JudgedTrace:
         verdict = Verdict(**{field.name: line[field.name] for field in dataclasses.fields(Verdict)})
         trace = dataclasses.replace(trace, token_ids=tuple(trace.token_ids))
         return cls(trace, verdict, line["kept"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Shot:
+    """A worked example for few-shot prompts: a question, and the completion a good model would write."""
+
+    question: str
+    completion: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """The longest prompts and completions of a task, in tokens, unless the user says otherwise."""
+
+    max_prompt_tokens: int = 256
+    max_new_tokens: int = 512
+
+
+CheckFunction = Callable[[Question, str], Verdict | bool | None]  # a user's own; None: the reference cannot be read
+CheckerSpec = str | CheckFunction  # a name from checks.registry, "module:function", or the function itself
+
+
+@dataclasses.dataclass(frozen=True)
+class QuestionSet(Sequence[Question]):
+    """Questions that are asked and judged alike: a split of a task, or a part of one. A slice is a QuestionSet too.
+
+    Attributes:
+      instruction: placed after the question in every prompt; "" for none.
+      checker: judges the answers.
+      shots: worked examples that a prompt may begin with.
+      generation: how long prompts and completions may be.
+      seconds_per_trace: a check that takes longer is killed.
+    """
+
+    questions: tuple[Question, ...]
+    instruction: str = ""
+    checker: CheckerSpec = "numeric"
+    shots: tuple[Shot, ...] = ()
+    generation: Generation = Generation()
+    seconds_per_trace: float = 5.0
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    @overload
+    def __getitem__(self, index: int) -> Question: ...
+    @overload
+    def __getitem__(self, index: slice) -> Self: ...
+    def __getitem__(self, index: int | slice) -> Question | Self:
+        return self.only(self.questions[index]) if isinstance(index, slice) else self.questions[index]
+
+    def __iter__(self) -> Iterator[Question]:
+        return iter(self.questions)
+
+    def only(self, questions: Sequence[Question]) -> Self:
+        """Other questions, asked and judged as these are."""
+        return dataclasses.replace(self, questions=tuple(questions))
+
+
+Record = TypeVar("Record", Trace, JudgedTrace)
+
+
+@dataclasses.dataclass(frozen=True)
+class Traces(Sequence[Record], Generic[Record]):
+    """Traces, judged or not, with the questions they answer.
+
+    Attributes:
+      num_dropped: how many traces a selection left out, by reason.
+    """
+
+    traces: tuple[Record, ...]
+    questions: QuestionSet
+    num_dropped: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.traces)
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> Self: ...
+    def __getitem__(self, index: int | slice) -> Record | Self:
+        if isinstance(index, slice):
+            return dataclasses.replace(self, traces=self.traces[index])
+        return self.traces[index]
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(self.traces)
+
+    def __repr__(self) -> str:
+        return f"<{len(self.traces):,} traces of {len({_id(trace) for trace in self.traces}):,} questions>"
+
+
+def _id(trace: Trace | JudgedTrace) -> str:
+    return trace.id if isinstance(trace, Trace) else trace.trace.id

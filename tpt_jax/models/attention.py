@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from tpt_jax.models.config import LinearScaling, ModelConfig
+from tpt_jax.models.architecture import LinearScaling, ModelConfig
 
 MASKED = -2.0e38  # finite, so that a row with nothing to attend to gives no NaN
 
@@ -83,7 +83,7 @@ def attend(
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Past:
+class KVCache:
     """Keys and values of earlier tokens, which attention only reads: of one layer, or of several, stacked before B.
 
     Those of a prefix that all sequences share have no B: one matrix product serves all queries.
@@ -99,7 +99,7 @@ def attend_past(
     query: Float[Array, "B 1 N H"],
     key: Float[Array, "B 1 K H"],
     value: Float[Array, "B 1 K H"],
-    pasts: Sequence[tuple[Past, Bool[Array, "B S"]]],
+    pasts: Sequence[tuple[KVCache, Bool[Array, "B S"]]],
     config: ModelConfig,
 ) -> Float[Array, "B 1 N H"]:
     """One new token over earlier ones that are only read: its own key and value join the softmax beside them.
@@ -125,7 +125,7 @@ def attend_past(
     return (mixed / total[..., None]).astype(query.dtype).reshape(batch, 1, num_heads, head_dim)
 
 
-def _past_scores(query: Float[Array, "B K G H"], past: Past, config: ModelConfig) -> Float[Array, "B K G S"]:
+def _past_scores(query: Float[Array, "B K G H"], past: KVCache, config: ModelConfig) -> Float[Array, "B K G S"]:
     keys = "BKSH" if past.key.ndim == 4 else "KSH"
     key = past.key.astype(query.dtype)  # of int8 entries: fused into the product's operand
     scores = jnp.einsum(f"BKGH,{keys}->BKGS", query, key, preferred_element_type=jnp.float32)
@@ -134,7 +134,7 @@ def _past_scores(query: Float[Array, "B K G H"], past: Past, config: ModelConfig
     return softcap(scores * config.attention_scale, config.attention_softcap)
 
 
-def _mix(weights: Float[Array, "B K G S"], past: Past, dtype: jnp.dtype) -> Float[Array, "B K G H"]:
+def _mix(weights: Float[Array, "B K G S"], past: KVCache, dtype: jnp.dtype) -> Float[Array, "B K G H"]:
     values = "BKSH" if past.value.ndim == 4 else "KSH"
     if past.value_scale is not None:
         weights = weights * jnp.expand_dims(past.value_scale, -2)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from tpt_jax.sharding import Layout
+from tpt_jax.runtime.sharding import Layout
 
 
 def look_up(

@@ -23,13 +23,13 @@ from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from tpt_jax import hosts
 from tpt_jax.errors import UserError
-from tpt_jax.files import write_atomically
-from tpt_jax.models.config import ModelConfig, from_huggingface, text_part
+from tpt_jax.io.files import write_atomically
+from tpt_jax.io.paths import AnyPath, copy, is_remote
+from tpt_jax.models.architecture import ModelConfig, from_huggingface, text_part
 from tpt_jax.models.transformer import Transformer, abstract_parameters
-from tpt_jax.paths import AnyPath, copy, is_remote
-from tpt_jax.sharding import Layout
+from tpt_jax.runtime import hosts
+from tpt_jax.runtime.sharding import Layout
 
 ExportType = Literal["float32", "bfloat16"]
 ParameterPath = tuple[str, ...]  # in the state: ("layers", "query")
@@ -140,7 +140,7 @@ def _table(config: ModelConfig) -> dict[ParameterPath, Tensor]:
     }
 
 
-def load_config(folder: AnyPath) -> ModelConfig:
+def read_model_config(folder: AnyPath) -> ModelConfig:
     """Reads config.json of a checkpoint's folder.
 
     Raises:
@@ -218,7 +218,7 @@ def save_parameters(
         total = sum(value.size for value in values.values()) * itemsize
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         write_atomically(folder / INDEX_FILE, json.dumps(index, indent=2) + "\n")
-    hosts.meet("the weights are written")
+    hosts.barrier("the weights are written")
 
 
 def copy_side_files(source: AnyPath, target: AnyPath, *, dtype: ExportType) -> None:

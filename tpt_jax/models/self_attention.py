@@ -19,9 +19,9 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
+from tpt_jax.models.architecture import ModelConfig
 from tpt_jax.models.attention import attend, segment_mask
-from tpt_jax.models.config import ModelConfig
-from tpt_jax.sharding import Layout
+from tpt_jax.runtime.sharding import Layout
 
 Kernel = Literal["xla", "splash", "tokamax"]
 

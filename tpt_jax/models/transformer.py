@@ -14,11 +14,11 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
-from tpt_jax.models.attention import Past, attend, attend_past, rope_frequencies, rotate, segment_mask, softcap
-from tpt_jax.models.config import ModelConfig
+from tpt_jax.models.architecture import ModelConfig
+from tpt_jax.models.attention import KVCache, attend, attend_past, rope_frequencies, rotate, segment_mask, softcap
 from tpt_jax.models.embedding import look_up
 from tpt_jax.models.self_attention import SPLASH_RESIDUALS, Kernel, self_attention
-from tpt_jax.sharding import Layout, LogicalAxes
+from tpt_jax.runtime.sharding import Layout, LogicalAxes
 
 Remat = Literal["none", "dots", "full"]
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -125,7 +125,7 @@ def _after_prefix(prefix: Float[Array, "K P H"], own: Float[Array, "B T K H"]) -
     return jnp.concatenate([before.astype(own.dtype), own], axis=1)
 
 
-def _first_entries(past: Past, layer: Int[Array, ""], size: int) -> Past:
+def _first_entries(past: KVCache, layer: Int[Array, ""], size: int) -> KVCache:
     """One layer's first entries of stacked ones: a slice of the layer alone, so that nothing else is read or copied."""
 
     def read(stacked: jax.Array) -> jax.Array:
@@ -209,7 +209,7 @@ class Transformer(nnx.Module):
         segment_ids: Int[Array, "B T"],
         *,
         layout: Layout,
-        prefix: Sequence[Past] | None = None,
+        prefix: Sequence[KVCache] | None = None,
     ) -> list[KeysAndValues]:
         """The keys and values that every layer makes of the tokens, for each layer of the config's period.
 
@@ -308,7 +308,7 @@ class Transformer(nnx.Module):
         self,
         tokens: Int[Array, " B"],
         positions: Int[Array, " B"],
-        pasts: Sequence[Sequence[tuple[Past, Int[Array, "B S"]]]],
+        pasts: Sequence[Sequence[tuple[KVCache, Int[Array, "B S"]]]],
         *,
         layout: Layout,
     ) -> tuple[Float[Array, "B D"], list[tuple[Float[Array, "L B K H"], Float[Array, "L B K H"]]]]:

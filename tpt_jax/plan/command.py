@@ -8,15 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tpt_jax.arguments import positive
-from tpt_jax.config import RunConfig
+from tpt_jax.commands.arguments import positive
+from tpt_jax.config import RunConfig, Sampling
 from tpt_jax.errors import UserError
-from tpt_jax.files import write_atomically
+from tpt_jax.io.files import write_atomically
 from tpt_jax.plan.chips import GIB
-from tpt_jax.run_dir import Sampling
 
 if TYPE_CHECKING:
-    from tpt_jax.models.config import ModelConfig
+    from tpt_jax.models.architecture import ModelConfig
     from tpt_jax.plan.chips import Chip
     from tpt_jax.plan.phases import Compiler, Phase
     from tpt_jax.plan.rounds import StageBound
@@ -38,11 +37,11 @@ def main(args: argparse.Namespace, config: RunConfig) -> int:
     """Prints the plan; 1 if something does not fit."""
     from rich.console import Console
 
-    from tpt_jax.mesh import make_mesh
     from tpt_jax.plan.chips import chip_of
     from tpt_jax.plan.phases import Compiler
     from tpt_jax.plan.rounds import Lengths, stage_bounds
     from tpt_jax.plan.topology import tpu_devices
+    from tpt_jax.runtime.mesh import make_mesh
     from tpt_jax.terminal import say
 
     started = time.monotonic()
@@ -80,8 +79,8 @@ def model_shape(config: RunConfig) -> "ModelConfig":
     Raises:
       UserError: the folder is not there and what it is to hold is not known.
     """
-    from tpt_jax.checkpoint import ModelFolder
-    from tpt_jax.models.config import PUBLISHED, published
+    from tpt_jax.checkpoints.model import ModelFolder
+    from tpt_jax.models.architecture import PUBLISHED, published
 
     path = Path(config.model.path).expanduser()
     if config.model.path == "quickstart" or path.is_dir():
@@ -97,7 +96,7 @@ def model_shape(config: RunConfig) -> "ModelConfig":
 
 
 def find_largest(compiler: "Compiler", num_train: int) -> dict[str, int]:
-    from tpt_jax.plan.fit import fit_rows, fit_slots
+    from tpt_jax.plan.search import fit_rows, fit_slots
 
     return {"think.num_slots": fit_slots(compiler, "think", num_train), "train.rows": fit_rows(compiler)}
 

@@ -10,21 +10,22 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from tpt_jax import memory
-from tpt_jax.config import RunConfig, SamplingConfig, TrainConfig
-from tpt_jax.hlo import Module
-from tpt_jax.memory import DoesNotFitError, Need
-from tpt_jax.models.config import ModelConfig
+from tpt_jax.config import RunConfig, Sampling, SamplingConfig, TrainConfig
+from tpt_jax.models.architecture import ModelConfig
 from tpt_jax.models.transformer import abstract_parameters, place_abstract
 from tpt_jax.plan.chips import Chip
-from tpt_jax.program import compile_relayout, compile_trainer
-from tpt_jax.run_dir import Sampling
-from tpt_jax.sharding import DECODE_RULES, TRAIN_RULES, Layout
+from tpt_jax.plan.hlo import Module
+from tpt_jax.runtime import memory
+from tpt_jax.runtime.memory import DoesNotFitError, Need
+from tpt_jax.runtime.sharding import DECODE_RULES, TRAIN_RULES, Layout
 from tpt_jax.think.compile import SlotProgram, compile_slots
+from tpt_jax.think.cost_probes import compile_prefill, compile_step
 from tpt_jax.think.engine import slot_shape
-from tpt_jax.think.parts import compile_prefill, compile_step
+from tpt_jax.think.reshard import compile_reshard
+from tpt_jax.think.sampler import fewer_slots
 from tpt_jax.think.sampling import Filters
 from tpt_jax.think.state import SlotShape
+from tpt_jax.train.compile import compile_trainer
 from tpt_jax.train.flops import model_flops
 
 NO_STOP = (0,)  # which token ends a trace decides nothing of what a program needs
@@ -135,7 +136,7 @@ class Compiler:
 
         def advise(need: Need | None) -> str:
             beside = Need(need.needed + self._resident, need.available) if need else None
-            return memory.fewer_slots(beside, sampling, shape, self.model, layout, self.dtype)
+            return fewer_slots(beside, sampling, shape, self.model, layout, self.dtype)
 
         with memory.refusing(advise):
             program = compile_slots(self.model, layout, self.dtype, shape, NO_STOP)
@@ -143,7 +144,7 @@ class Compiler:
         if needed > self.chip.memory:
             need = Need(needed, self.chip.memory)
             raise DoesNotFitError(
-                memory.fewer_slots(need, sampling, shape, self.model, layout, self.dtype) + ", or train.offload: true",
+                fewer_slots(need, sampling, shape, self.model, layout, self.dtype) + ", or train.offload: true",
                 need,
             )
         return program
@@ -175,7 +176,7 @@ class Compiler:
             return [phase for phases in sampling for phase in phases.result()] + [train.result()]
 
     def _sampling(self, sampling: Sampling, shape: SlotShape) -> list[Phase]:
-        """Relayout (with what thinks), prefill and decode; prefill is part of the program that decodes."""
+        """Reshard (with what thinks), prefill and decode; prefill is part of the program that decodes."""
         layout, rows = self.decode_layout, shape.prefill_rows
         source = place_abstract(abstract_parameters(self.model)[1], Layout(self.mesh, TRAIN_RULES))
         prefills, decodes = f"{rows} prompts a shard", f"a token in each of {shape.num_slots} slots a shard"
@@ -184,11 +185,11 @@ class Compiler:
         except DoesNotFitError as error:
             advice = str(error)
             return [Phase(f"{sampling}: decode", decodes, None, None, advice)]
-        relayout = compile_relayout(source, program.parameters).compiled
+        reshard = compile_reshard(source, program.parameters).compiled
         prefill = compile_prefill(self.model, layout, program)
         step = compile_step(self.model, layout, program)
         phases = [
-            Phase("relayout", "all weights", _memory(relayout, 0), _cost(relayout)),
+            Phase("reshard", "all weights", _memory(reshard, 0), _cost(reshard)),
             Phase(f"{sampling}: prefill", prefills, None, _cost(prefill.compiled)),
             Phase(
                 f"{sampling}: decode",

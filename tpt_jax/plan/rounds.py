@@ -4,10 +4,9 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
-from tpt_jax.config import RunConfig
+from tpt_jax.config import RunConfig, Sampling
 from tpt_jax.plan.chips import Chip
 from tpt_jax.plan.phases import Phase
-from tpt_jax.run_dir import Sampling
 from tpt_jax.think.state import SlotShape
 
 PACKING = 0.95  # of a batch that is not padding

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from tpt_jax.evaluate import mean_interval, pass_at_k
-from tpt_jax.prune.select import Selection
+from tpt_jax.evaluation import mean_interval, pass_at_k
+from tpt_jax.prune.selection import Selection
 from tpt_jax.records import CHECKERS_FAULT, JudgedTrace, Verdict
 from tpt_jax.terminal import listed
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import rich.console
 
 from tpt_jax.config import OptimizerConfig, TrainConfig, load_config
-from tpt_jax.models.config import from_huggingface
+from tpt_jax.models.architecture import from_huggingface
 from tpt_jax.quickstart.corpus import Text, drills, worked_solutions
 from tpt_jax.tasks import GsmSymbolicConfig
 
@@ -107,10 +107,10 @@ def train(folder: Path, texts: list[Text], num_epochs: int, seed: int) -> None:
     import dataclasses
 
     from tpt_jax.config import MeshConfig
-    from tpt_jax.mesh import make_mesh
     from tpt_jax.models.huggingface import initialize_parameters, save_parameters
-    from tpt_jax.program import compile_trainer
     from tpt_jax.prompts import load_prompt
+    from tpt_jax.runtime.mesh import make_mesh
+    from tpt_jax.train.compile import compile_trainer
     from tpt_jax.train.data import split_by_length
     from tpt_jax.train.fit import Fit
 

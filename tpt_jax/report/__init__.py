@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from tpt_jax.paths import AnyPath
+from tpt_jax.io.paths import AnyPath
 
 
 def write_report(run_dirs: Sequence[AnyPath], output: AnyPath) -> None:
@@ -13,7 +13,7 @@ def write_report(run_dirs: Sequence[AnyPath], output: AnyPath) -> None:
     """
     # Imported here: the command line imports this package at every start, and so do the checker's processes.
     from tpt_jax.errors import UserError
-    from tpt_jax.files import write_atomically
+    from tpt_jax.io.files import write_atomically
     from tpt_jax.report.page import render
     from tpt_jax.report.read import read_runs
 

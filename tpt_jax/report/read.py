@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from tpt_jax.errors import UserError
-from tpt_jax.paths import AnyPath
+from tpt_jax.io.paths import AnyPath
 from tpt_jax.report.traces import HeldOut, Shelf, read_held_out, read_shelves
 
 RATES = ("pass_at_1", "pass_at_k", "maj_at_k", "strict_pass_at_1", "strict_pass_at_k")

@@ -7,8 +7,8 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from tpt_jax.errors import UserError
-from tpt_jax.files import read_jsonl
-from tpt_jax.paths import AnyPath
+from tpt_jax.io.files import read_jsonl
+from tpt_jax.io.paths import AnyPath
 from tpt_jax.records import JudgedTrace, Question
 
 ENTRIES_ON_A_SHELF = 6

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from tpt_jax.errors import UserError, suggestion
+from tpt_jax.records import Shot
 from tpt_jax.tasks.code_contests import CodeContestsConfig
 from tpt_jax.tasks.decontamination import without_test_questions
 from tpt_jax.tasks.file import FileConfig
@@ -13,7 +14,7 @@ from tpt_jax.tasks.math import MathConfig
 from tpt_jax.tasks.mbpp import MbppConfig
 from tpt_jax.tasks.multiple_choice import MultipleChoiceConfig
 from tpt_jax.tasks.reasoning_gym import ReasoningGymConfig
-from tpt_jax.tasks.task import Shot, Task, TaskConfig
+from tpt_jax.tasks.task import Task, TaskConfig
 
 AnyTaskConfig = (
     CodeContestsConfig

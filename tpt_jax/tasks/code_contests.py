@@ -14,10 +14,10 @@ from typing import Any, ClassVar, Literal
 from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass
 
-from tpt_jax.errors import STRICT, UnusableError
-from tpt_jax.lines import id_of, read_records
-from tpt_jax.records import Question
-from tpt_jax.tasks.task import Generation, Shot, Task, TaskConfig
+from tpt_jax.errors import STRICT, InvalidRecordError
+from tpt_jax.io.record_files import id_of, read_records
+from tpt_jax.records import Generation, Question, Shot
+from tpt_jax.tasks.task import Task, TaskConfig
 
 NUM_TRAIN, NUM_TEST = 13_328, 165  # as published
 INSTRUCTION = (
@@ -83,7 +83,7 @@ class CodeContestsConfig(TaskConfig):
 
             return tuple(read_records(self.folder.expanduser() / f"{split}.jsonl", question))
 
-        return Task(self.name, INSTRUCTION, self.checker_name, questions("train"), questions("test"), SHOTS)
+        return self.task(questions("train"), questions("test"), instruction=INSTRUCTION, shots=SHOTS)
 
     @staticmethod
     def default_id(index: int, line: Mapping[str, Any]) -> str:
@@ -98,12 +98,12 @@ class CodeContestsConfig(TaskConfig):
         line = _in_our_form(line)
         question, inputs, outputs = (line.get(key) for key in ("question", "inputs", "outputs"))
         if not isinstance(question, str) or not question.strip():
-            raise UnusableError('lacks a text under "question"; write {"id", "question", "inputs", "outputs"}')
+            raise InvalidRecordError('lacks a text under "question"; write {"id", "question", "inputs", "outputs"}')
         lists = [texts for texts in (inputs, outputs) if isinstance(texts, list)]
         if len(lists) < 2 or not all(isinstance(text, str) for texts in lists for text in texts):
-            raise UnusableError('lacks a list of texts under "inputs" or "outputs"; write one text a test in both')
+            raise InvalidRecordError('lacks a list of texts under "inputs" or "outputs"; write one text a test in both')
         if len(lists[0]) != len(lists[1]) or not lists[0]:
-            raise UnusableError(
+            raise InvalidRecordError(
                 f'has {len(lists[0])} "inputs" and {len(lists[1])} "outputs"; write one of each a test, one at least'
             )
         return Question(name, question.strip(), "", {"inputs": lists[0], "outputs": lists[1]})

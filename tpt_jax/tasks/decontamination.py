@@ -35,7 +35,7 @@ def without_test_questions(task: Task) -> Task:
       UserError: nothing is left to train on.
     """
     tested = texts_of(task.test)
-    train = tuple(question for question in task.train if normalised(question.question) not in tested)
+    train = task.train.only([question for question in task.train if normalised(question.question) not in tested])
     if not train:
         raise UserError(f"task {task.name}: every training question is a test question too; give two sets")
     return dataclasses.replace(task, train=train, num_contaminated=len(task.train) - len(train))

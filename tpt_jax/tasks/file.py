@@ -8,11 +8,11 @@ from typing import Any, ClassVar, Literal
 
 from pydantic.dataclasses import dataclass
 
-from tpt_jax.errors import STRICT, UnusableError
-from tpt_jax.lines import id_of, read_records
-from tpt_jax.prune.checkers import get_checker
-from tpt_jax.records import Question
-from tpt_jax.tasks.task import Shot, Task, TaskConfig, answer_of, read_plain_question, text_of
+from tpt_jax.checks.registry import get_checker
+from tpt_jax.errors import STRICT, InvalidRecordError
+from tpt_jax.io.record_files import id_of, read_records
+from tpt_jax.records import Question, Shot
+from tpt_jax.tasks.task import Task, TaskConfig, answer_of, read_plain_question, text_of
 
 FORM = '{"id", "question", "answer"}'
 NEED_AN_ANSWER = ("numeric", "math", "choice")  # checkers that compare with nothing else
@@ -49,7 +49,13 @@ class FileConfig(TaskConfig):
         """
         get_checker(self.checker)
         shots = () if self.shots is None else tuple(read_records(self.shots.expanduser(), _read_shot))
-        return Task(self.name, self.instruction, self.checker, self._read("train"), self._read("test"), shots)
+        return self.task(
+            self._read("train"),
+            self._read("test"),
+            instruction=self.instruction,
+            shots=shots,
+            checker=self.checker,
+        )
 
     def num_questions(self) -> tuple[int, int]:
         """Those in the files: they have to be there."""
@@ -60,7 +66,7 @@ class FileConfig(TaskConfig):
         """A question from an object with whatever its checker needs.
 
         Raises:
-          UnusableError: there is no question, or nothing that tells right from wrong.
+          InvalidRecordError: there is no question, or nothing that tells right from wrong.
         """
         data = {key: value for key, value in line.items() if key not in ("id", "question", "answer")}
         if data and not answer_of(line):
@@ -75,9 +81,9 @@ class FileConfig(TaskConfig):
         """A question whose id is none of the seen ones, to which it is added."""
         question = self.read_question(id_of(line, f"{self.name}/{split}/{index}"), line)
         if question.answer == "" and self.checker in NEED_AN_ANSWER:
-            raise UnusableError(f'lacks "answer", with which the checker {self.checker} compares')
+            raise InvalidRecordError(f'lacks "answer", with which the checker {self.checker} compares')
         if question.id in seen:
-            raise UnusableError(f"has the id {question.id!r} of an earlier one; make ids unique")
+            raise InvalidRecordError(f"has the id {question.id!r} of an earlier one; make ids unique")
         seen.add(question.id)
         return question
 

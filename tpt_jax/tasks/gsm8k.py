@@ -6,10 +6,10 @@ from typing import Any, ClassVar, Literal
 from pydantic.dataclasses import dataclass
 
 from tpt_jax.errors import STRICT, UserError
-from tpt_jax.lines import read_items, read_records
-from tpt_jax.records import Question
+from tpt_jax.io.record_files import read_items, read_records
+from tpt_jax.records import Generation, Question, Shot
 from tpt_jax.tasks.download import read_builder, refuse_both
-from tpt_jax.tasks.task import Generation, Shot, Task, TaskConfig
+from tpt_jax.tasks.task import Task, TaskConfig
 
 NUM_TRAIN, NUM_TEST = 7_473, 1_319  # as published
 INSTRUCTION = "Solve the problem step by step. End with a line that holds only the final number, as in: #### 42"
@@ -83,7 +83,7 @@ class Gsm8kConfig(TaskConfig):
                 )
             return tuple(read_records(path, read))
 
-        return Task(self.name, INSTRUCTION, self.checker_name, questions("train"), questions("test"), SHOTS)
+        return self.task(questions("train"), questions("test"), instruction=INSTRUCTION, shots=SHOTS)
 
     def num_questions(self) -> tuple[int, int]:
         return NUM_TRAIN, NUM_TEST

@@ -69,9 +69,7 @@ class GsmSymbolicConfig(TaskConfig):
                 for index, problem in enumerate(problems)
             )
 
-        return Task(
-            self.name, "", self.checker_name, questions("train", self.num_train), questions("test", self.num_test)
-        )
+        return self.task(questions("train", self.num_train), questions("test", self.num_test))
 
     def num_questions(self) -> tuple[int, int]:
         return self.num_train, self.num_test

@@ -10,11 +10,11 @@ from typing import Annotated, Any, ClassVar, Literal
 import pydantic
 from pydantic.dataclasses import dataclass
 
-from tpt_jax.errors import STRICT, UnusableError, UserError
-from tpt_jax.files import parse_line
-from tpt_jax.records import Question
+from tpt_jax.errors import STRICT, InvalidRecordError, UserError
+from tpt_jax.io.files import parse_line
+from tpt_jax.records import Generation, Question, Shot
 from tpt_jax.tasks.mbpp import INSTRUCTION
-from tpt_jax.tasks.task import Generation, Shot, Task, TaskConfig
+from tpt_jax.tasks.task import Task, TaskConfig
 
 NUM_QUESTIONS = 164  # as published
 SOURCE = "github.com/openai/human-eval (data)"
@@ -66,7 +66,7 @@ class HumanEvalConfig(TaskConfig):
         questions = sorted(_read(self.folder.expanduser()), key=lambda question: _digest(question.id))
         num_train = round(self.train_share * len(questions))
         train, test = tuple(questions[:num_train]), tuple(questions[num_train:])
-        return Task(self.name, INSTRUCTION, self.checker_name, train, test, SHOTS)
+        return self.task(train, test, instruction=INSTRUCTION, shots=SHOTS)
 
     def num_questions(self) -> tuple[int, int]:
         num_train = round(self.train_share * NUM_QUESTIONS)
@@ -81,7 +81,7 @@ class HumanEvalConfig(TaskConfig):
         """{"prompt", "entry_point", "test"}, where "test" defines check(candidate)."""
         missing = [key for key in ("prompt", "entry_point", "test") if not isinstance(line.get(key), str)]
         if missing:
-            raise UnusableError(f'lacks "{missing[0]}"; write it as in HumanEval.jsonl')
+            raise InvalidRecordError(f'lacks "{missing[0]}"; write it as in HumanEval.jsonl')
         prompt, entry_point = line["prompt"], line["entry_point"]
         data = {
             "prompt": prompt,
@@ -112,6 +112,6 @@ def _read(folder: Path) -> list[Question]:
         try:
             item = parse_line(line)
             questions.append(HumanEvalConfig.read_question(HumanEvalConfig.default_id(index, item), item))
-        except UnusableError as error:
+        except InvalidRecordError as error:
             raise UserError(f"{path}: question {index + 1}: {error}") from error
     return questions

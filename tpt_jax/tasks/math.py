@@ -8,12 +8,12 @@ from typing import Annotated, Any, ClassVar, Literal
 import pydantic
 from pydantic.dataclasses import dataclass
 
-from tpt_jax.errors import STRICT, UnusableError, UserError
-from tpt_jax.lines import read_folder, read_items, read_records
-from tpt_jax.prune.boxes import boxed_answer, find_boxes
-from tpt_jax.records import Question
+from tpt_jax.checks.answers.boxes import boxed_answer, find_boxes
+from tpt_jax.errors import STRICT, InvalidRecordError, UserError
+from tpt_jax.io.record_files import read_folder, read_items, read_records
+from tpt_jax.records import Generation, Question, Shot
 from tpt_jax.tasks.download import read_builder, refuse_both
-from tpt_jax.tasks.task import Generation, Shot, Task, TaskConfig, answer_of
+from tpt_jax.tasks.task import Task, TaskConfig, answer_of
 
 NUM_TRAIN, NUM_TEST = 7_500, 5_000  # as published
 INSTRUCTION = r"Solve the problem step by step. Put the final answer into a box at the end, as in: \boxed{42}"
@@ -91,7 +91,7 @@ class MathConfig(TaskConfig):
           UserError: they are not there, or more than 1% of the problems cannot be used.
         """
         refuse_both(self.folder, self.manual_dir)
-        return Task(self.name, INSTRUCTION, self.checker_name, self._read("train"), self._read("test"), SHOTS)
+        return self.task(self._read("train"), self._read("test"), instruction=INSTRUCTION, shots=SHOTS)
 
     def num_questions(self) -> tuple[int, int]:
         if self.folder is None or not self.folder.expanduser().is_dir():
@@ -133,11 +133,11 @@ class MathConfig(TaskConfig):
         """{"problem", "solution"} as published, or {"problem" or "question", "answer"}."""
         problem, answer = line.get("problem", line.get("question")), answer_of(line)
         if not isinstance(problem, str) or not problem.strip():
-            raise UnusableError(f'lacks "problem"; {FORM}')
+            raise InvalidRecordError(f'lacks "problem"; {FORM}')
         if answer:
             return Question(name, problem, answer)
         solution = str(line.get("solution", ""))
         boxes = find_boxes(solution)
         if not boxes:
-            raise UnusableError(f"its solution has no \\boxed{{}} answer; {FORM}")
+            raise InvalidRecordError(f"its solution has no \\boxed{{}} answer; {FORM}")
         return Question(name, problem, boxed_answer(solution, boxes))

@@ -8,12 +8,12 @@ from typing import Any, ClassVar, Literal
 
 from pydantic.dataclasses import dataclass
 
-from tpt_jax.errors import STRICT, UnusableError, UserError
-from tpt_jax.lines import read_items, read_records
-from tpt_jax.prune.programs import parse
-from tpt_jax.records import Question
+from tpt_jax.checks.code.extract import parse
+from tpt_jax.errors import STRICT, InvalidRecordError, UserError
+from tpt_jax.io.record_files import read_items, read_records
+from tpt_jax.records import Generation, Question, Shot
 from tpt_jax.tasks.download import read_builder, refuse_both
-from tpt_jax.tasks.task import Generation, Shot, Task, TaskConfig
+from tpt_jax.tasks.task import Task, TaskConfig
 
 TRAIN, TEST = range(601, 975), range(11, 511)  # task_ids, as published; the others are for prompts and validation
 SOURCE = "github.com/google-research/google-research (mbpp)"
@@ -84,7 +84,7 @@ class MbppConfig(TaskConfig):
                 )
             questions = dict(read_records(path, lambda _, line: _numbered(line)))
         train, test = (tuple(questions[number] for number in ids if number in questions) for ids in (TRAIN, TEST))
-        return Task(self.name, INSTRUCTION, self.checker_name, train, test, SHOTS)
+        return self.task(train, test, instruction=INSTRUCTION, shots=SHOTS)
 
     def num_questions(self) -> tuple[int, int]:
         return len(TRAIN), len(TEST)
@@ -101,9 +101,9 @@ class MbppConfig(TaskConfig):
         """
         text, tests = line.get("text", line.get("prompt")), line.get("test_list")
         if not isinstance(text, str) or not isinstance(tests, list) or not all(isinstance(test, str) for test in tests):
-            raise UnusableError('lacks "text" or "test_list"; write them as in mbpp.jsonl')
+            raise InvalidRecordError('lacks "text" or "test_list"; write them as in mbpp.jsonl')
         if not tests:
-            raise UnusableError('has no tests in "test_list"; write assert statements')
+            raise InvalidRecordError('has no tests in "test_list"; write assert statements')
         setup = "\n".join([*map(str, line.get("test_imports") or ()), str(line.get("test_setup_code") or "")]).strip()
         question = "\n".join([text.strip(), "The program must pass these tests:", *tests])
         entry_point = _function_of(str(line.get("code", "")), tests)
@@ -113,7 +113,7 @@ class MbppConfig(TaskConfig):
 def _numbered(line: Mapping[str, Any]) -> tuple[int, Question]:
     number = line.get("task_id")
     if not isinstance(number, int):
-        raise UnusableError('lacks "task_id"; write the number that MBPP gives it')
+        raise InvalidRecordError('lacks "task_id"; write the number that MBPP gives it')
     return number, MbppConfig.read_question(f"mbpp/{number}", line)
 
 
@@ -125,7 +125,7 @@ def _function_of(code: str, tests: list[str]) -> str:
     """
     parsed = [tree for tree in map(parse, (code, *tests)) if tree is not None]
     if len(parsed) < 1 + len(tests):
-        raise UnusableError('its "code" or "test_list" is not Python')
+        raise InvalidRecordError('its "code" or "test_list" is not Python')
     program, *trees = parsed
     defined = {getattr(node, "name", "") for node in program.body}
     used = [node.id for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Name)]

@@ -7,10 +7,10 @@ from typing import Any, ClassVar, Literal
 
 from pydantic.dataclasses import dataclass
 
-from tpt_jax.errors import STRICT, UnusableError
-from tpt_jax.lines import id_of, read_records
-from tpt_jax.records import Question
-from tpt_jax.tasks.task import Generation, Shot, Task, TaskConfig
+from tpt_jax.errors import STRICT, InvalidRecordError
+from tpt_jax.io.record_files import id_of, read_records
+from tpt_jax.records import Generation, Question, Shot
+from tpt_jax.tasks.task import Task, TaskConfig
 
 INSTRUCTION = "Think step by step. End with a line that holds only the letter of the right choice, as in: #### C"
 FORM = 'write {"id", "question", "choices": [...], "answer": the letter, the number from 0 or the text of a choice}'
@@ -75,7 +75,7 @@ class MultipleChoiceConfig(TaskConfig):
           UserError: one is missing, or more than 1% of its questions cannot be used.
         """
         train, test = self._read("train"), self._read("test")
-        return Task(self.name, INSTRUCTION, self.checker_name, train, test, SHOTS)
+        return self.task(train, test, instruction=INSTRUCTION, shots=SHOTS)
 
     def num_questions(self) -> tuple[int, int]:
         return len(self._read("train")), len(self._read("test"))
@@ -92,12 +92,12 @@ class MultipleChoiceConfig(TaskConfig):
         line = _without_labels(line)
         choices = line.get("choices")
         if not isinstance(line.get("question"), str) or not line["question"].strip():
-            raise UnusableError(f'lacks "question"; {FORM}')
+            raise InvalidRecordError(f'lacks "question"; {FORM}')
         if not isinstance(choices, list) or not 2 <= len(choices) <= len(string.ascii_uppercase):
-            raise UnusableError(f'"choices" is no list of 2 to {len(string.ascii_uppercase)}; {FORM}')
+            raise InvalidRecordError(f'"choices" is no list of 2 to {len(string.ascii_uppercase)}; {FORM}')
         texts = [str(choice).strip() for choice in choices]
         if not all(texts) or len(set(texts)) < len(texts):
-            raise UnusableError('"choices" holds an empty text, or one twice; write each once')
+            raise InvalidRecordError('"choices" holds an empty text, or one twice; write each once')
         answer = _letter(line.get("answer"), texts)
         return Question(name, with_choices(line["question"].strip(), texts), answer, {"choices": texts})
 
@@ -118,9 +118,9 @@ def _without_labels(line: Mapping[str, Any]) -> Mapping[str, Any]:
         return line
     texts, labels, right = choices.get("text"), choices.get("label"), line.get("answerKey")
     if not isinstance(texts, list) or not isinstance(labels, list) or len(texts) != len(labels):
-        raise UnusableError(f'"choices" has not as many texts as labels; {FORM}')
+        raise InvalidRecordError(f'"choices" has not as many texts as labels; {FORM}')
     if right not in labels:
-        raise UnusableError(f'"answerKey" ({right!r:.80}) is none of the labels of its choices; {FORM}')
+        raise InvalidRecordError(f'"answerKey" ({right!r:.80}) is none of the labels of its choices; {FORM}')
     return {**line, "choices": texts, "answer": str(texts[labels.index(right)]).strip()}
 
 
@@ -133,4 +133,4 @@ def _letter(answer: Any, choices: Sequence[str]) -> str:
         return letters[choices.index(text)]
     if len(text) == 1 and text.upper() in letters:
         return text.upper()
-    raise UnusableError(f'"answer" ({answer!r:.80}) is none of the {len(choices)} choices; {FORM}')
+    raise InvalidRecordError(f'"answer" ({answer!r:.80}) is none of the {len(choices)} choices; {FORM}')

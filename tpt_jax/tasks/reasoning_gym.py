@@ -14,10 +14,11 @@ import pydantic
 from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass
 
-from tpt_jax.errors import STRICT, UnusableError, UserError, suggestion
-from tpt_jax.records import Question
+from tpt_jax.checks.refused_data_sets import REFUSED
+from tpt_jax.errors import STRICT, InvalidRecordError, UserError, suggestion
+from tpt_jax.records import Generation, Question, Shot
 from tpt_jax.tasks.decontamination import normalised
-from tpt_jax.tasks.task import Generation, Shot, Task, TaskConfig
+from tpt_jax.tasks.task import Task, TaskConfig
 from tpt_jax.terminal import say
 
 Split = Literal["train", "test"]
@@ -37,31 +38,6 @@ SHOTS = (
         "<answer>3 1\n4 2</answer>",
     ),
 )
-
-_RUNS_ANSWERS = "the library evaluates what a model wrote as Python to score it"
-_RUNS_QUESTIONS = "the library evaluates the question's data as Python to score an answer"
-_UNSTEADY = "the library makes other questions in every process, whatever the seed"
-REFUSED: Mapping[str, str] = {
-    "binary_matrix": _RUNS_ANSWERS,
-    "countdown": _RUNS_ANSWERS,
-    "intermediate_integration": _RUNS_ANSWERS,
-    "n_queens": _RUNS_ANSWERS,
-    "polynomial_multiplication": _RUNS_ANSWERS,
-    "puzzle24": _RUNS_ANSWERS,
-    "simple_integration": _RUNS_ANSWERS,
-    "spiral_matrix": _RUNS_ANSWERS,
-    "string_insertion": _RUNS_ANSWERS,
-    "bitwise_arithmetic": _RUNS_QUESTIONS,
-    "number_sorting": _RUNS_QUESTIONS,
-    "codeio": "the library runs programs that a model wrote to make its questions",
-    "composite": "it mixes other data sets; name one of them",
-    "coin_flip": "the library gives the full mark to any first digits of the answer",
-    "complex_arithmetic": "the library gives the full mark to the answer nan",
-    "game_of_life_halting": "the library gives the full mark to any answer",
-    "isomorphic_strings": _UNSTEADY,
-    "list_functions": _UNSTEADY,
-    "ransom_note": _UNSTEADY,
-}
 
 # The library draws question i of a seed from seed + i: the splits' seeds are so far apart that they never meet.
 FIRST_SEED: Mapping[Split, int] = {"train": 0, "test": 2**31}
@@ -98,7 +74,7 @@ class ReasoningGymConfig(TaskConfig):
         seen: set[str] = set()
         test = self._draw("test", self.num_test, seen)
         train = self._draw("train", self.num_train, seen)
-        return Task(self.name, INSTRUCTION, self.checker_name, train, test, SHOTS)
+        return self.task(train, test, instruction=INSTRUCTION, shots=SHOTS)
 
     def num_questions(self) -> tuple[int, int]:
         return self.num_train, self.num_test
@@ -110,16 +86,16 @@ class ReasoningGymConfig(TaskConfig):
         Its data is what the checker needs: {"dataset", "options", "metadata"}.
 
         Raises:
-          UnusableError: it is none, or of a data set that is refused.
+          InvalidRecordError: it is none, or of a data set that is refused.
         """
         metadata = line.get("metadata")
         dataset = metadata.get("source_dataset") if isinstance(metadata, dict) else None
         if not isinstance(dataset, str) or not isinstance(line.get("question"), str):
-            raise UnusableError(
+            raise InvalidRecordError(
                 'lacks "question" or "metadata" with "source_dataset"; write the entries that reasoning_gym makes'
             )
         if dataset in REFUSED:
-            raise UnusableError(f"of reasoning_gym's {dataset}, which is not used: {REFUSED[dataset]}")
+            raise InvalidRecordError(f"of reasoning_gym's {dataset}, which is not used: {REFUSED[dataset]}")
         answer = line.get("answer")  # None where many are right
         data = {"dataset": dataset, "options": line.get("options", {}), "metadata": metadata}
         plain = json.loads(json.dumps(data, default=str))  # as it would come back from a file: tuples are lists

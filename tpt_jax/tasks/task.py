@@ -2,46 +2,24 @@
 
 import abc
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
-from tpt_jax.errors import UnusableError, UserError
-from tpt_jax.records import Question
-
-
-@dataclasses.dataclass(frozen=True)
-class Shot:
-    """A worked example for few-shot prompts: a question, and the completion that a good model would write."""
-
-    question: str
-    completion: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Generation:
-    """How long a task's prompts and completions are allowed to be, unless the config says otherwise; in tokens."""
-
-    max_prompt_tokens: int = 256
-    max_new_tokens: int = 512
+from tpt_jax.errors import InvalidRecordError, UserError
+from tpt_jax.records import Generation, Question, QuestionSet, Shot
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """Questions to train on, held-out questions to test on, and how answers are asked for and checked.
+    """Questions to train on, and held-out questions to test on.
 
     Attributes:
-      instruction: stands after the question in every prompt; "" for none.
-      checker: a name for prune.checkers.get_checker.
-      shots: examples that a prompt may begin with.
-      num_contaminated: training questions left out because they stand in the test questions too.
+      num_contaminated: training questions that were left out because they are test questions too.
     """
 
     name: str
-    instruction: str
-    checker: str
-    train: tuple[Question, ...]
-    test: tuple[Question, ...]
-    shots: tuple[Shot, ...] = ()
+    train: QuestionSet
+    test: QuestionSet
     num_contaminated: int = 0
 
     def __post_init__(self) -> None:
@@ -84,6 +62,33 @@ class TaskConfig(abc.ABC):
     def num_questions(self) -> tuple[int, int]:
         """How many there are to train on and to test on, without having them."""
 
+    def task(
+        self,
+        train: Iterable[Question],
+        test: Iterable[Question],
+        *,
+        instruction: str = "",
+        shots: Iterable[Shot] = (),
+        checker: str | None = None,
+    ) -> Task:
+        """The task with these questions, asked and judged as the class says.
+
+        Args:
+          checker: another one than the class names.
+        """
+
+        def split(questions: Iterable[Question]) -> QuestionSet:
+            return QuestionSet(
+                tuple(questions),
+                instruction,
+                checker or self.checker_name,
+                tuple(shots),
+                self.generation,
+                self.seconds_per_trace,
+            )
+
+        return Task(self.name, split(train), split(test))
+
     @staticmethod
     def default_id(index: int, line: Mapping[str, Any]) -> str:
         """What a question without "id" is called: its number in its file (from 0), or what its publishers call it."""
@@ -97,7 +102,7 @@ class TaskConfig(abc.ABC):
           name: the question's id.
 
         Raises:
-          UnusableError: it is none; says what it lacks.
+          InvalidRecordError: it is none; says what it lacks.
         """
         return read_plain_question(name, line)
 
@@ -106,12 +111,12 @@ def read_plain_question(name: str, line: Mapping[str, Any]) -> Question:
     """{"question", "answer"}; a worked answer in GSM8K's form is cut to what follows its last "####".
 
     Raises:
-      UnusableError: one of the two is missing, empty, or of another kind.
+      InvalidRecordError: one of the two is missing, empty, or of another kind.
     """
     form = '{"id", "question", "answer"}'
     question, answer = text_of(line, "question", form), answer_of(line).rpartition("####")[2].strip()
     if not answer:
-        raise UnusableError(f'lacks "answer"; write {form}')
+        raise InvalidRecordError(f'lacks "answer"; write {form}')
     return Question(name, question, answer)
 
 
@@ -122,11 +127,11 @@ def text_of(line: Mapping[str, Any], key: str, form: str) -> str:
       form: how the whole line is to be written, for the message.
 
     Raises:
-      UnusableError: it is no text, or an empty one.
+      InvalidRecordError: it is no text, or an empty one.
     """
     text = line.get(key)
     if not isinstance(text, str) or not text.strip():
-        raise UnusableError(f'lacks a text under "{key}"; write {form}')
+        raise InvalidRecordError(f'lacks a text under "{key}"; write {form}')
     return text
 
 
@@ -134,9 +139,9 @@ def answer_of(line: Mapping[str, Any]) -> str:
     """The "answer" as text; "" where there is none.
 
     Raises:
-      UnusableError: it is neither a text nor a number.
+      InvalidRecordError: it is neither a text nor a number.
     """
     answer = line.get("answer")
     if isinstance(answer, bool) or not isinstance(answer, str | int | float | None):
-        raise UnusableError(f"has an answer of type {type(answer).__name__}; write a number or a quoted text")
+        raise InvalidRecordError(f"has an answer of type {type(answer).__name__}; write a number or a quoted text")
     return "" if answer is None else str(answer).strip()

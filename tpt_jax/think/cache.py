@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from tpt_jax.models.attention import Past
-from tpt_jax.models.config import ModelConfig
+from tpt_jax.models.architecture import ModelConfig
+from tpt_jax.models.attention import KVCache
 
 CacheType = Literal["compute", "int8"]  # the type to compute in, or int8 with a scale for each token and head
 
@@ -22,7 +22,9 @@ def layer_sizes(config: ModelConfig, length: int) -> list[int]:
     return [length if window is None else min(length, window) for window in config.windows[: config.period]]
 
 
-def empty(config: ModelConfig, rows: int, sizes: Sequence[int], dtype: jnp.dtype, cache_type: CacheType) -> list[Past]:
+def empty(
+    config: ModelConfig, rows: int, sizes: Sequence[int], dtype: jnp.dtype, cache_type: CacheType
+) -> list[KVCache]:
     """Caches that hold nothing yet: for each layer of the period and those that follow it by whole periods, keys and
     values [L, B, K, S, H] with S as its size says."""
     heads, width = config.num_kv_heads, config.head_dim
@@ -31,11 +33,11 @@ def empty(config: ModelConfig, rows: int, sizes: Sequence[int], dtype: jnp.dtype
     return [_empty(shape, dtype, cache_type) for shape in shapes]
 
 
-def _empty(shape: tuple[int, ...], dtype: jnp.dtype, cache_type: CacheType) -> Past:
+def _empty(shape: tuple[int, ...], dtype: jnp.dtype, cache_type: CacheType) -> KVCache:
     if cache_type == "int8":
         scale = jnp.zeros(shape[:-1], jnp.float32)
-        return Past(jnp.zeros(shape, jnp.int8), jnp.zeros(shape, jnp.int8), scale, scale)
-    return Past(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+        return KVCache(jnp.zeros(shape, jnp.int8), jnp.zeros(shape, jnp.int8), scale, scale)
+    return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
 
 def entry_positions(size: int, positions: Int[Array, " B"]) -> Int[Array, "B S"]:
@@ -45,8 +47,8 @@ def entry_positions(size: int, positions: Int[Array, " B"]) -> Int[Array, "B S"]
 
 
 def write_tokens(
-    cache: Past, key: Float[Array, "L B K H"], value: Float[Array, "L B K H"], positions: Int[Array, " B"]
-) -> Past:
+    cache: KVCache, key: Float[Array, "L B K H"], value: Float[Array, "L B K H"], positions: Int[Array, " B"]
+) -> KVCache:
     """The same cache with one more token in each row, in place.
 
     One update a row: positions differ, and a scatter over rows is laid out anew by XLA's TPU compiler.
@@ -69,13 +71,15 @@ def write_tokens(
     return jax.tree.map(write, cache, new)
 
 
-def write_prompts(pool: Past, key: Float[Array, "L A T K H"], value: Float[Array, "L A T K H"], row: jax.Array) -> Past:
+def write_prompts(
+    pool: KVCache, key: Float[Array, "L A T K H"], value: Float[Array, "L A T K H"], row: jax.Array
+) -> KVCache:
     """A pool of prompts, its entries being positions, with A prompts more from a row on."""
     new = _like(pool, key.swapaxes(2, 3), value.swapaxes(2, 3))
     return jax.tree.map(lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, row, axis=1), pool, new)
 
 
-def copy_prompt(cache: Past, pool: Past, row: jax.Array, source: jax.Array, length: jax.Array) -> Past:
+def copy_prompt(cache: KVCache, pool: KVCache, row: jax.Array, source: jax.Array, length: jax.Array) -> KVCache:
     """The cache with a prompt of this length, from a row of the pool, in a row of its own."""
     size, longest = cache.key.shape[3], pool.key.shape[3]
     newest = jnp.clip(entry_positions(size, length[None])[0], 0, longest - 1)
@@ -89,12 +93,12 @@ def copy_prompt(cache: Past, pool: Past, row: jax.Array, source: jax.Array, leng
     return jax.tree.map(copy, cache, pool)
 
 
-def _like(cache: Past, key: jax.Array, value: jax.Array) -> Past:
+def _like(cache: KVCache, key: jax.Array, value: jax.Array) -> KVCache:
     """Keys and values in the cache's own type."""
     if cache.key_scale is None:
-        return Past(key.astype(cache.key.dtype), value.astype(cache.value.dtype))
+        return KVCache(key.astype(cache.key.dtype), value.astype(cache.value.dtype))
     (key, key_scale), (value, value_scale) = _quantized(key), _quantized(value)
-    return Past(key, value, key_scale, value_scale)
+    return KVCache(key, value, key_scale, value_scale)
 
 
 def _quantized(x: Float[Array, "... H"]) -> tuple[Int[Array, "... H"], Float[Array, "..."]]:

@@ -14,11 +14,11 @@ from jax.experimental.layout import Layout as MemoryLayout
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from tpt_jax.models.config import ModelConfig
+from tpt_jax.models.architecture import ModelConfig
 from tpt_jax.models.transformer import abstract_parameters
-from tpt_jax.sharding import Layout, place
+from tpt_jax.runtime.sharding import Layout, place
 from tpt_jax.think.slots import decode_chunk, start
-from tpt_jax.think.state import Finished, Slots, SlotShape, Work
+from tpt_jax.think.state import Finished, RequestBatch, Slots, SlotShape
 
 # Entries of a cache that stand together in memory: XLA's TPU compiler copies caches of another length, or fails, and
 # whole tiles are taken in any case.
@@ -32,16 +32,16 @@ class SlotProgram:
     Attributes:
       parameters: shapes of the decoding parameters, with their shardings and their layout in memory.
       start: decoding parameters and the prompts' common prefix to empty slots.
-      decode_chunk: (parameters, Work, Slots) to (Slots, Finished); the slots are donated.
+      decode_chunk: (parameters, RequestBatch, Slots) to (Slots, Finished); the slots are donated.
     """
 
     shape: SlotShape
     parameters: nnx.State
     start: jax.stages.Compiled
     decode_chunk: jax.stages.Compiled
-    work_shardings: Work
+    work_shardings: RequestBatch
 
-    def place(self, work: Work) -> Work:
+    def place(self, work: RequestBatch) -> RequestBatch:
         """A phase's work, which every host has whole, on the devices."""
         return jax.tree.map(place, work, self.work_shardings)
 
@@ -127,9 +127,9 @@ def _slot_specs(config: ModelConfig, shape: SlotShape, layout: Layout) -> Slots:
     return Slots(**{**others, "caches": stacked, "pool": stacked, "prefix": prefix})
 
 
-def _work_specs(layout: Layout) -> Work:
+def _work_specs(layout: Layout) -> RequestBatch:
     scalars = dict.fromkeys(("seed", "round_index", "temperature"), P())
-    return Work(**{**_each_field(Work, P(layout.rules["batch"])), **scalars})
+    return RequestBatch(**{**_each_field(RequestBatch, P(layout.rules["batch"])), **scalars})
 
 
 def _each_field(record: type, spec: P) -> dict[str, Any]:
@@ -162,7 +162,7 @@ def _with_format(leaf: jax.ShapeDtypeStruct, form: Format) -> jax.ShapeDtypeStru
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=form)
 
 
-def _abstract_work(shape: SlotShape, shards: int) -> Work:
+def _abstract_work(shape: SlotShape, shards: int) -> RequestBatch:
     questions, traces = shards * shape.num_questions, shards * shape.num_traces
 
     def integers(*dims: int) -> Any:
@@ -173,7 +173,7 @@ def _abstract_work(shape: SlotShape, shards: int) -> Work:
 
     cancelled: Any = jax.ShapeDtypeStruct((traces,), jnp.bool_)
     temperature: Any = jax.ShapeDtypeStruct((), jnp.float32)
-    return Work(
+    return RequestBatch(
         prompts=integers(questions, shape.max_prompt_tokens),
         prompt_lengths=integers(questions),
         question_numbers=naturals(questions),

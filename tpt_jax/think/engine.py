@@ -19,11 +19,11 @@ from flax import nnx
 from tpt_jax.errors import Stopped, UserError
 from tpt_jax.prompts import Prompt
 from tpt_jax.records import Trace
-from tpt_jax.sharding import place
+from tpt_jax.runtime.sharding import place
 from tpt_jax.think.cache import CacheType
 from tpt_jax.think.compile import SlotProgram
 from tpt_jax.think.sampling import Filters, question_number
-from tpt_jax.think.state import FREE, Finished, SlotShape, Work
+from tpt_jax.think.state import FREE, Finished, RequestBatch, SlotShape
 
 SHORTEST_PREFIX = 32  # tokens; attention in a part of its own costs more than a shorter one saves
 CHUNKS_IN_FLIGHT = 2  # one that runs, one that waits for it
@@ -236,7 +236,7 @@ class Engine:
                 if finished.num_left and should_stop():
                     raise Stopped
 
-    def _chunks(self, parameters: nnx.State, work: Work, fetcher: ThreadPoolExecutor) -> Iterator["Fetched"]:
+    def _chunks(self, parameters: nnx.State, work: RequestBatch, fetcher: ThreadPoolExecutor) -> Iterator["Fetched"]:
         """What each chunk finished, fetched from the device, until nothing is left."""
         ready_at = time.monotonic()
         slots = self._program.start(parameters, self._program.place_prefix(self._prefix))
@@ -257,7 +257,7 @@ class Engine:
         for _, future in in_flight:  # it found nothing left; what comes next may have the devices to itself
             future.result()
 
-    def _cancel(self, work: Work, fetched: "Fetched") -> Work:
+    def _cancel(self, work: RequestBatch, fetched: "Fetched") -> RequestBatch:
         """Ends traces whose text has come to a stop string; they were at most two chunks longer.
 
         Hosts that share a shard find the same.
@@ -359,7 +359,7 @@ def _parts(array: jax.Array, num_shards: int) -> dict[int, jax.Shard]:
 
 def _make_work(
     requests: Sequence[Request], shape: SlotShape, num_shards: int, prefix_length: int
-) -> tuple[Work, list[list[tuple[str, int]]]]:
+) -> tuple[RequestBatch, list[list[tuple[str, int]]]]:
     """The questions, dealt out to the data shards, and each shard's traces by question id and sample."""
     questions, traces = (num_shards, shape.num_questions), (num_shards, shape.num_traces)
     arrays: dict[str, Any] = {
@@ -388,4 +388,4 @@ def _make_work(
         counts["num_questions"][shard], counts["num_traces"][shard] = row + 1, last
     flat: dict[str, Any] = {name: array.reshape(-1, *array.shape[2:]) for name, array in arrays.items()}
     nothing: dict[str, Any] = dict.fromkeys(("seed", "round_index", "temperature"))
-    return Work(**flat, **counts, **nothing), names
+    return RequestBatch(**flat, **counts, **nothing), names

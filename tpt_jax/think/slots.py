@@ -19,12 +19,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from tpt_jax.models.attention import Past
+from tpt_jax.models.attention import KVCache
 from tpt_jax.models.transformer import Transformer
-from tpt_jax.sharding import Layout
+from tpt_jax.runtime.sharding import Layout
 from tpt_jax.think import cache as kv_cache
 from tpt_jax.think.sampling import sample_tokens, trace_keys
-from tpt_jax.think.state import FREE, Finished, Running, Slots, SlotShape, Work
+from tpt_jax.think.state import FREE, Finished, RequestBatch, Running, Slots, SlotShape
 
 
 def start(
@@ -40,7 +40,7 @@ def start(
     config = model.config
     dtype = model.embedding[...].dtype
 
-    def caches(rows: int, sizes: list[int]) -> list[Past]:
+    def caches(rows: int, sizes: list[int]) -> list[KVCache]:
         empty = kv_cache.empty(config, rows, sizes, dtype, shape.cache_type)
         return [_constrain(cache, layout) for cache in empty]
 
@@ -65,7 +65,7 @@ def start(
 
 def decode_chunk(
     parameters: nnx.State,
-    work: Work,
+    work: RequestBatch,
     slots: Slots,
     *,
     graph: nnx.GraphDef[Transformer],
@@ -101,20 +101,20 @@ def decode_chunk(
     return slots, dataclasses.replace(finished, num_left=left, num_prefilled=slots.num_prefilled, running=running)
 
 
-def _constrain(cache: Past, layout: Layout) -> Past:
+def _constrain(cache: KVCache, layout: Layout) -> KVCache:
     axes = (None, None, "kv_heads", None, None)
     return jax.tree.map(lambda x: layout.constrain(x, *axes[: x.ndim]), cache)
 
 
-def _prefill_prefix(model: Transformer, prefix: Int[Array, " S"], layout: Layout) -> list[Past]:
+def _prefill_prefix(model: Transformer, prefix: Int[Array, " S"], layout: Layout) -> list[KVCache]:
     positions = jnp.arange(len(prefix), dtype=jnp.int32)[None]
     if not len(prefix):
         return []
     made = model.prefill(prefix[None], positions, jnp.ones_like(positions), layout=layout)
-    return [Past(key[:, 0].swapaxes(1, 2), value[:, 0].swapaxes(1, 2)) for key, value in made]
+    return [KVCache(key[:, 0].swapaxes(1, 2), value[:, 0].swapaxes(1, 2)) for key, value in made]
 
 
-def _prefill(model: Transformer, work: Work, slots: Slots, shape: SlotShape, layout: Layout) -> Slots:
+def _prefill(model: Transformer, work: RequestBatch, slots: Slots, shape: SlotShape, layout: Layout) -> Slots:
     """Prefills questions in their order as long as the pool has room: rows of questions with no trace left are free."""
     rows = shape.prefill_rows
     offsets = jnp.arange(rows, dtype=jnp.int32)
@@ -122,11 +122,11 @@ def _prefill(model: Transformer, work: Work, slots: Slots, shape: SlotShape, lay
     waiting = jnp.minimum(slots.num_started[0], shape.num_traces - 1)
     needed = work.trace_questions[waiting]  # the first question that some trace still waits for
 
-    def has_room(carry: tuple[list[Past], jax.Array]) -> Bool[Array, ""]:
+    def has_room(carry: tuple[list[KVCache], jax.Array]) -> Bool[Array, ""]:
         _, count = carry
         return (count < work.num_questions[0]) & (count + rows - shape.pool_rows <= needed)
 
-    def prefill(carry: tuple[list[Past], jax.Array]) -> tuple[list[Past], jax.Array]:
+    def prefill(carry: tuple[list[KVCache], jax.Array]) -> tuple[list[KVCache], jax.Array]:
         pool, count = carry
         questions = jnp.minimum(count + offsets, shape.num_questions - 1)
         filled = columns[None] < work.prompt_lengths[questions][:, None]
@@ -142,7 +142,7 @@ def _prefill(model: Transformer, work: Work, slots: Slots, shape: SlotShape, lay
     return dataclasses.replace(slots, pool=pool, num_prefilled=count[None])
 
 
-def _refill(work: Work, slots: Slots, ready: Int[Array, ""], shape: SlotShape) -> Slots:
+def _refill(work: RequestBatch, slots: Slots, ready: Int[Array, ""], shape: SlotShape) -> Slots:
     """Free slots take the next traces, in order. A trace begins by decoding its prompt's last token."""
     free = slots.trace == FREE
     candidate = slots.num_started[0] + jnp.cumsum(free, dtype=jnp.int32) - 1
@@ -153,7 +153,7 @@ def _refill(work: Work, slots: Slots, ready: Int[Array, ""], shape: SlotShape) -
     question = work.trace_questions[trace]
     last = work.prompt_lengths[question] - 1
 
-    def copy(index: jax.Array, caches: list[Past]) -> list[Past]:
+    def copy(index: jax.Array, caches: list[KVCache]) -> list[KVCache]:
         slot = order[index]
         source = question[slot] % shape.pool_rows
         pairs = zip(caches, slots.pool, strict=True)
@@ -176,7 +176,7 @@ def _refill(work: Work, slots: Slots, ready: Int[Array, ""], shape: SlotShape) -
 
 
 def _decode(
-    model: Transformer, work: Work, slots: Slots, shape: SlotShape, stop_ids: tuple[int, ...], layout: Layout
+    model: Transformer, work: RequestBatch, slots: Slots, shape: SlotShape, stop_ids: tuple[int, ...], layout: Layout
 ) -> Slots:
     """One token more in every slot that has a trace and is not done."""
     trace = jnp.maximum(slots.trace, 0)
@@ -274,7 +274,7 @@ def _nothing_finished(shape: SlotShape) -> Finished:
     )
 
 
-def _count(work: Work, slots: Slots, finished: Finished) -> Finished:
+def _count(work: RequestBatch, slots: Slots, finished: Finished) -> Finished:
     busy = ((slots.trace != FREE) & ~slots.done).sum(keepdims=True, dtype=jnp.int32)
     full = (slots.num_started < work.num_traces).astype(jnp.int32)
     return dataclasses.replace(

@@ -8,8 +8,8 @@ import dataclasses
 import jax
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from tpt_jax.models.attention import Past
-from tpt_jax.models.config import ModelConfig
+from tpt_jax.models.architecture import ModelConfig
+from tpt_jax.models.attention import KVCache
 from tpt_jax.think import cache as kv_cache
 from tpt_jax.think.cache import CacheType
 from tpt_jax.think.sampling import Filters
@@ -78,7 +78,7 @@ class SlotShape:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Work:
+class RequestBatch:
     """The traces that a phase wants; stays on the device, only read. Traces of one question stand together."""
 
     prompts: Int[Array, "Q P"]  # what follows the prefix, right-padded
@@ -100,9 +100,9 @@ class Work:
 class Slots:
     """The state that decoding goes on from."""
 
-    caches: list[Past]  # for each layer of the period: [L, B, K, S, H]
-    pool: list[Past]  # of prompts: [L, R, K, P, H]; question q stands in row q % R
-    prefix: list[Past]  # [L, K, S, H]; no entries where the prompts share nothing
+    caches: list[KVCache]  # for each layer of the period: [L, B, K, S, H]
+    pool: list[KVCache]  # of prompts: [L, R, K, P, H]; question q stands in row q % R
+    prefix: list[KVCache]  # [L, K, S, H]; no entries where the prompts share nothing
     num_prefilled: Int[Array, " 1"]  # questions
     num_started: Int[Array, " 1"]  # traces
     trace: Int[Array, " B"]  # which one the slot works on, or FREE

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 import grain
 from flax import nnx
 
+from tpt_jax.checkpoints.training import Saved, TrainingCheckpoints
 from tpt_jax.config import TrainConfig
 from tpt_jax.errors import Stopped
-from tpt_jax.program import TrainerProgram
 from tpt_jax.prompts import Example
-from tpt_jax.train.checkpoints import Saved, TrainingCheckpoints
+from tpt_jax.train.compile import TrainerProgram
 from tpt_jax.train.data import PackedBatch, packed_batches
 from tpt_jax.train.optimizer import learning_rate_at
 from tpt_jax.train.step import StepMetrics, TrainState

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from tpt_jax.models.config import ModelConfig
+from tpt_jax.models.architecture import ModelConfig
 
 
 def model_flops(config: ModelConfig, lengths: Iterable[int]) -> float:

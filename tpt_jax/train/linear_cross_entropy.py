@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from tpt_jax.models.attention import softcap
-from tpt_jax.sharding import Layout
+from tpt_jax.runtime.sharding import Layout
 from tpt_jax.train.loss import TokenLoss
 
 Saves = Literal["memory", "flops"]

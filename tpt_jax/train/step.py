@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from tpt_jax.models.self_attention import Kernel
 from tpt_jax.models.transformer import Remat, Transformer
-from tpt_jax.sharding import Layout
+from tpt_jax.runtime.sharding import Layout
 from tpt_jax.train.data import Batch
 from tpt_jax.train.linear_cross_entropy import LANES, linear_cross_entropy
 from tpt_jax.train.loss import TokenLoss

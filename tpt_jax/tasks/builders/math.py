@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
-from tpt_jax.errors import UnusableError, UserError
-from tpt_jax.files import parse_line
-from tpt_jax.paths import AnyPath, files_below, to_path
+from tpt_jax.errors import InvalidRecordError, UserError
+from tpt_jax.io.files import parse_line
+from tpt_jax.io.paths import AnyPath, files_below, to_path
 from tpt_jax.tasks.builders.raw import Examples, RawBuilder, numbered
 
 _URL = "https://people.eecs.berkeley.edu/~hendrycks/MATH.tar"
@@ -58,5 +58,5 @@ def _read(path: str, content: bytes) -> dict[str, str]:
     try:
         problem = parse_line(content)
         return {name: str(problem[name]) for name in KEYS}
-    except (UnusableError, KeyError) as error:
+    except (InvalidRecordError, KeyError) as error:
         raise UserError(f"{path}: not a problem of MATH ({error}); get the files anew from {_URL}") from error

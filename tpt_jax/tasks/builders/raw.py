@@ -5,9 +5,9 @@ from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
-from tpt_jax.errors import UnusableError
-from tpt_jax.lines import read_records
-from tpt_jax.paths import AnyPath
+from tpt_jax.errors import InvalidRecordError
+from tpt_jax.io.paths import AnyPath
+from tpt_jax.io.record_files import read_records
 
 Examples = Iterator[tuple[int, dict[str, Any]]]
 
@@ -55,7 +55,7 @@ class RawBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         def read(index: int, line: dict[str, Any]) -> dict[str, Any]:
             missing = [name for name in self.FIELDS if name not in line]
             if missing:
-                raise UnusableError(f'lacks "{missing[0]}"; get the file anew from {self.SOURCE}')
+                raise InvalidRecordError(f'lacks "{missing[0]}"; get the file anew from {self.SOURCE}')
             return {name: line[name] for name in self.FIELDS}
 
         return read_records(path, read)

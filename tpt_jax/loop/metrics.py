@@ -1,0 +1,128 @@
+"""Curves: metrics.jsonl is the record; TensorBoard, Weights & Biases and the terminal show it."""
+
+import json
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import rich.box
+import rich.progress
+from rich.table import Table
+
+from tpt_jax.errors import UserError
+from tpt_jax.io.files import write_atomically, write_jsonl
+from tpt_jax.io.paths import AnyPath, Path, copy, is_remote, to_path
+
+SECONDS_BETWEEN_UPLOADS = 30.0
+
+
+class MetricsLog:
+    """Writes one JSON line a step or phase, and the same numbers to TensorBoard and, where asked for, W&B.
+
+    What is to be in a bucket, where nothing can be appended to, is written beside it on a disk and copied now and then.
+    """
+
+    def __init__(self, path: AnyPath, *, name: str, wandb_project: str | None, is_kept: Callable[[dict], bool]):
+        """Opens the log of a run.
+
+        Args:
+          is_kept: whether a line stays; those that a killed process logged of what will be done again do not.
+        """
+        from tensorboardX import SummaryWriter
+
+        self._target = to_path(path)
+        self._is_remote = is_remote(self._target)
+        self._folder = to_path(tempfile.mkdtemp()) if self._is_remote else self._target.parent
+        local = self._folder / self._target.name
+        if self._target.is_file():
+            write_jsonl(local, filter(is_kept, _whole_lines(self._target)))
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._file = open(local, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+        self._tensorboard = SummaryWriter(str(self._folder / "tensorboard"))
+        self._uploaded_at = time.monotonic()
+        self._wandb = None
+        if wandb_project is not None:
+            known = self._target.with_name("wandb_id")  # of this folder: another seed's run has the same name
+            if not known.is_file():
+                write_atomically(known, uuid.uuid4().hex)
+            self._wandb = import_wandb(wandb_project).init(
+                project=wandb_project, name=name, dir=str(self._folder), id=known.read_text(), resume="allow"
+            )
+
+    def log(self, round_index: int, phase: str, step: int, values: Mapping[str, float]) -> None:
+        """One line of scalars; `step` counts within the round and phase."""
+        line = {"time": time.time(), "round": round_index, "phase": phase, "step": step, **values}
+        self._file.write(json.dumps(line) + "\n")
+        scope = phase if phase == "round" else f"{phase}/round_{round_index}"
+        named = {f"{scope}/{name}": value for name, value in values.items()}
+        for name, value in named.items():
+            self._tensorboard.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log({**named, f"{phase}/step": step, "round": round_index})
+        if phase == "round" or time.monotonic() - self._uploaded_at > SECONDS_BETWEEN_UPLOADS:
+            self._upload()
+
+    def close(self) -> None:
+        self._file.close()
+        self._tensorboard.close()
+        self._upload()
+        if self._wandb is not None:
+            self._wandb.finish()
+        if self._is_remote:
+            self._folder.rmtree()
+
+    def _upload(self) -> None:
+        if not self._is_remote:
+            return
+        self._uploaded_at = time.monotonic()
+        copy(self._folder, self._target.parent)
+
+
+def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a log, without what a process that was killed, or a machine that was, left of its last ones."""
+    for text in path.read_bytes().decode("utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict):
+            yield line
+
+
+def import_wandb(project: str) -> Any:
+    """The library, for a run that is to log to a Weights & Biases project.
+
+    Raises:
+      UserError: it is not installed.
+    """
+    try:
+        import wandb  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise UserError(f"wandb_project ({project}) needs wandb; run: pip install 'tpt_jax[wandb]'") from error
+    return wandb
+
+
+def round_table(rounds: list[dict[str, Any]]) -> Table:
+    """The rounds so far, for the terminal; rates in percent."""
+    k = rounds[0]["k"]
+    table = Table(box=rich.box.SIMPLE, padding=(0, 1, 0, 0))  # ten columns fit a terminal of 80
+    for heading in ("round", "Pass@1", "95%", f"Pass@{k}", f"Maj@{k}", "strict", "sampled", "correct", "kept", "time"):
+        table.add_column(heading, justify="right")
+    for metrics in rounds:
+        low, high = metrics["intervals"]["pass_at_1"]
+        sampled = metrics["num_traces"]
+        table.add_row(
+            str(metrics["round"]),
+            f"{100 * metrics['pass_at_1']:.1f}",
+            f"± {50 * (high - low):.1f}",
+            f"{100 * metrics['pass_at_k']:.1f}",
+            "–" if metrics["maj_at_k"] is None else f"{100 * metrics['maj_at_k']:.1f}",
+            f"{100 * metrics['strict_pass_at_1']:.1f}",
+            str(sampled or "–"),
+            f"{100 * metrics['num_correct'] / sampled:.1f}" if sampled else "–",
+            str(metrics["num_kept"] or "–"),
+            f"{sum(metrics['seconds'].values()):.0f} s",
+        )
+    return table

@@ -1,0 +1,77 @@
+"""The programs of the Think phase, compiled once from shapes alone: the reshard and, for each shape, the slots.
+
+They are ahead-of-time executables: called with another shape or sharding they raise instead of compiling again.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from tpt_jax.models.architecture import ModelConfig
+from tpt_jax.models.transformer import abstract_parameters, place_abstract
+from tpt_jax.runtime import memory
+from tpt_jax.runtime.memory import Need
+from tpt_jax.runtime.sharding import DECODE_RULES, TRAIN_RULES, Layout
+from tpt_jax.think.compile import SlotProgram, compile_slots
+from tpt_jax.think.reshard import Reshard, compile_reshard
+from tpt_jax.think.state import SlotShape
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerProgram:
+    """The phases that sample.
+
+    Attributes:
+      slots: the programs for each section of the config that samples.
+    """
+
+    layout: Layout
+    reshard: Reshard
+    slots: Mapping[str, SlotProgram]
+
+
+def compile_sampler(
+    config: ModelConfig,
+    mesh: Mesh,
+    *,
+    compute_dtype: str,
+    shapes: Mapping[str, SlotShape],
+    stop_ids: tuple[int, ...],
+) -> SamplerProgram:
+    """Compiles reshard, and for each shape the programs that sample.
+
+    Args:
+      shapes: by the name of the config's section that asks for them; of one data shard each.
+
+    Raises:
+      UserError: the model does not divide over the mesh.
+    """
+    _, abstract = abstract_parameters(config)
+    source, target = Layout(mesh, TRAIN_RULES), Layout(mesh, DECODE_RULES)
+    dtype = jnp.dtype(compute_dtype)
+    parameters = None
+    slots: dict[str, SlotProgram] = {}
+    for section, shape in shapes.items():
+        advise = functools.partial(fewer_slots, section=section, shape=shape, config=config, layout=target, dtype=dtype)
+        with memory.refusing(advise):
+            slots[section] = compile_slots(config, target, dtype, shape, stop_ids, parameters)
+        parameters = slots[section].parameters  # those that the first one likes best serve the others too
+    return SamplerProgram(target, compile_reshard(place_abstract(abstract, source), parameters), slots)
+
+
+def fewer_slots(
+    need: Need | None, section: str, shape: SlotShape, config: ModelConfig, layout: Layout, dtype: jnp.dtype
+) -> str:
+    """For a sampler that does not fit: how many slots would."""
+    slots, ways = shape.num_slots * layout.batch_ways, layout.batch_ways
+    if need is None:
+        return f"{section}.num_slots ({slots}): the sampler does not fit the devices; try {slots // 2 // ways * ways}"
+    per_slot = shape.bytes_per_slot(config, dtype.itemsize) / layout.ways(layout.rules["kv_heads"])
+    fitting = max(0, shape.num_slots - math.ceil((need.needed - need.available) / per_slot)) * ways
+    smaller = [] if shape.cache_type == "int8" else [f"{section}.cache_type: int8"]
+    advice = [f"{section}.num_slots: {fitting}", *smaller] if fitting else ["a larger mesh.tensor", *smaller]
+    return f"{section}.num_slots ({slots}): the sampler needs {need} a device; try {', or '.join(advice)}"
