@@ -1,10 +1,10 @@
-"""Curves: metrics.jsonl is the record; TensorBoard, Weights & Biases and the terminal show it."""
+"""Curves and figures: metrics.jsonl is the record; TensorBoard, Weights & Biases and the terminal show it."""
 
 import json
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import rich.box
@@ -13,22 +13,23 @@ from rich.table import Table
 
 from tpt_jax.errors import UserError
 from tpt_jax.io.files import write_atomically, write_jsonl
-from tpt_jax.io.paths import AnyPath, Path, copy, is_remote, to_path
+from tpt_jax.io.paths import AnyPath, copy, is_remote, to_path
+from tpt_jax.loop.run_folder import read_metrics_log
 
 SECONDS_BETWEEN_UPLOADS = 30.0
 
 
 class MetricsLog:
-    """Writes one JSON line a step or phase, and the same numbers to TensorBoard and, where asked for, W&B.
+    """Writes one JSON line a step or round, and the same numbers to TensorBoard and, on request, Weights & Biases.
 
-    What is to be in a bucket, where nothing can be appended to, is written beside it on a disk and copied now and then.
+    Files in a bucket cannot be appended to: they are written on a local disk and copied there from time to time.
     """
 
     def __init__(self, path: AnyPath, *, name: str, wandb_project: str | None, is_kept: Callable[[dict], bool]):
         """Opens the log of a run.
 
         Args:
-          is_kept: whether a line stays; those that a killed process logged of what will be done again do not.
+          is_kept: whether a line of a killed process stays; False for steps that will be repeated.
         """
         from tensorboardX import SummaryWriter
 
@@ -37,18 +38,18 @@ class MetricsLog:
         self._folder = to_path(tempfile.mkdtemp()) if self._is_remote else self._target.parent
         local = self._folder / self._target.name
         if self._target.is_file():
-            write_jsonl(local, filter(is_kept, _whole_lines(self._target)))
+            write_jsonl(local, filter(is_kept, read_metrics_log(self._target)))
         self._folder.mkdir(parents=True, exist_ok=True)
         self._file = open(local, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
         self._tensorboard = SummaryWriter(str(self._folder / "tensorboard"))
         self._uploaded_at = time.monotonic()
         self._wandb = None
         if wandb_project is not None:
-            known = self._target.with_name("wandb_id")  # of this folder: another seed's run has the same name
-            if not known.is_file():
-                write_atomically(known, uuid.uuid4().hex)
+            id_file = self._target.with_name("wandb_id")  # one a folder: runs of other seeds share the name
+            if not id_file.is_file():
+                write_atomically(id_file, uuid.uuid4().hex)
             self._wandb = import_wandb(wandb_project).init(
-                project=wandb_project, name=name, dir=str(self._folder), id=known.read_text(), resume="allow"
+                project=wandb_project, name=name, dir=str(self._folder), id=id_file.read_text(), resume="allow"
             )
 
     def log(self, round_index: int, phase: str, step: int, values: Mapping[str, float]) -> None:
@@ -80,22 +81,11 @@ class MetricsLog:
         copy(self._folder, self._target.parent)
 
 
-def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a log, without what a process that was killed, or a machine that was, left of its last ones."""
-    for text in path.read_bytes().decode("utf-8", errors="replace").splitlines():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
-        if isinstance(line, dict):
-            yield line
-
-
 def import_wandb(project: str) -> Any:
-    """The library, for a run that is to log to a Weights & Biases project.
+    """The wandb library, for a run that logs to a Weights & Biases project.
 
     Raises:
-      UserError: it is not installed.
+      UserError: wandb is not installed.
     """
     try:
         import wandb  # pyright: ignore[reportMissingImports]
@@ -107,7 +97,7 @@ def import_wandb(project: str) -> Any:
 def round_table(rounds: list[dict[str, Any]]) -> Table:
     """The rounds so far, for the terminal; rates in percent."""
     k = rounds[0]["k"]
-    table = Table(box=rich.box.SIMPLE, padding=(0, 1, 0, 0))  # ten columns fit a terminal of 80
+    table = Table(box=rich.box.SIMPLE, padding=(0, 1, 0, 0))  # ten columns fit into 80 characters
     for heading in ("round", "Pass@1", "95%", f"Pass@{k}", f"Maj@{k}", "strict", "sampled", "correct", "kept", "time"):
         table.add_column(heading, justify="right")
     for metrics in rounds:

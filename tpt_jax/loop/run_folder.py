@@ -1,17 +1,17 @@
-"""A run's folder: where things are, and which stages are done.
+"""The run folder: its layout, its readers and writers, and which stages are done.
 
-config.yaml                       everything that the run was given
+config.yaml                       the run's config, resolved
 metrics.jsonl, tensorboard/       curves
 report.html
 checkpoints/NNN/                  the model after round NNN; 000 is the model as given
-rounds/NNN/questions.jsonl        what was asked in the round
-rounds/NNN/traces/think-HHH-PPPPP.jsonl, evaluate-HHH-PPPPP.jsonl    judged traces of host HHH, in parts, each whole
-rounds/NNN/training.jsonl         the traces that were trained on
+rounds/NNN/questions.jsonl        the questions asked in the round
+rounds/NNN/traces/think-HHH-PPPPP.jsonl, evaluate-HHH-PPPPP.jsonl    judged traces of host HHH, in files written whole
+rounds/NNN/training.jsonl         the traces trained on
 rounds/NNN/training/              the state of the training under way
-rounds/NNN/stages.json            the stages that are done, with their seconds and counts
+rounds/NNN/stages.json            the finished stages, with their seconds and counts
 rounds/NNN/metrics.json           the round's figures; written last
 
-On several hosts all but the traces and the checkpoints is read and written by the first one.
+On several hosts the first one reads and writes everything but traces and checkpoints.
 """
 
 import dataclasses
@@ -19,9 +19,9 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 
@@ -31,11 +31,12 @@ from tpt_jax.io.files import read_jsonl, write_atomically, write_jsonl
 from tpt_jax.io.paths import Path, is_remote, to_path
 from tpt_jax.records import JudgedTrace, Question
 
+Record = TypeVar("Record")
 Stage = Literal["think", "prune", "train", "evaluate"]
-Verb = Literal["run", "eval"]  # what made a folder: they leave other things in it
-READERS = 16  # a bucket answers slowly, but many at a time
+Verb = Literal["run", "eval"]  # the command that made a folder; the two leave different files in it
+NUM_READERS = 16  # a bucket answers slowly, but many requests at a time
 
-# What a run may be gone on with that it was not begun with: where and how fast it runs, and for how long.
+# Settings that may change on resume: where and how fast the run goes, and for how many rounds.
 MAY_CHANGE = re.compile(
     r"num_rounds|keep_checkpoints|mesh\.\w+|\w+\.num_slots|prune\.num_workers|wandb_project|train\.(offload|save_every|remat|attention)"
 )
@@ -43,37 +44,65 @@ MAY_CHANGE = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class RunFolder:
-    """A run's folder."""
+    """The folder of a run, or of an evaluation."""
 
     path: Path
     verb: Verb = "run"
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], config: RunConfig, verb: Verb = "run") -> "RunFolder":
-        """A run's folder to go on with, or one to begin; nothing is written before `begin`.
+        """Opens a folder to resume, or one for a new run; writes nothing before `begin`.
 
         Raises:
-          UserError: the folder holds a run whose results would be others, or something that is not a run.
+          UserError: the folder holds a run with other settings, or something that is not a run.
         """
         path = to_path(path)
         written = path / "config.yaml"
         if written.is_file():
             text = written.read_bytes().decode("utf-8", errors="replace")
             if text.startswith(_header("eval")) != (verb == "eval"):
-                raise UserError(f"{path}: was made by another verb than tpt {verb}; give another --run_dir")
+                raise UserError(f"{path}: was made by another command than tpt {verb}; give another --run_dir")
             difference = _first_difference(written, config)
             if difference is not None:
                 raise UserError(
                     f"{path}: holds a run with another config ({difference}); "
-                    "give another --run_dir, or the config that the folder was made with"
+                    "give another --run_dir, or the config the folder was made with"
                 )
         elif not is_remote(path) and path.exists() and not _is_empty(path):
-            raise UserError(f"{path}: is not a run's folder and not empty; give another --run_dir")
+            raise UserError(f"{path}: is neither a run folder nor empty; give another --run_dir")
         return cls(path, verb)
 
+    @classmethod
+    def open_existing(cls, path: str | os.PathLike[str]) -> "RunFolder":
+        """Opens a run folder for reading; no config is compared with its own.
+
+        Raises:
+          UserError: there is no such folder, or it is not a run folder.
+        """
+        folder = cls(to_path(path))
+        if not folder.path.is_dir():
+            raise UserError(f"{path}: no such folder; give a run folder, written by `tpt run`")
+        if not folder.config_file.is_file():
+            raise UserError(f"{path}: is not a run folder (no config.yaml); give one written by `tpt run`")
+        is_eval = folder.config_text().startswith(_header("eval"))
+        return dataclasses.replace(folder, verb="eval" if is_eval else "run")
+
     def begin(self, config: RunConfig) -> None:
-        """Writes the config, which makes the folder a run's."""
-        write_atomically(self.path / "config.yaml", _header(self.verb) + dump_config(config))
+        """Writes the config, which makes this a run folder."""
+        write_atomically(self.config_file, _header(self.verb) + dump_config(config))
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.yaml"
+
+    def config_text(self) -> str:
+        """config.yaml as written."""
+        return self.config_file.read_bytes().decode("utf-8", errors="replace")
+
+    def round_indices(self) -> list[int]:
+        """The rounds begun so far, in order."""
+        folders = (self.path / "rounds").glob("*")
+        return sorted(int(folder.name) for folder in folders if folder.name.isdecimal() and folder.is_dir())
 
     def round_path(self, round_index: int) -> Path:
         return self.path / "rounds" / f"{round_index:03}"
@@ -94,73 +123,82 @@ class RunFolder:
 
     # Stages.
 
-    def stages(self, round_index: int) -> dict[str, dict[str, Any]]:
-        """What is known of each stage that is done."""
-        path = self.round_path(round_index) / "stages.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    def stages(self, round_index: int) -> dict[Stage, dict[str, Any]]:
+        """The finished stages, with the facts about each."""
+        return _read_object(self.round_path(round_index) / "stages.json") or {}
 
-    def is_done(self, round_index: int, phase: Stage | Literal["round"]) -> bool:
-        """Whether a stage, or the whole round, has left its result."""
-        if phase == "round":
+    def is_done(self, round_index: int, stage: Stage | Literal["round"]) -> bool:
+        """Whether a stage, or the whole round, is finished."""
+        if stage == "round":
             return self.metrics(round_index) is not None
-        return phase in self.stages(round_index)
+        return stage in self.stages(round_index)
 
-    def write_stages(self, round_index: int, stages: dict[str, dict[str, Any]]) -> None:
+    def write_stages(self, round_index: int, stages: Mapping[Stage, Mapping[str, Any]]) -> None:
         write_atomically(self.round_path(round_index) / "stages.json", json.dumps(stages, indent=2) + "\n")
 
     def is_kept(self, line: dict[str, Any]) -> bool:
-        """Whether what a line of metrics.jsonl tells of will not be done again."""
-        index = line["round"]
-        if self.is_done(index, line["phase"]):
-            return True
-        trained = line["phase"] == "train" and self.checkpoint(index).is_dir()
-        return trained or (line["phase"] == "train" and line["step"] < saved_steps(self.training_saves(index)))
+        """Whether a line of metrics.jsonl stays valid on resume: its stage or step will not be repeated."""
+        index, phase = line["round"], line["phase"]
+        return self.is_done(index, phase) or (
+            phase == "train" and line["step"] < num_saved_steps(self.training_saves(index))
+        )
 
     # Traces.
 
     def trace_writer(self, round_index: int, sampling: Sampling, host: int) -> "TraceWriter":
-        """Writes a host's traces after those that it has written before."""
+        """A writer that numbers its files after those the host has written already."""
         folder = self.round_path(round_index) / "traces"
         written = sorted(folder.glob(f"{sampling}-{host:03}-*.jsonl"))
         first = int(written[-1].stem.rpartition("-")[2]) + 1 if written else 0
         return TraceWriter(folder, f"{sampling}-{host:03}", itertools.count(first))
 
     def traces(self, round_index: int, sampling: Sampling) -> list[JudgedTrace]:
-        """All judged traces of a round that are written so far, by question and sample."""
-        parts = sorted((self.round_path(round_index) / "traces").glob(f"{sampling}-*.jsonl"))
-        with ThreadPoolExecutor(READERS) as pool:
-            lines = pool.map(lambda part: [*read_jsonl(part)], parts)
-            judged = [JudgedTrace.from_json(line) for of_part in lines for line in of_part]
+        """All judged traces of a round written so far, sorted by question and sample."""
+        with ThreadPoolExecutor(NUM_READERS) as pool:
+            of_files = pool.map(lambda path: [*read_traces(path)], self.trace_files(round_index, sampling))
+            judged = [trace for of_file in of_files for trace in of_file]
         return sorted(judged, key=lambda judged: (judged.trace.id, judged.trace.sample))
+
+    def trace_files(self, round_index: int, sampling: Sampling) -> list[Path]:
+        """The files of a round's judged traces written so far; `read_traces` reads one without holding it in memory."""
+        return sorted((self.round_path(round_index) / "traces").glob(f"{sampling}-*.jsonl"))
 
     def write_questions(self, round_index: int, questions: Sequence[Question]) -> None:
         write_jsonl(self.round_path(round_index) / "questions.jsonl", map(dataclasses.asdict, questions))
+
+    def questions(self, round_index: int) -> Iterator[Question]:
+        """The questions asked in a round: training questions first, then held-out ones; none until they are written.
+
+        Two of them may share an id, one from each split.
+        """
+        path = self.round_path(round_index) / "questions.jsonl"
+        if path.is_file():
+            yield from _read_records(path, lambda line: Question(**line), "a question")
 
     def write_training(self, round_index: int, judged: Iterable[JudgedTrace]) -> None:
         write_jsonl(self.round_path(round_index) / "training.jsonl", (trace.to_json() for trace in judged))
 
     def training(self, round_index: int) -> list[JudgedTrace]:
-        """The traces that the round trained on."""
+        """The traces the round trained on."""
         path = self.round_path(round_index) / "training.jsonl"
-        return [JudgedTrace.from_json(line) for line in read_jsonl(path)]
+        return [*read_traces(path)]
 
     # Metrics.
 
     def metrics(self, round_index: int) -> dict[str, Any] | None:
-        """The round's figures, None until it is done."""
-        path = self.round_path(round_index) / "metrics.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        """The round's figures; None until it is done."""
+        return _read_object(self.round_path(round_index) / "metrics.json")
 
-    def write_metrics(self, round_index: int, metrics: dict[str, Any]) -> None:
+    def write_metrics(self, round_index: int, metrics: Mapping[str, Any]) -> None:
         write_atomically(self.round_path(round_index) / "metrics.json", json.dumps(metrics, indent=2) + "\n")
 
 
 @dataclasses.dataclass(frozen=True)
 class TraceWriter:
-    """Writes parts of a round's traces.
+    """Writes a round's traces, file by file.
 
     Attributes:
-      numbers: of the parts to come.
+      numbers: the numbers of the files to come.
     """
 
     folder: Path
@@ -168,14 +206,59 @@ class TraceWriter:
     numbers: Iterator[int]
 
     def write(self, judged: Iterable[JudgedTrace]) -> None:
-        """Traces that are finished, as the next part."""
+        """Writes finished traces as the next file."""
         path = self.folder / f"{self.prefix}-{next(self.numbers):05}.jsonl"
         write_jsonl(path, (trace.to_json() for trace in judged))
 
 
-def saved_steps(saves: Path) -> int:
-    """How many steps the newest save of a training under way has seen; 0 where there is none."""
+def read_traces(path: Path) -> Iterator[JudgedTrace]:
+    """Yields the judged traces of a file.
+
+    Raises:
+      UserError: the file is missing, or a line is not a judged trace.
+    """
+    return _read_records(path, JudgedTrace.from_json, "a judged trace")
+
+
+def read_metrics_log(path: Path) -> Iterator[dict[str, Any]]:
+    """Yields the lines of metrics.jsonl, skipping those that a killed process left incomplete."""
+    for text in path.read_bytes().decode("utf-8", errors="replace").splitlines() if path.is_file() else ():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict):
+            yield line
+
+
+def num_saved_steps(saves: Path) -> int:
+    """The number of steps in the newest save of a training under way; 0 if there is none."""
     return max((int(step.name) for step in saves.glob("*") if step.name.isdigit()), default=0)
+
+
+def _read_records(path: Path, read: Callable[[dict[str, Any]], Record], kind: str) -> Iterator[Record]:
+    for number, line in enumerate(read_jsonl(path), start=1):
+        try:
+            yield read(line)
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path}: record {number} is not {kind} ({error!r}); restore the file") from error
+
+
+def _read_object(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; None if there is no such file.
+
+    Raises:
+      UserError: the file holds something else.
+    """
+    if not path.is_file():
+        return None
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); delete it and `tpt run` writes it again") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: not a JSON object; delete it and `tpt run` writes it again")
+    return value
 
 
 def _is_empty(path: Path) -> bool:
@@ -187,10 +270,10 @@ def _header(verb: Verb) -> str:
 
 
 def _first_difference(written: Path, config: RunConfig) -> str | None:
-    """Such as "train.rows is 24 there, 25 here"; None where nothing that results depend on differs.
+    """The first setting that differs and changes results, as "train.rows is 24 there, 25 here"; None if none does.
 
     Raises:
-      UserError: what is written is no config.
+      UserError: the written file is not a config.
     """
     try:
         tree = yaml.safe_load(written.read_text(encoding="utf-8"))
