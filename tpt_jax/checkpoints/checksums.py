@@ -1,4 +1,4 @@
-"""Seals: what the files of a checkpoint were when it was written, so that a broken one is known before it is used."""
+"""Checksums of a checkpoint's files, written with it, so that a damaged one is recognised before it is used."""
 
 import json
 import os
@@ -11,65 +11,63 @@ from tpt_jax.io.paths import Path, files_below
 from tpt_jax.runtime import hosts
 
 CHECKSUMS = "digests.json"
-COMMITTED_AT = "_CHECKPOINT_METADATA"  # orbax writes the time into it when the folder takes its name
-PIECE = 16 * 2**20  # bytes that are read at a time
-READERS = 8
+COMMIT_TIME = "_CHECKPOINT_METADATA"  # orbax writes the time into it when the folder gets its final name
+CHUNK = 16 * 2**20  # bytes read at a time
+NUM_READERS = 8
 
 
 class BrokenCheckpointError(UserError):
-    """A checkpoint that is not what was written."""
+    """A checkpoint's files are not those that were written."""
 
 
 def write_checksums(folder: Path) -> None:
-    """Writes the size and the CRC of every file in a folder into one more."""
+    """Writes the size and the CRC-32 of every file in a folder into one more file."""
     names = sorted(_names(folder))
-    with ThreadPoolExecutor(READERS) as pool:
-        digests = dict(zip(names, pool.map(lambda name: _digest(folder / name), names), strict=True))
-    write_atomically(folder / CHECKSUMS, json.dumps(digests, indent=1) + "\n")
+    with ThreadPoolExecutor(NUM_READERS) as pool:
+        checksums = dict(zip(names, pool.map(lambda name: _checksum(folder / name), names), strict=True))
+    write_atomically(folder / CHECKSUMS, json.dumps(checksums, indent=1) + "\n")
 
 
 def verify_checksums(folder: Path) -> None:
-    """Reads every file of a sealed folder, each host some of them.
+    """Compares every file of a folder with its checksum; each host reads its share of the files.
 
     Raises:
-      BrokenCheckpointError: a file is missing, cut short or changed; it is named, on every host.
+      BrokenCheckpointError: on every host, with the name of the first file that is missing, cut short or changed.
     """
-    faults = [
-        fault for of_host in hosts.all_gather(f"the check of {folder.name}", _faults(folder)) for fault in of_host
-    ]
+    faults = [fault for host in hosts.all_gather(f"checksums of {folder.name}", _own_faults(folder)) for fault in host]
     if faults:
         raise BrokenCheckpointError(f"{folder}: {faults[0]}; use another checkpoint")
 
 
-def _faults(folder: Path) -> list[str]:
+def _own_faults(folder: Path) -> list[str]:
     try:
-        digests = json.loads((folder / CHECKSUMS).read_text())
-        files = sorted(digests.items())
+        checksums = json.loads((folder / CHECKSUMS).read_text())
+        files = sorted(checksums.items())
     except (OSError, ValueError, AttributeError):
-        return [f"has no {CHECKSUMS} that can be read: it was cut short"]
+        return [f"has no readable {CHECKSUMS}, so it was cut short"]
 
-    def fault(file: tuple[str, list[int]]) -> str | None:
-        name, written = file
+    def find_fault(file: tuple[str, list[int]]) -> str | None:
+        name, expected = file
         try:
-            found = _digest(folder / name)
+            actual = _checksum(folder / name)
         except OSError:
             return f"{name} is missing"
-        if found == written:
+        if actual == expected:
             return None
-        return f"{name} has {found[0]} bytes of {written[0]}" if found[0] != written[0] else f"{name} was changed"
+        return f"{name} has {actual[0]} bytes of {expected[0]}" if actual[0] != expected[0] else f"{name} was changed"
 
-    with ThreadPoolExecutor(READERS) as pool:
-        return [found for found in pool.map(fault, hosts.own_share(files)) if found is not None]
+    with ThreadPoolExecutor(NUM_READERS) as pool:
+        return [fault for fault in pool.map(find_fault, hosts.own_share(files)) if fault is not None]
 
 
-def _digest(path: Path) -> list[int]:
+def _checksum(path: Path) -> list[int]:
     """Size and CRC-32."""
     size = crc = 0
     with path.open("rb") as file:
-        while piece := file.read(PIECE):
-            size, crc = size + len(piece), zlib.crc32(piece, crc)
+        while chunk := file.read(CHUNK):
+            size, crc = size + len(chunk), zlib.crc32(chunk, crc)
     return [size, crc]
 
 
 def _names(folder: Path) -> list[str]:
-    return [os.fspath(path.relative_to(folder)) for path in files_below(folder) if path.name != COMMITTED_AT]
+    return [os.fspath(path.relative_to(folder)) for path in files_below(folder) if path.name != COMMIT_TIME]

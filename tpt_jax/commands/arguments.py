@@ -1,8 +1,16 @@
-"""The command line's parser, and the numbers that its options take: a mistake is one line and exit status 2."""
+"""What the verbs' arguments share: a parser that fails in one line, types for numbers, and groups of options."""
 
 import argparse
+import contextlib
 import math
-from typing import NoReturn
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from tpt_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from tpt_jax.config import RunConfig
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -10,6 +18,9 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; {self.prog} --help tells more\n")
+
+
+# Types.
 
 
 def positive(text: str) -> int:
@@ -65,3 +76,56 @@ def _at_least(least: int, value: float) -> float:
     if not value >= least:
         raise argparse.ArgumentTypeError(f"{value} must be at least {least}")
     return value
+
+
+# A config and overrides of its keys.
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, required=True, help="a YAML file; see configs/")
+    accept_overrides(parser)
+    parser.epilog = "Any key of the config can be set: --train.rows 8 --seed 1"
+
+
+def accept_overrides(parser: argparse.ArgumentParser) -> None:
+    """Collects unknown options in `args.overrides` rather than refusing them."""
+    parser.set_defaults(accepts_overrides=True)
+
+
+def read_config(args: argparse.Namespace) -> "RunConfig":
+    from tpt_jax.config import load_config
+
+    return load_config(args.config, args.overrides)
+
+
+# Several hosts.
+
+
+def add_host_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("several hosts", "On Cloud TPU, GKE and Slurm the environment names the hosts.")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="address of the first host")
+    group.add_argument("--num_processes", type=positive, help="number of hosts")
+    group.add_argument("--process_id", type=natural, help="number of this host, from 0")
+
+
+@contextlib.contextmanager
+def joined_hosts(args: argparse.Namespace) -> Iterator[None]:
+    """Runs the body as one host of a pod, or alone; only the first host shows progress, and all end together.
+
+    Raises:
+      UserError: some of the hosts' options are missing, or not all hosts joined.
+    """
+    from tpt_jax.runtime import environment, hosts, preemption
+    from tpt_jax.terminal import STDERR, say
+
+    environment.prepare()
+    options = (args.coordinator, args.num_processes, args.process_id)
+    if any(value is not None for value in options) and None in options:
+        raise UserError("--coordinator, --num_processes and --process_id: give all three, or none")
+    hosts.join(hosts.Coordinator(*options) if args.coordinator else None)
+    preemption.listen()
+    STDERR.quiet = not hosts.is_first()
+    if hosts.count() > 1:
+        say(f"hosts: {hosts.roster()}")
+    with hosts.end_together():
+        yield

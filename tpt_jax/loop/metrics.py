@@ -4,7 +4,7 @@ import json
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import rich.box
@@ -94,7 +94,7 @@ def import_wandb(project: str) -> Any:
     return wandb
 
 
-def round_table(rounds: list[dict[str, Any]]) -> Table:
+def round_table(rounds: Sequence[Mapping[str, Any]]) -> Table:
     """The rounds so far, for the terminal; rates in percent."""
     k = rounds[0]["k"]
     table = Table(box=rich.box.SIMPLE, padding=(0, 1, 0, 0))  # ten columns fit into 80 characters

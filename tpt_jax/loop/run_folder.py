@@ -19,7 +19,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, TypeVar
 
@@ -123,9 +123,10 @@ class RunFolder:
 
     # Stages.
 
-    def stages(self, round_index: int) -> dict[Stage, dict[str, Any]]:
+    def stages(self, round_index: int) -> Mapping[Stage, Mapping[str, Any]]:
         """The finished stages, with the facts about each."""
-        return _read_object(self.round_path(round_index) / "stages.json") or {}
+        stages: Any = _read_object(self.round_path(round_index) / "stages.json")
+        return stages or {}
 
     def is_done(self, round_index: int, stage: Stage | Literal["round"]) -> bool:
         """Whether a stage, or the whole round, is finished."""

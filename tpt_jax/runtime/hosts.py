@@ -1,10 +1,12 @@
 """The hosts of a pod: one process each, all running the same command on their own devices.
 
-What hosts tell each other goes through JAX's coordination service, with time limits: a host that is late ends the
-others with a message that names it. So does one that has died, within HEARTBEAT seconds: the service hears no more of
-it. A process that is alone is the first of one host, and waits for nobody.
+Hosts exchange JSON through JAX's coordination service. Every host makes the same calls in the same order. A message's
+key holds the number and the name of its exchange, so one exchange can never read another's message, and a host that
+has strayed to another call is named within a second. Waiting has a time limit: a late host ends the others with its
+name. A dead one does so within HEARTBEAT seconds, when the service misses its heartbeat. An error on one host ends all
+of them with that error (`end_together`).
 
-Every host calls meet, exchange and agree in the same order; their names are for messages.
+A single process is the first of one host and waits for nobody.
 """
 
 import contextlib
@@ -13,28 +15,34 @@ import itertools
 import json
 import math
 import socket
+import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 
-from tpt_jax.errors import HostsError, UserError
+from tpt_jax.errors import HostsError, MachineError, UserError
 
-SECONDS_TO_START = 300  # for all hosts to come
-SECONDS_TO_WAIT = 900  # for the last host, where all meet
-HEARTBEAT = 30  # seconds without a word, and a host counts as dead
-PIECE = 2**20  # bytes of a message
+SECONDS_TO_START = 300  # for all hosts to join
+SECONDS_TO_WAIT = 900  # for the slowest host in an exchange
+SECONDS_TO_END = 20  # for the other hosts to learn of an error
+HEARTBEAT = 30  # seconds of silence after which a host counts as dead
+CHUNK = 2**20  # bytes of a message under one key
+POLL = 1000  # milliseconds between looks at how the other hosts are doing
 
-_calls = itertools.count()  # the service wants every meeting and every message under a name of its own
+FAILURE = "failure"  # the key of the first error that any host reports
+SHARED_ERRORS: tuple[type[Exception], ...] = (UserError, MachineError, HostsError, FloatingPointError)
+
+_exchanges = itertools.count()  # numbers the exchanges, as JAX's process-wide client has to tell them apart
 
 
 @dataclasses.dataclass(frozen=True)
 class Coordinator:
-    """Where the hosts meet, for those whose environment does not say.
+    """Where the hosts meet, if the environment does not say.
 
     Attributes:
-      address: "HOST:PORT" of the first one.
+      address: "HOST:PORT" of the first host.
     """
 
     address: str
@@ -43,24 +51,24 @@ class Coordinator:
 
 
 def join(coordinator: Coordinator | None) -> None:
-    """Joins the other hosts; call it before anything else of JAX.
+    """Joins the other hosts; must come before any other use of JAX.
 
-    Cloud TPU, GKE and Slurm tell by themselves who the others are; elsewhere a process is alone unless a coordinator is
-    given.
+    On Cloud TPU, GKE and Slurm the environment names the other hosts. Elsewhere a process without a coordinator is
+    alone.
 
     Raises:
-      UserError: the others did not come.
+      UserError: not all hosts joined in time, or the address is wrong.
     """
-    given: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     if coordinator is not None:
-        given = {
+        options = {
             "coordinator_address": coordinator.address,
             "num_processes": coordinator.num_processes,
             "process_id": coordinator.process_id,
         }
     try:
         jax.distributed.initialize(
-            **given,
+            **options,
             initialization_timeout=SECONDS_TO_START,
             heartbeat_timeout_seconds=HEARTBEAT,
             shutdown_timeout_seconds=HEARTBEAT,
@@ -70,21 +78,21 @@ def join(coordinator: Coordinator | None) -> None:
             raise UserError(
                 f"--coordinator {coordinator.address}: {error}; write HOST:PORT of the first host"
             ) from error
-        return  # nothing here says that there are others
+        return  # the environment names no other hosts
     except jax.errors.JaxRuntimeError as error:
         raise UserError(
-            f"not all hosts came within {SECONDS_TO_START} s ({_first_line(error)}); "
+            f"not all hosts joined within {SECONDS_TO_START} s ({_first_line(error)}); "
             "start the same command on every host"
         ) from error
-    _client().key_value_set(f"name/{jax.process_index()}", socket.gethostname())
-    barrier("all are here")
+    _client().key_value_set(f"hostname/{jax.process_index()}", socket.gethostname())
+    barrier("joining")
     if count() > 1:
         _limit_orbax()
 
 
 def roster() -> str:
-    """Which number stands for which machine: JAX's own messages know hosts by their numbers only."""
-    return ", ".join(f"{host} {_name(host)}" for host in range(count()))
+    """The number and the hostname of every host; JAX's own messages give numbers only."""
+    return ", ".join(f"{host} {_hostname(host)}" for host in range(count()))
 
 
 def count() -> int:
@@ -92,17 +100,17 @@ def count() -> int:
 
 
 def is_first() -> bool:
-    """Whether this is the host that prints, and writes what is there once."""
+    """Whether this host prints, and writes the files that exist once."""
     return jax.process_index() == 0
 
 
 def filename_suffix() -> str:
-    """What a file that each host writes for itself is called more than on a single one: "" on the first."""
+    """Suffix for a file that each host writes for itself; "" on the first host."""
     return "" if is_first() else f".{jax.process_index():03}"
 
 
 def own_share(items: Sequence[Any]) -> Sequence[Any]:
-    """Those of some things that this host sees to."""
+    """This host's share of the items: every `count()`-th, from its own index on."""
     return items[jax.process_index() :: count()]
 
 
@@ -110,55 +118,176 @@ def barrier(name: str) -> None:
     """Waits until every host is here.
 
     Raises:
-      HostsError: some host did not come in time.
+      HostsError: a host is late, gone, or in another exchange.
     """
-    if count() > 1:
-        with _naming_the_late(name):
-            _client().wait_at_barrier(f"{next(_calls)}: {name}", SECONDS_TO_WAIT * 1000)
+    all_gather(name, None)
 
 
 def all_gather(name: str, value: Any) -> list[Any]:
-    """What every host says, in their order.
+    """The values of all hosts, in the order of the hosts; every host gets the same list, read back from JSON.
 
     Args:
-      value: anything that JSON can hold.
+      value: anything JSON can hold.
 
     Raises:
-      HostsError: some host did not say anything in time.
+      HostsError: a host is late, gone, or in another exchange.
+      UserError, MachineError, FloatingPointError: as another host raised it.
     """
     if count() == 1:
-        return [value]
-    call = next(_calls)
-    _say(f"{call}/{jax.process_index()}", value)
-    return [value if host == jax.process_index() else _hear(f"{call}/{host}", host, name) for host in range(count())]
+        return [_through_json(value)]
+    exchange = _Exchange.enter(name)
+    if not is_first():
+        exchange.post(str(jax.process_index()), value)
+        return exchange.receive("all", sender=0)
+    values = [value, *(exchange.receive(str(host), sender=host) for host in range(1, count()))]
+    exchange.post("all", values)
+    return _through_json(values)
 
 
 def broadcast(name: str, make: Callable[[], Any]) -> Any:
-    """What the first host finds, for all: a file that one host has just written need not be there for the next.
+    """The first host's value, for all hosts: a file one host has just written may not be visible to the next yet.
 
     Args:
-      make: called on the first host only; gives anything that JSON can hold.
+      make: called on the first host only; returns anything JSON can hold. Every host gets it read back from JSON.
+
+    Raises:
+      HostsError: the first host is late, gone, or in another exchange.
+      UserError, MachineError, FloatingPointError: as `make` raised it, on every host.
     """
     if count() == 1:
-        return make()
-    call = next(_calls)
-    if is_first():
+        return _through_json(make())
+    exchange = _Exchange.enter(name)
+    if not is_first():
+        return exchange.receive("value", sender=0)
+    try:
         value = make()
-        _say(f"{call}/0", value)
-        return value
-    return _hear(f"{call}/0", 0, name)
+    except SHARED_ERRORS as error:
+        _report(error)
+        raise
+    exchange.post("value", value)
+    return _through_json(value)
+
+
+@contextlib.contextmanager
+def end_together() -> Iterator[None]:
+    """Tells the other hosts of an error in the body, and waits until they have seen it.
+
+    Each of them raises it where it waits next, so that all end with the same message and exit status. Without the wait
+    the first host would take the coordination service away, and JAX would abort the others.
+    """
+    try:
+        yield
+    except SHARED_ERRORS as error:
+        if count() > 1:
+            _report(error)
+            _wait_for_others_to_see()
+        raise
+
+
+@dataclasses.dataclass(frozen=True)
+class _Exchange:
+    """One numbered and named exchange of messages among all hosts."""
+
+    number: int
+    name: str
+
+    @classmethod
+    def enter(cls, name: str) -> "_Exchange":
+        """The next exchange; the other hosts can see that this host has reached it, and under which name."""
+        exchange = cls(next(_exchanges), name)
+        _client().key_value_set(exchange._reached_key(jax.process_index()), name)
+        return exchange
+
+    def post(self, label: str, value: Any) -> None:
+        """Sends a value under a label; the number of chunks comes last, when all of them are there."""
+        data = zlib.compress(json.dumps(value).encode())
+        num_chunks = max(1, math.ceil(len(data) / CHUNK))
+        for index in range(num_chunks):
+            chunk = data[index * CHUNK : (index + 1) * CHUNK]
+            _client().key_value_set_bytes(self._key(label, str(index)), chunk)
+        _client().key_value_set(self._key(label, "num_chunks"), str(num_chunks))
+
+    def receive(self, label: str, sender: int) -> Any:
+        """The value that the sender posts under the label.
+
+        Raises:
+          HostsError: a host is late, gone, or in another exchange.
+        """
+        deadline = time.monotonic() + SECONDS_TO_WAIT
+        while (num_chunks := self._poll(self._key(label, "num_chunks"))) is None:
+            _raise_reported_error()
+            self._check_same_exchange(sender)
+            if time.monotonic() > deadline:
+                error = HostsError(self._describe_late(sender))
+                _report(error)
+                raise error
+        keys = [self._key(label, str(index)) for index in range(int(num_chunks))]
+        chunks = [_client().blocking_key_value_get_bytes(key, 60_000) for key in keys]
+        return json.loads(zlib.decompress(b"".join(chunks)))
+
+    def _poll(self, key: str) -> str | None:
+        try:
+            return _client().blocking_key_value_get(key, POLL)
+        except jax.errors.JaxRuntimeError as error:
+            if "DEADLINE_EXCEEDED" in str(error):
+                return None
+            raise HostsError(f"the coordination service is gone, at {self.name!r} ({_first_line(error)})") from error
+
+    def _check_same_exchange(self, host: int) -> None:
+        reached = _try_get(self._reached_key(host))
+        if reached is not None and reached != self.name:
+            error = HostsError(
+                f"the hosts have diverged: host {host} ({_hostname(host)}) is at {reached!r}, host "
+                f"{jax.process_index()} at {self.name!r}; start the same command with the same files on every host"
+            )
+            _report(error)
+            raise error
+
+    def _describe_late(self, sender: int) -> str:
+        late = [host for host in range(count()) if _try_get(self._reached_key(host)) is None] or [sender]
+        names = ", ".join(f"{host} ({_hostname(host)})" for host in late)
+        return f"host {names} is late or gone: waited {SECONDS_TO_WAIT} s for it at {self.name!r}"
+
+    def _key(self, label: str, field: str) -> str:
+        return f"exchange/{self.number}/{self.name}/{label}/{field}"
+
+    def _reached_key(self, host: int) -> str:
+        return f"reached/{self.number}/{host}"
+
+
+def _report(error: Exception) -> None:
+    """Makes an error known to all hosts, unless another one is known already."""
+    kind = next(kind for kind in SHARED_ERRORS if isinstance(error, kind))
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # an earlier error stands, or the service is gone
+        _client().key_value_set(FAILURE, json.dumps([kind.__name__, str(error)]))
+
+
+def _raise_reported_error() -> None:
+    reported = _try_get(FAILURE)
+    if reported is not None:
+        kind, message = json.loads(reported)
+        raise next(error for error in SHARED_ERRORS if error.__name__ == kind)(message)
+
+
+def _wait_for_others_to_see() -> None:
+    """Waits, though not for long, until every host has seen the reported error."""
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # the service is gone, and with it the first host
+        _client().key_value_set(f"{FAILURE}_seen/{jax.process_index()}", "")
+        deadline = time.monotonic() + SECONDS_TO_END
+        while time.monotonic() < deadline and len(_client().key_value_dir_get(f"{FAILURE}_seen/")) < count():
+            time.sleep(0.1)
 
 
 def _client() -> Any:
-    # Public JAX has no barrier with a time limit; orbax reaches for the same client.
+    # Public JAX offers no key-value exchange; orbax uses the same client.
     from jax._src import distributed
 
     return distributed.global_state.client
 
 
 def _limit_orbax() -> None:
-    """Has orbax's hosts wait for each other through the service too; else it is a collective, which waits for ever."""
-    import orbax.checkpoint  # noqa: F401  (which defines the flag)
+    """Makes orbax's hosts wait for each other through the service, with time limits, rather than in a collective."""
+    import orbax.checkpoint  # noqa: F401  (defines the flag)
     from absl import flags
 
     if not flags.FLAGS.is_parsed():
@@ -166,40 +295,20 @@ def _limit_orbax() -> None:
     flags.FLAGS.experimental_orbax_use_distributed_barrier = True
 
 
-def _say(key: str, value: Any) -> None:
-    data = zlib.compress(json.dumps(value).encode())
-    num_pieces = max(1, math.ceil(len(data) / PIECE))
-    for piece in range(num_pieces):
-        _client().key_value_set_bytes(f"{key}/{piece}", data[piece * PIECE : (piece + 1) * PIECE])
-    _client().key_value_set(f"{key}/pieces", str(num_pieces))
+def _through_json(value: Any) -> Any:
+    """What a host receives when this value is sent, on the sending host and in a single process too."""
+    return json.loads(json.dumps(value))
 
 
-def _hear(key: str, host: int, name: str) -> Any:
-    with _naming_the_late(name, host):
-        num_pieces = int(_client().blocking_key_value_get(f"{key}/pieces", SECONDS_TO_WAIT * 1000))
-        pieces = (_client().blocking_key_value_get_bytes(f"{key}/{piece}", 60_000) for piece in range(num_pieces))
-        return json.loads(zlib.decompress(b"".join(pieces)))
-
-
-@contextlib.contextmanager
-def _naming_the_late(name: str, host: int | None = None) -> Iterator[None]:
+def _try_get(key: str) -> str | None:
     try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        late = [host] if host is not None else _numbers_at_the_end(str(error))
-        names = ", ".join(f"{number} ({_name(number)})" for number in late) or "unknown"
-        raise HostsError(f"host {names} is late or gone: waited {SECONDS_TO_WAIT} s for it at {name!r}") from error
+        return str(_client().key_value_try_get(key))
+    except jax.errors.JaxRuntimeError:
+        return None
 
 
-def _numbers_at_the_end(message: str) -> list[int]:
-    """The hosts that the service's message about a barrier names, one a line."""
-    after = message.partition("timed out task names:")[2]
-    return [int(line) for line in after.split("RPC:")[0].split() if line.isdigit()]
-
-
-def _name(host: int) -> str:
-    name = _client().key_value_try_get(f"name/{host}")
-    return str(name)
+def _hostname(host: int) -> str:
+    return _try_get(f"hostname/{host}") or "unknown"
 
 
 def _first_line(error: Exception) -> str:

@@ -1,8 +1,8 @@
-"""Stopping in time: a machine that is to be taken away sends SIGTERM, and some seconds later it is gone.
+"""Preemption: a machine about to be taken away sends SIGTERM, and is gone some seconds later.
 
-A process that is alone stops at once, for whatever it writes is there whole or not at all; but where it has something
-to save first, it asks `should_stop` between two steps. Several hosts must stop at the same step: JAX's preemption
-service tells each of them which one.
+A single process stops at once, since every file it writes is there whole or not at all. While it holds state worth
+saving it polls `should_stop` between steps instead. Several hosts must stop at the same step; JAX's preemption service
+tells them which one.
 """
 
 import contextlib
@@ -17,29 +17,30 @@ from jax.experimental import multihost_utils
 
 from tpt_jax.errors import Stopped
 
+# A signal belongs to the process, and so do these.
 _requested = threading.Event()
-_saving = threading.Event()  # whoever runs will ask should_stop
+_deferred = threading.Event()  # the running code polls should_stop
 _steps = itertools.count()
 
 
 def listen() -> None:
-    """Takes SIGTERM as a request to stop; several hosts have JAX listen."""
+    """Treats SIGTERM as a request to stop; on several hosts JAX itself listens."""
     if jax.process_count() == 1:
         signal.signal(signal.SIGTERM, _on_signal)
 
 
 @contextlib.contextmanager
-def saves_first() -> Iterator[None]:
-    """While the body runs, a request to stop waits until the body asks for it."""
-    _saving.set()
+def defer() -> Iterator[None]:
+    """While the body runs, a request to stop waits until the body polls `should_stop`."""
+    _deferred.set()
     try:
         yield
     finally:
-        _saving.clear()
+        _deferred.clear()
 
 
 def should_stop() -> bool:
-    """Whether to save and stop now; every host asks at every step, in the same order."""
+    """Whether to save and stop now; every host polls at every step, in the same order."""
     if jax.process_count() > 1:
         return multihost_utils.reached_preemption_sync_point(next(_steps))
     return _requested.is_set()
@@ -47,5 +48,5 @@ def should_stop() -> bool:
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
     _requested.set()
-    if not _saving.is_set():
+    if not _deferred.is_set():
         raise Stopped

@@ -1,0 +1,103 @@
+"""Models on disk: a Hugging Face folder, or a run's checkpoint, which differs only in how the weights are stored."""
+
+import dataclasses
+import importlib.resources
+import os
+from typing import Literal
+
+import orbax.checkpoint as ocp
+from flax import nnx
+
+from tpt_jax.checkpoints.checksums import verify_checksums
+from tpt_jax.errors import UserError
+from tpt_jax.io.paths import Path, is_remote, to_path
+from tpt_jax.models.architecture import ModelConfig
+from tpt_jax.models.huggingface import copy_side_files, load_parameters, read_model_config, save_parameters
+from tpt_jax.models.transformer import abstract_parameters, place_abstract
+from tpt_jax.runtime import hosts
+from tpt_jax.runtime.sharding import Layout
+
+QUICKSTART = "quickstart"  # the name of the model that ships with the package
+PARAMETERS = "parameters"  # the orbax folder inside a checkpoint
+
+WeightType = Literal["bfloat16", "float32"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFolder:
+    """A folder that holds a model: weights, config.json and the tokenizer's files."""
+
+    path: Path
+    config: ModelConfig
+
+    @classmethod
+    def open(cls, name: str | os.PathLike[str], source: str | None = None) -> "ModelFolder":
+        """Opens a folder, or the model that ships with the package under the name "quickstart".
+
+        Args:
+          source: where the model can be downloaded, for the message if the folder is missing.
+
+        Raises:
+          UserError: the folder is missing, or the decoder does not support its model.
+        """
+        if str(name) == QUICKSTART:
+            path = to_path(str(importlib.resources.files("tpt_jax.quickstart") / "model"))
+        else:
+            path = to_path(name)
+        if source is not None and not path.is_dir():
+            raise UserError(f"{path}: no such folder; download {source} there, or set model.path to where you have it")
+        return cls(path, read_model_config(path))
+
+    def load(self, layout: Layout, *, verify: bool = True) -> nnx.State:
+        """The parameters in fp32, sharded by the layout.
+
+        Args:
+          verify: compare a checkpoint's files with their checksums first; False if that is done already.
+
+        Raises:
+          UserError: weights are missing or do not fit the config.
+          BrokenCheckpointError: a checkpoint's files are not those that were written.
+        """
+        stored = (self.path / PARAMETERS).resolve()
+        if not stored.is_dir():
+            return load_parameters(self.path, self.config, layout)
+        if verify:
+            verify_checksums(self.path)
+        abstract = place_abstract(abstract_parameters(self.config)[1], layout)
+        try:
+            with ocp.StandardCheckpointer() as checkpointer:
+                restored = checkpointer.restore(stored, nnx.to_pure_dict(abstract))
+        except (ValueError, FileNotFoundError, KeyError) as error:
+            raise UserError(
+                f"{self.path}: cannot be restored ({str(error).splitlines()[0]}); use another checkpoint"
+            ) from error
+        nnx.replace_by_pure_dict(abstract, restored)
+        return abstract
+
+
+def export(
+    source: ModelFolder, parameters: nnx.State, output: str | os.PathLike[str], dtype: WeightType = "bfloat16"
+) -> None:
+    """Writes a Hugging Face folder that transformers and vLLM load.
+
+    Args:
+      source: the folder whose config and tokenizer go with the parameters.
+      parameters: fp32, on any mesh.
+      dtype: the type of the written weights.
+
+    Raises:
+      UserError: the output folder is not empty, or not on a disk.
+    """
+    path = to_path(output)
+    check_export_folder(path)
+    save_parameters(path, source.config, parameters, dtype=dtype)
+    copy_side_files(source.path, path, dtype=dtype)
+    hosts.barrier("export")
+
+
+def check_export_folder(path: Path) -> None:
+    """Raises UserError unless a Hugging Face folder can be written there."""
+    if is_remote(path):
+        raise UserError(f"{path}: safetensors are written to a disk; give a folder there, and copy it to the bucket")
+    if path.exists() and any(path.iterdir()):
+        raise UserError(f"{path}: is not empty; give a new folder")

@@ -1,0 +1,88 @@
+"""Writes a run's checkpoints: orbax parameters, and the config and tokenizer that make them a model folder."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import orbax.checkpoint as ocp
+from flax import nnx
+
+from tpt_jax.checkpoints.checksums import write_checksums
+from tpt_jax.checkpoints.model_folder import PARAMETERS, ModelFolder
+from tpt_jax.io.paths import Path, copy
+from tpt_jax.models.huggingface import copy_side_files
+from tpt_jax.runtime import hosts
+
+FACTS = "training.json"  # about the training that made a checkpoint
+TEMPORARY = ".orbax-checkpoint-tmp"  # what orbax appends to the name of a folder while it writes it
+
+
+class CheckpointWriter:
+    """Writes checkpoints in the background, each whole or not at all, with config, tokenizer and checksums."""
+
+    def __init__(self) -> None:
+        self._write_side_files: Callable[[], None] = lambda: None  # of the checkpoint being written
+        # Orbax calls it on the first host when all weights are written, before the folder gets its final name.
+        options = ocp.AsyncOptions(post_finalization_callback=lambda: self._write_side_files())
+        self._checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), async_options=options)
+
+    def save(
+        self,
+        path: Path,
+        parameters: nnx.State,
+        source: ModelFolder,
+        facts: Mapping[str, Any],
+        extra_files: Sequence[Path] = (),
+    ) -> None:
+        """Starts writing a checkpoint, after the previous one; returns once the parameters are copied off the devices.
+
+        Args:
+          source: the folder whose config and tokenizer go beside the parameters.
+          facts: about the training, for `read_facts`.
+          extra_files: files and folders to copy into the checkpoint.
+        """
+        self.wait()
+        remove_unfinished(path)
+
+        def write_side_files() -> None:
+            folder = unfinished_folder(path) or path  # in a bucket it has its final name from the start
+            copy_side_files(source.path, folder, dtype="float32")
+            (folder / FACTS).write_text(json.dumps(dict(facts), indent=2) + "\n")
+            for each in extra_files:
+                copy(each, folder / each.name)
+            write_checksums(folder)
+
+        self._write_side_files = write_side_files
+        items = {PARAMETERS: ocp.args.StandardSave(nnx.to_pure_dict(parameters))}  # pyright: ignore[reportCallIssue]
+        self._checkpointer.save(path.resolve(), args=ocp.args.Composite(**items))
+
+    def wait(self) -> None:
+        """Returns once the last checkpoint is complete."""
+        self._checkpointer.wait_until_finished()
+
+    def close(self) -> None:
+        self.wait()
+        self._checkpointer.close()
+
+
+def is_complete(path: Path) -> bool:
+    """Whether a checkpoint is written to its end."""
+    return path.is_dir() and ocp.utils.is_checkpoint_finalized(path)
+
+
+def unfinished_folder(path: Path) -> Path | None:
+    """The temporary folder in which orbax is writing this checkpoint, or was when it was killed."""
+    return next(iter(path.parent.glob(f"{path.name}{TEMPORARY}*")), None)
+
+
+def remove_unfinished(path: Path) -> None:
+    """Removes what a killed process left of a checkpoint; every host may call it."""
+    if hosts.is_first():
+        left = unfinished_folder(path) or (path if path.is_dir() and not is_complete(path) else None)
+        if left is not None:
+            left.rmtree()
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """The facts about the training that made a checkpoint."""
+    return json.loads((path / FACTS).read_text())

@@ -1,0 +1,21 @@
+"""`tpt export`: writes a run's checkpoint as a Hugging Face folder."""
+
+import argparse
+
+from tpt_jax.commands.arguments import add_host_arguments, joined_hosts
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", required=True, help="a run's checkpoint")
+    parser.add_argument("--output", required=True, help="the folder to write")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the written weights")
+    add_host_arguments(parser)
+
+
+def main(args: argparse.Namespace) -> None:
+    import tpt_jax as tpt
+    from tpt_jax.terminal import say
+
+    with joined_hosts(args):
+        tpt.export_checkpoint(args.checkpoint, args.output, args.dtype)
+        say(f"{args.output}: written; transformers.AutoModelForCausalLM.from_pretrained({args.output!r}) loads it")

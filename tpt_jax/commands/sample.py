@@ -1,0 +1,103 @@
+"""`tpt sample`: completions of a file of prompts."""
+
+import argparse
+from pathlib import Path
+
+from tpt_jax.commands.arguments import (
+    accept_overrides,
+    add_host_arguments,
+    fraction,
+    joined_hosts,
+    non_negative,
+    not_empty,
+    positive,
+    read_config,
+    seed,
+)
+from tpt_jax.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", help="a Hugging Face folder or a run's checkpoint")
+    parser.add_argument("--prompts", type=Path, help='JSON lines: {"id", "prompt"}')
+    parser.add_argument("--output", type=Path, help="the completions, JSON lines")
+    parser.add_argument(
+        "--show_prompts",
+        type=positive,
+        nargs="?",
+        const=3,
+        metavar="N",
+        help="only print the first N prompts (3) as the model reads them: of --prompts, or of the run in --config",
+    )
+    parser.add_argument("--config", type=Path, help="with --show_prompts: a run's YAML file, whose keys can be set")
+    accept_overrides(parser)
+    parser.add_argument("--num_samples", type=positive, default=1, help="completions of each prompt")
+    parser.add_argument("--temperature", type=non_negative, default=0.8, help="0 takes the likeliest token")
+    parser.add_argument("--top_k", type=positive, help="draw from the k likeliest tokens only")
+    parser.add_argument("--top_p", type=fraction, default=1.0, help="from the likeliest tokens that together reach p")
+    parser.add_argument(
+        "--min_p", type=fraction, default=0.0, help="from tokens at least p times as likely as the likeliest"
+    )
+    parser.add_argument("--max_new_tokens", type=positive, default=512)
+    parser.add_argument("--max_prompt_tokens", type=positive, default=1024, help="longer prompts are skipped and named")
+    parser.add_argument("--seed", type=seed, default=0)
+    parser.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", type=not_empty, help="end before this text; repeatable"
+    )
+    parser.add_argument("--plain", action="store_true", help="continue the prompt as it stands, without chat template")
+    parser.add_argument("--num_slots", type=positive, default=64, help="completions sampled side by side")
+    parser.add_argument("--tensor", type=positive, default=1, help="devices over which each weight is split")
+    parser.add_argument("--compute_dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--cache_type", choices=("compute", "int8"), default="compute", help="of keys and values")
+    add_host_arguments(parser)
+
+
+def main(args: argparse.Namespace) -> None:
+    import tpt_jax as tpt
+
+    if (args.overrides or args.config) and not (args.config and args.show_prompts):
+        options = ", ".join(f"--{name}" for name in (*args.overrides, *(["config"] if args.config else [])))
+        raise UserError(f"{options}: only with --show_prompts --config FILE; tpt sample --help lists the options")
+    if args.show_prompts:
+        _show_prompts(args)
+        return
+    _require(args, "model", "prompts", "output")
+    with joined_hosts(args):
+        tpt.sample_file(
+            args.model,
+            args.prompts,
+            args.output,
+            num_samples=args.num_samples,
+            temperature=args.temperature,
+            top_k=args.top_k,
+            top_p=args.top_p,
+            min_p=args.min_p,
+            max_new_tokens=args.max_new_tokens,
+            max_prompt_tokens=args.max_prompt_tokens,
+            seed=args.seed,
+            stop=args.stop,
+            plain=args.plain,
+            num_slots=args.num_slots,
+            tensor=args.tensor,
+            compute_dtype=args.compute_dtype,
+            cache_type=args.cache_type,
+        )
+
+
+def _require(args: argparse.Namespace, *names: str) -> None:
+    for name in names:
+        if getattr(args, name) is None:
+            raise UserError(f"--{name}: missing; tpt sample --help lists the options")
+
+
+def _show_prompts(args: argparse.Namespace) -> None:
+    import tpt_jax as tpt
+
+    if args.config is not None:
+        lines = tpt.show_run_prompts(read_config(args), args.show_prompts)
+    elif args.model is not None and args.prompts is not None:
+        lines = tpt.show_file_prompts(args.model, args.prompts, args.show_prompts)
+    else:
+        raise UserError("--show_prompts: needs --config FILE, or --model DIR and --prompts F.jsonl")
+    for line in lines:
+        print(line)

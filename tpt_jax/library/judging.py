@@ -1,0 +1,117 @@
+"""`judge`, `select` and `score`: what traces are worth, without JAX."""
+
+from collections.abc import Iterable, Sequence
+
+from tpt_jax.checks.pool import CheckerPool
+from tpt_jax.checks.registry import without_sandbox
+from tpt_jax.errors import UserError
+from tpt_jax.evaluation import Evaluation
+from tpt_jax.evaluation import evaluate as evaluate_traces
+from tpt_jax.prune import selection
+from tpt_jax.prune.summary import failed_on_all
+from tpt_jax.records import CheckerSpec, JudgedTrace, Keep, QuestionSet, Trace, Traces
+from tpt_jax.tasks import Task
+from tpt_jax.tasks.decontamination import normalised, texts_of
+from tpt_jax.terminal import progress
+
+
+def judge(
+    traces: Traces[Trace] | Sequence[Trace],
+    task: Task | QuestionSet | None = None,
+    *,
+    checker: CheckerSpec | None = None,
+    num_workers: int | None = None,
+    seconds_per_trace: float | None = None,
+    run_code_without_sandbox: bool = False,
+) -> Traces[JudgedTrace]:
+    """Judges traces in worker processes, each with a limit of time and memory.
+
+    Args:
+      task: whose questions the traces answer; the ones they were sampled for if not given.
+      checker: another one than the task's: a name, "module:function", or a function as in `own_task`.
+      num_workers: one for each processor core if not given.
+      seconds_per_trace: a check that takes longer is killed and its trace counts as wrong; the task's limit if not
+        given.
+      run_code_without_sandbox: run programs that a model wrote with your own rights.
+
+    Returns:
+      The traces in the same order, each with its verdict.
+
+    Raises:
+      UserError: a trace answers no question of the task, or the checker cannot be used or failed on every trace.
+    """
+    questions = _questions(traces, task)
+    by_id = {question.id: question for question in questions}
+    for trace in traces:
+        if trace.id not in by_id:
+            raise UserError(f"trace {trace.name!r}: the task has no question {trace.id!r}; give the traces' own task")
+    spec = questions.checker if checker is None else checker
+    if run_code_without_sandbox:
+        spec = without_sandbox(spec)
+    verdicts = []
+    with (
+        CheckerPool(spec, num_workers, seconds_per_trace or questions.seconds_per_trace) as pool,
+        progress("judge", len(traces), "traces") as advance,
+    ):
+        for verdict in pool.judge((by_id[trace.id], trace) for trace in traces):
+            verdicts.append(verdict)
+            advance(1)
+    judged = tuple(map(JudgedTrace, traces, verdicts))
+    if failure := failed_on_all(judged):
+        raise UserError(f"checker: {failure}; fix it, or give another one")
+    return Traces(judged, questions)
+
+
+def _questions(traces: Traces[Trace] | Sequence[Trace], task: Task | QuestionSet | None) -> QuestionSet:
+    if isinstance(task, QuestionSet):
+        return task
+    if isinstance(task, Task):
+        ids = {trace.id for trace in traces}
+        for split in (task.train, task.test):
+            if ids <= {question.id for question in split}:
+                return split
+        return task.train.only([*task.train, *task.test])
+    if isinstance(traces, Traces):
+        return traces.questions
+    raise UserError("judge: a list of traces does not say which questions it answers; give the task too")
+
+
+def select(
+    judged: Traces[JudgedTrace],
+    *,
+    max_per_question: int | None = 1,
+    max_traces: int | None = None,
+    keep: Keep = "correct",
+    seed: int = 0,
+    held_out: Iterable[QuestionSet] = (),
+) -> Traces[JudgedTrace]:
+    """Selects the traces to train on, as the Prune stage does; unfinished and duplicate traces are never kept.
+
+    Args:
+      max_per_question, max_traces: at most this many, drawn with the seed; None for no limit.
+      keep: the verdict that counts: "correct", "strict", or "any".
+      held_out: questions of an evaluation; their traces are not kept.
+
+    Returns:
+      The kept traces, sorted by question and sample; `num_dropped` counts the others by reason.
+    """
+    tested = frozenset[str]().union(*(texts_of(questions) for questions in held_out))
+    texts = {question.id: question.question for question in judged.questions}
+    selected = selection.select(
+        judged,
+        max_per_question=max_per_question,
+        max_traces=max_traces,
+        seed=seed,
+        use=keep,
+        is_held_out=lambda name: normalised(texts[name]) in tested,
+    )
+    return Traces(selected.kept, judged.questions, selected.num_dropped)
+
+
+def score(judged: Iterable[JudgedTrace], *, k: int = 1) -> Evaluation:
+    """Pass@1, Pass@k, Maj@k and their 95% intervals over questions; rates are 0 to 1.
+
+    Raises:
+      UserError: there are no traces, or questions differ in their number of traces, or k exceeds it.
+    """
+    return evaluate_traces(judged, k=k)

@@ -1,0 +1,132 @@
+"""A model in memory: `load_model`, and what can be asked of it."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+
+from tpt_jax.checkpoints.model_folder import ModelFolder, WeightType, check_export_folder, export
+from tpt_jax.config import MeshConfig, TrainConfig
+from tpt_jax.io.paths import to_path
+from tpt_jax.prompts import Prompt, load_prompt
+from tpt_jax.records import QuestionSet
+from tpt_jax.runtime import environment
+from tpt_jax.runtime.mesh import make_mesh
+from tpt_jax.runtime.sharding import TRAIN_RULES, Layout
+from tpt_jax.think.sampler import SamplerProgram, compile_sampler
+from tpt_jax.think.state import SlotShape
+from tpt_jax.train.compile import TrainerProgram, compile_trainer
+
+
+class Programs:
+    """Compiled programs by what they are compiled for, so that calls with equal shapes share one."""
+
+    def __init__(self) -> None:
+        self._programs: dict[Any, Any] = {}
+
+    def sampler(self, model: "Model", shape: SlotShape, stop_ids: tuple[int, ...]) -> SamplerProgram:
+        """Reshard and sampling programs for one shape, under the name "sample"."""
+        key = (shape, stop_ids)
+        if key not in self._programs:
+            self._programs[key] = compile_sampler(
+                model.folder.config,
+                model.mesh,
+                compute_dtype=model.compute_dtype,
+                shapes={"sample": shape},
+                stop_ids=stop_ids,
+            )
+        return self._programs[key]
+
+    def trainer(self, model: "Model", config: TrainConfig) -> TrainerProgram:
+        if config not in self._programs:
+            self._programs[config] = compile_trainer(
+                model.folder.config, model.mesh, compute_dtype=model.compute_dtype, train=config
+            )
+        return self._programs[config]
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A model on the devices of a mesh. Nothing changes it: `finetune` returns another one.
+
+    Attributes:
+      folder: where it was loaded from; config and tokenizer are read there.
+      parameters: fp32, sharded for training over the whole mesh.
+      compute_dtype: type of sampling and of the forward and backward pass.
+      programs: compiled so far; models fine-tuned from this one share them.
+    """
+
+    folder: ModelFolder
+    mesh: Mesh
+    parameters: nnx.State
+    compute_dtype: str
+    programs: Programs = dataclasses.field(default_factory=Programs)
+
+    def __repr__(self) -> str:
+        config = self.folder.config
+        size = f"{config.family}, {config.num_parameters / 1e6:,.1f}M parameters"
+        return f"<{size}, from {self.folder.path}, mesh {dict(self.mesh.shape)}>"
+
+    def prompt(self, questions: QuestionSet) -> Prompt:
+        """The prompt in which the model is asked these questions, while sampling and training alike."""
+        return load_prompt(self.folder.path, questions.instruction, questions.shots)
+
+    def export(self, output: str | os.PathLike[str], dtype: WeightType = "bfloat16") -> None:
+        """Writes a Hugging Face folder that transformers and vLLM load.
+
+        Args:
+          dtype: type of the written weights.
+
+        Raises:
+          UserError: the folder is not empty, or not on a disk.
+        """
+        export(self.folder, self.parameters, output, dtype)
+
+
+def mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh of devices with the axes `data`, `fsdp` and `tensor`; one size may be -1 for all devices left.
+
+    Args:
+      devices: all devices if not given.
+
+    Raises:
+      UserError: the sizes do not multiply to the number of devices.
+    """
+    environment.prepare()
+    return make_mesh(MeshConfig(data, fsdp, tensor), devices)
+
+
+def load_model(name: str | os.PathLike[str], *, mesh: Mesh | None = None, compute_dtype: str | None = None) -> Model:
+    """Loads a model onto the devices.
+
+    Args:
+      name: a Hugging Face folder, a run's checkpoint (runs/x/checkpoints/003), or "quickstart" for the model that ships
+        with the package.
+      mesh: all devices along `fsdp` if not given.
+      compute_dtype: "bfloat16" or "float32"; if not given float32 on a CPU, where it is faster, and bfloat16 elsewhere.
+
+    Raises:
+      UserError: there is no model in the folder, it is of a kind the decoder does not support, or it is damaged.
+    """
+    environment.prepare()
+    folder = ModelFolder.open(name)
+    mesh = mesh if mesh is not None else make_mesh(MeshConfig())
+    if compute_dtype is None:
+        compute_dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return Model(folder, mesh, folder.load(Layout(mesh, TRAIN_RULES)), compute_dtype)
+
+
+def export_checkpoint(
+    checkpoint: str | os.PathLike[str], output: str | os.PathLike[str], dtype: WeightType = "bfloat16"
+) -> None:
+    """Writes a run's checkpoint as a Hugging Face folder, as `tpt export`.
+
+    Raises:
+      UserError: there is no such checkpoint, or the output folder is not empty.
+    """
+    check_export_folder(to_path(output))
+    load_model(checkpoint).export(output, dtype)

@@ -1,0 +1,104 @@
+"""`run`: all rounds of a config, resumed where an earlier process left off."""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from tpt_jax.config import RunConfig, load_config
+from tpt_jax.errors import UserError
+from tpt_jax.io.paths import Path as RunPath
+from tpt_jax.loop.metrics import MetricsLog, import_wandb, round_table
+from tpt_jax.loop.recovery import RoundState, recover
+from tpt_jax.loop.rounds import Loop
+from tpt_jax.loop.run_folder import RunFolder
+from tpt_jax.loop.setup import set_up
+from tpt_jax.loop.weights import Weights
+from tpt_jax.report import write_report
+from tpt_jax.runtime import environment, hosts
+from tpt_jax.train.compile import compile_trainer
+
+Metrics = Mapping[str, Any]  # a round's figures, as in its metrics.json
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+      path: the run folder; `path / "checkpoints" / "003"` is the model after round 3.
+      rounds: the figures of each round, from round 0, the model as given.
+      report: the HTML report.
+    """
+
+    path: RunPath
+    rounds: tuple[Metrics, ...]
+    report: RunPath
+
+
+def print_rounds(rounds: Sequence[Metrics]) -> None:
+    """Prints the table of the rounds so far to standard output."""
+    Console().print(round_table(rounds))
+
+
+def run(
+    config: RunConfig | str | os.PathLike[str],
+    *,
+    run_dir: str | os.PathLike[str] | None = None,
+    on_round: Callable[[Sequence[Metrics]], None] = print_rounds,
+    **overrides: Any,
+) -> Run:
+    """Thinks, prunes, trains and evaluates, round after round, as `tpt run`; a folder with this run in it is resumed.
+
+    Args:
+      config: a YAML file, or a config that is loaded already.
+      run_dir: the run folder, on a disk or gs://BUCKET/...; runs/NAME if not given.
+      on_round: called on the first host after every round, with the figures of all rounds so far.
+      overrides: keys of the config file: num_rounds=1, train={"rows": 8}.
+
+    Raises:
+      UserError: something that the config names is missing or does not fit, or the folder holds another run.
+      FloatingPointError: a loss, gradient or logit is not finite.
+    """
+    environment.prepare()
+    if not isinstance(config, RunConfig):
+        config = load_config(Path(config), overrides)
+    elif overrides:
+        raise UserError(f"run: {', '.join(overrides)}: a loaded config takes no overrides; give its file instead")
+    folder = RunFolder.open(run_dir or os.path.join("runs", config.name), config)
+    if config.wandb_project is not None and hosts.is_first():
+        import_wandb(config.wandb_project)  # now, rather than after the compilation
+    states: list[RoundState] = []
+    with set_up(config, ("think", "evaluate")) as setup:
+        trainer = compile_trainer(
+            setup.model.config, setup.mesh, compute_dtype=config.model.compute_dtype, train=config.train
+        )
+        if hosts.is_first():
+            folder.begin(config)
+        recovered = recover(folder, config)
+        with _metrics_log(folder, config) as log:
+            for states in Loop(setup, trainer, folder, Weights(setup, folder), log).run(recovered):
+                if hosts.is_first():
+                    on_round(_metrics(states))
+                    write_report([folder.path], folder.report)
+        hosts.barrier("end of the run")
+    return Run(folder.path, _metrics(states), folder.report)
+
+
+def _metrics(states: Sequence[RoundState]) -> tuple[Metrics, ...]:
+    return tuple(state.metrics for state in states if state.metrics is not None)
+
+
+@contextlib.contextmanager
+def _metrics_log(folder: RunFolder, config: RunConfig) -> Iterator[MetricsLog | None]:
+    """The log on the first host, None on others; opened after recovery, which decides which of its lines stay."""
+    if not hosts.is_first():
+        yield None
+        return
+    log = MetricsLog(folder.metrics_log, name=config.name, wandb_project=config.wandb_project, is_kept=folder.is_kept)
+    with contextlib.closing(log):
+        yield log

@@ -1,0 +1,127 @@
+"""`sample`: traces of questions, in memory."""
+
+import dataclasses
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
+
+from flax import nnx
+
+from tpt_jax.config import SamplingConfig, settings
+from tpt_jax.library.model import Model
+from tpt_jax.library.tasks import Questions, as_question_set
+from tpt_jax.loop.setup import CONTRACT_QUESTIONS, plan_prompts
+from tpt_jax.loop.stages import reshard
+from tpt_jax.prompts import Prompt
+from tpt_jax.records import QuestionSet, Trace, Traces
+from tpt_jax.runtime import hosts, preemption
+from tpt_jax.terminal import listed, percent, progress, say
+from tpt_jax.think.engine import Engine, SamplingPlan, Statistics
+from tpt_jax.think.sampler import SamplerProgram
+
+
+def sample(
+    model: Model,
+    questions: Questions,
+    *,
+    seed: int = 0,
+    stop: Sequence[str] = (),
+    plain: bool = False,
+    **options: Any,
+) -> Traces[Trace]:
+    """Samples traces; a trace depends on the model, seed, question and sample number alone, not on slots or mesh.
+
+    Args:
+      questions: a split of a task or a slice of one; or Questions, mappings with "question", or plain texts.
+      stop: a trace ends before the first of these texts.
+      plain: continue each text as it stands, without instruction and chat template.
+      options: keys of a config's `think` section: num_samples, temperature, top_k, top_p, min_p, max_prompt_tokens,
+        max_new_tokens, num_slots, cache_type. Lengths are those of the questions' task unless given.
+
+    Returns:
+      All traces, sorted by question and sample, on every host.
+
+    Raises:
+      UserError: an option is unknown or does not fit, or no prompt is short enough.
+      FloatingPointError: the model's logits are not finite.
+    """
+    asked = as_question_set(questions)
+    config = sampling_settings(SamplingConfig, asked, options)
+    prompt = model.prompt(asked)
+    if not plain:
+        prompt.check_contract(asked[:CONTRACT_QUESTIONS])
+    texts = {question.id: question.question for question in asked}
+    encode = prompt.plain_ids if plain else prompt.prompt_ids
+    plan = plan_prompts(texts, encode, config, model.mesh, option="", shows_running=bool(stop))
+    batches = sample_batches(
+        lambda: model.programs.sampler(model, plan.shape, prompt.stop_ids),
+        prompt,
+        plan,
+        lambda: model.parameters,
+        list(texts),
+        config.temperature,
+        seed=seed,
+        stop=stop,
+    )
+    own = [dataclasses.asdict(trace) for batch in batches for trace in batch]
+    records = [record for host in hosts.all_gather("traces", own) for record in host]
+    order = {name: index for index, name in enumerate(texts)}
+    records.sort(key=lambda record: (order[record["id"]], record["sample"]))
+    return Traces(tuple(Trace(**{**record, "token_ids": tuple(record["token_ids"])}) for record in records), asked)
+
+
+def sampling_settings(cls: type[SamplingConfig], questions: QuestionSet, options: dict[str, Any]) -> SamplingConfig:
+    """The settings of a sampling call: the options, over the lengths that the questions' task needs."""
+    return settings(cls, {**dataclasses.asdict(questions.generation), **options})
+
+
+def sample_batches(
+    compile_program: Callable[[], SamplerProgram],
+    prompt: Prompt,
+    plan: SamplingPlan,
+    load_parameters: Callable[[], nnx.State],
+    names: Sequence[str],
+    temperature: float,
+    *,
+    seed: int,
+    stop: Sequence[str] = (),
+    done: Collection[tuple[str, int]] = frozenset(),
+) -> Iterator[list[Trace]]:
+    """Yields this host's traces in batches, as they finish.
+
+    Args:
+      compile_program: returns the program for the plan's shape, under the name "sample".
+      load_parameters: returns the training parameters. Both are called only if there is something to sample.
+      names: ids of the prompts to sample.
+      done: (id, sample) of traces that are there already.
+
+    Raises:
+      FloatingPointError: the model's logits are not finite.
+      Stopped: the process was asked to stop; all finished traces were yielded.
+    """
+    too_long = [name for name in names if name not in plan.prompt_ids]
+    if too_long:
+        say(f"sample: leaving out {len(too_long)} prompts longer than max_prompt_tokens: {listed(too_long)}")
+    requests = plan.requests(names, done)
+    num_left = sum(len(request.samples) for request in requests)
+    if not num_left:
+        return
+    program = compile_program()
+    engine = Engine(program.slots["sample"], prompt, plan.prefix, program.layout.batch_ways, tuple(stop))
+    batches = engine.sample(
+        reshard(program.reshard, load_parameters(), "sample"),
+        requests,
+        seed=seed,
+        round_index=0,
+        temperature=temperature,
+        should_stop=preemption.should_stop,
+    )
+    with progress("sample", len(done) + num_left, "traces", len(done)) as advance, preemption.defer():
+        for traces in batches:
+            advance(len(traces) * hosts.count())  # the other hosts are about as far
+            yield traces
+    figures = Statistics.together(hosts.all_gather("sampling figures", dataclasses.asdict(engine.statistics)))
+    say(
+        f"sample: {figures.num_tokens:,} tokens, {figures.num_tokens / figures.seconds:,.0f} tokens/s, "
+        f"{percent(figures.occupancy(plan.shape.num_slots), 0)} of slots busy while traces waited, "
+        f"device idle {figures.idle_share:.1%}"
+    )

@@ -1,0 +1,47 @@
+"""`show_prompts`: prompts as the model reads them, special tokens and all."""
+
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from tpt_jax.checkpoints.model_folder import ModelFolder
+from tpt_jax.config import RunConfig
+from tpt_jax.library.sample_file import read_prompts
+from tpt_jax.loop.setup import make_prompt
+from tpt_jax.prompts import Prompt, load_prompt
+from tpt_jax.runtime import environment
+from tpt_jax.tasks import load_task
+
+
+def show_run_prompts(config: RunConfig, count: int) -> Iterator[str]:
+    """The prompts of a run's first training questions, each under a line with its id and length in tokens.
+
+    Raises:
+      UserError: the model or the task cannot be loaded.
+    """
+    environment.prepare()
+    model = ModelFolder.open(config.model.path, config.model.source)
+    task = load_task(config.task)
+    texts = {question.id: question.question for question in task.train[:count]}
+    return _show(make_prompt(config.prompt, model, task), texts)
+
+
+def show_file_prompts(model: str | os.PathLike[str], prompts: Path, count: int) -> Iterator[str]:
+    """The first prompts of a file, likewise.
+
+    Raises:
+      UserError: the model cannot be loaded, or the file holds no prompts.
+    """
+    environment.prepare()
+    return _show(
+        load_prompt(ModelFolder.open(model).path), dict(itertools.islice(read_prompts(prompts).items(), count))
+    )
+
+
+def _show(prompt: Prompt, texts: dict[str, str]) -> Iterator[str]:
+    end = prompt.text([prompt.end_of_turn], with_special=True)
+    for name, text in texts.items():
+        ids = prompt.prompt_ids(text)
+        yield f"=== {name}: {len(ids)} tokens; the model then writes its answer and {end}"
+        yield prompt.text(ids, with_special=True)

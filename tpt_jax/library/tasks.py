@@ -1,0 +1,83 @@
+"""Questions for the library's calls: a task by name, or questions and checkers of the user's own."""
+
+import collections
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from tpt_jax import tasks
+from tpt_jax.checks.registry import require
+from tpt_jax.config import settings
+from tpt_jax.errors import InvalidRecordError, UserError
+from tpt_jax.records import CheckerSpec, Question, QuestionSet, Shot
+from tpt_jax.tasks import FileConfig, Task, task_class
+from tpt_jax.tasks.decontamination import without_test_questions
+
+Questions = QuestionSet | Sequence[Question] | Sequence[Mapping[str, Any]] | Sequence[str]
+
+
+def load_task(name: str, **options: Any) -> Task:
+    """Loads the questions of a task.
+
+    Args:
+      name: as in a config's `task.name`: "gsm8k", "gsm_symbolic", "math", "reasoning_gym", "file", ...
+      options: the other keys of the config's `task` section.
+
+    Raises:
+      UserError: an unknown name or option, or the questions cannot be loaded; says what to do.
+    """
+    return tasks.load_task(settings(task_class(name), {"name": name, **options}, option="task."))
+
+
+def own_task(
+    train: Questions,
+    test: Questions,
+    *,
+    name: str = "own",
+    checker: CheckerSpec = "numeric",
+    instruction: str = "",
+    shots: Iterable[Shot] = (),
+) -> Task:
+    """A task from Python objects; training questions that are test questions too are left out and counted.
+
+    Args:
+      train, test: Questions, or mappings with "question" and "answer" and, if you like, "id" and more for the checker.
+      checker: a checker's name, "module:function", or a function of a Question and a completion that returns True,
+        False, None (the reference answer cannot be read) or a Verdict. It runs in processes of its own.
+      instruction: placed after every question.
+      shots: worked examples that a prompt may begin with.
+
+    Raises:
+      UserError: a question lacks something, or the checker cannot be used.
+    """
+    require(checker)
+
+    def split(questions: Questions) -> QuestionSet:
+        return QuestionSet(as_question_set(questions).questions, instruction, checker, tuple(shots))
+
+    return without_test_questions(Task(name, split(train), split(test)))
+
+
+def as_question_set(questions: Questions) -> QuestionSet:
+    """Questions as one set; texts and mappings become Questions, which without an id are numbered from 0.
+
+    Raises:
+      UserError: a mapping that is not a question, or an id that appears twice.
+    """
+    if isinstance(questions, QuestionSet):
+        return questions
+    converted = tuple(_as_question(index, question) for index, question in enumerate(questions))
+    counts = collections.Counter(question.id for question in converted)
+    if repeated := [name for name, count in counts.items() if count > 1]:
+        raise UserError(f"questions: the id {repeated[0]!r} appears {counts[repeated[0]]} times; make ids unique")
+    return QuestionSet(converted)
+
+
+def _as_question(index: int, question: Question | Mapping[str, Any] | str) -> Question:
+    if isinstance(question, Question):
+        return question
+    if isinstance(question, str):
+        return Question(str(index), question, "")
+    try:
+        return FileConfig.read_question(str(question.get("id", index)), question)
+    except InvalidRecordError as error:
+        raise UserError(f"questions, item {index + 1}: {error}") from error

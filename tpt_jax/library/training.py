@@ -1,0 +1,56 @@
+"""`finetune`: another model from a model and kept traces."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tpt_jax.config import TrainConfig, settings
+from tpt_jax.errors import UserError
+from tpt_jax.library.model import Model
+from tpt_jax.loop.stages import fine_tune
+from tpt_jax.prompts import Example, Prompt
+from tpt_jax.records import JudgedTrace, Trace, Traces
+from tpt_jax.terminal import say
+
+
+def finetune(
+    model: Model, traces: Traces[JudgedTrace] | Traces[Trace], *, seed: int = 0, donate: bool = False, **options: Any
+) -> Model:
+    """Fine-tunes all weights on the traces, under the prompt they were sampled with.
+
+    Args:
+      traces: as `select` returns them. Unfinished ones are left out: they would teach the model to stop in the middle.
+      seed: of the order of the examples.
+      donate: give up the model's own weights, which saves their memory; the model cannot be used afterwards.
+      options: keys of a config's `train` section: rows, sequence_length, micro_batches, num_epochs, max_steps, remat,
+        attention, optimizer={"name": "muon", "learning_rate": 2e-3}, loss={...}, ...
+
+    Returns:
+      The model after training, on the same mesh.
+
+    Raises:
+      UserError: an option is unknown or does not fit, no trace fits, or a step does not fit the devices.
+      FloatingPointError: the loss or the gradient is not finite.
+    """
+    config = settings(TrainConfig, options)
+    examples = _examples(traces, model.prompt(traces.questions))
+    if not examples:
+        raise UserError("finetune: no finished traces to train on; sample more, or keep more")
+    parameters = model.parameters if donate else jax.tree.map(jnp.copy, model.parameters)
+    trainer = model.programs.trainer(model, config)
+    trained = fine_tune(trainer, lambda: parameters, examples, config, seed=seed, label="finetune")
+    return dataclasses.replace(model, parameters=trained.parameters)
+
+
+def _examples(traces: Traces[JudgedTrace] | Traces[Trace], prompt: Prompt) -> list[Example]:
+    questions = {question.id: question.question for question in traces.questions}
+    plain = [each.trace if isinstance(each, JudgedTrace) else each for each in traces]
+    finished = [trace for trace in plain if trace.finish_reason == "stop"]
+    if len(finished) < len(plain):
+        say(f"finetune: leaving out {len(plain) - len(finished)} unfinished traces")
+    return [
+        prompt.example(questions[trace.id], trace.token_ids or prompt.completion_ids(trace.completion), trace.name)
+        for trace in finished
+    ]
