@@ -1,19 +1,19 @@
-r"""The \boxed{...} and \fbox{...} of a text: where final answers in LaTeX stand."""
+r"""Finds \boxed{...} and \fbox{...}, where models put final answers in LaTeX."""
 
 import dataclasses
 import itertools
 import re
 from collections.abc import Sequence
 
-LONGEST_BOX = 2_000  # characters; a longer one is not closed, as far as we are concerned
-MOST_BOXES = 50  # the last ones of a text that is full of them
-MOST_IN_ANSWER = 10
-LONGEST_JOIN = 60  # characters between two boxes of one answer
+MAX_BOX_CHARACTERS = 2_000  # a longer box counts as never closed
+MAX_BOXES = 50  # only the last ones of a text are read
+MAX_BOXES_PER_ANSWER = 10
+MAX_JOIN_CHARACTERS = 60  # between two boxes of one answer
 
 BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|(?P<bare>[^\s{}$\\]+))")
-# What may stand between two boxes of one answer, once the LaTeX around the words is taken away.
-_AROUND = re.compile(r"\\(?:q?quad|text|[,;: ()\[\]])|[${}]|[A-Za-z](?:_\d)?\s*=\s*$")
-# What belongs to a box though it stands outside: before it a sign, a factor; after it a power, a unit, a text, a scale.
+# LaTeX between two boxes of one answer; removed before _JOIN is matched.
+_JOIN_MARKUP = re.compile(r"\\(?:q?quad|text|[,;: ()\[\]])|[${}]|[A-Za-z](?:_\d)?\s*=\s*$")
+# Parts of an answer outside its box. Before it: a sign or a factor. After it: a power, unit, text or scale.
 _SIGN = re.compile(r"(?:^|[$=(:,\s])(?:[-−]|\\pm[ ]?)$")
 _FACTOR = re.compile(r"[^\s$=,;:]*(?:\d|\\(?:cdot|times)[ ]?|[×·/+][ ]?|\\text\s*\{\s*(?:or|and|not|negative)\s*\})$")
 _SUFFIX = re.compile(
@@ -21,15 +21,15 @@ _SUFFIX = re.compile(
     r"|[ ]?\\(?:cdot|times)[ ]?[\w.]+(?:\^\{?-?\w+\}?)?"
     r"|[ ]?\\(?:text|mathrm|mbox)[ ]?\{[^{}]*\}[ ]?[\d.]*|[ ](?:dozen|hundred|thousand|million|billion)\b"
 )
-_FARTHEST = 80  # characters beside a box that are looked at
+_MAX_CONTEXT = 80  # searched for those parts on either side of a box
 
 _JOIN = re.compile(r",?\s*(?:and|or)?|;|(?:[\w()]+\s+){1,4}(?:and|or)", re.IGNORECASE)
-_CONCLUSION = re.compile(r"\b(?:so|thus|then|hence|therefore|is|are|total)\b", re.IGNORECASE)
+_NEW_STATEMENT = re.compile(r"\b(?:so|thus|then|hence|therefore|is|are|total)\b", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Box:
-    """A box that holds something: its content, and where in the text it begins and ends."""
+    """A non-empty box: its content and its span in the text."""
 
     content: str
     start: int
@@ -37,60 +37,60 @@ class Box:
 
 
 def has_box(text: str) -> bool:
-    """Whether a box begins anywhere, be it empty or never closed."""
+    """Whether any box starts in the text, even an empty or unclosed one."""
     return BOX.search(text) is not None
 
 
 def find_boxes(text: str) -> list[Box]:
-    """The last boxes that hold something; of boxes in boxes the outermost."""
+    """The last non-empty boxes of a text, in order; of nested boxes only the outermost."""
     boxes = []
-    for match in list(BOX.finditer(text))[-MOST_BOXES:]:
+    for match in list(BOX.finditer(text))[-MAX_BOXES:]:
         if match["bare"] is not None:
             boxes.append(Box(match["bare"].rstrip(".,;"), match.start(), match.end()))
             continue
         end = _closing_brace(text, match.end())
         if end is not None and text[match.end() : end].strip():
             boxes.append(Box(text[match.end() : end].strip(), match.start(), end + 1))
-    return [box for box in boxes if not any(other.start < box.start < other.end for other in boxes)]
+    return [box for box in boxes if not any(outer.start < box.start < outer.end for outer in boxes)]
 
 
 def boxed_answer(text: str, boxes: Sequence[Box]) -> str:
-    r"""The last box's content, with that of the boxes it continues: "\boxed{1} or \boxed{2}" is "1, 2".
+    r"""The last box's content, joined with the boxes it continues: "\boxed{1} or \boxed{2}" is "1, 2".
 
     Args:
-      boxes: what find_boxes found in the text; at least one.
+      boxes: the result of find_boxes(text); not empty.
     """
     contents = [boxes[-1].content]
-    for after, before in itertools.pairwise(reversed(boxes)):
-        if len(contents) == MOST_IN_ANSWER or not _continues(text[before.end : after.start]):
+    for right, left in itertools.pairwise(reversed(boxes)):
+        if len(contents) == MAX_BOXES_PER_ANSWER or not _is_join(text[left.end : right.start]):
             break
-        if before.content not in contents:
-            contents.append(before.content)
+        if left.content not in contents:
+            contents.append(left.content)
     return ", ".join(reversed(contents))
 
 
-def boxed_term(text: str, boxes: Sequence[Box]) -> str:
-    r"""boxed_answer with what belongs to the box and stands outside: "-\boxed{10}" is "-(10)"."""
+def boxed_expression(text: str, boxes: Sequence[Box]) -> str:
+    r"""Like boxed_answer, plus the sign, factor or unit outside the box: "-\boxed{10}" is "-(10)"."""
     answer, box = boxed_answer(text, boxes), boxes[-1]
     if answer != box.content:
         return answer
-    before, after = text[max(0, box.start - _FARTHEST) : box.start], text[box.end : box.end + _FARTHEST]
-    suffix = _SUFFIX.match(after)
-    factor = _FACTOR.search(before)
-    sign = _SIGN.search(before)
-    prefix = sign.group().lstrip("$=(:, \t\n") if sign else factor.group() if factor else ""
-    following = suffix.group() if suffix else ""
-    return f"{prefix}({answer}){following}" if prefix or following.startswith("^") else answer + following
+    before, after = text[max(0, box.start - _MAX_CONTEXT) : box.start], text[box.end : box.end + _MAX_CONTEXT]
+    suffix_match = _SUFFIX.match(after)
+    factor_match = _FACTOR.search(before)
+    sign_match = _SIGN.search(before)
+    prefix = sign_match.group().lstrip("$=(:, \t\n") if sign_match else factor_match.group() if factor_match else ""
+    suffix = suffix_match.group() if suffix_match else ""
+    return f"{prefix}({answer}){suffix}" if prefix or suffix.startswith("^") else answer + suffix
 
 
 def _closing_brace(text: str, start: int) -> int | None:
-    """Where the brace closes that was opened before `start`."""
+    """Index of the brace that closes the one opened just before `start`; None if the box is unclosed or too long."""
     depth = 1
     position = start
-    while position < min(len(text), start + LONGEST_BOX):
+    while position < min(len(text), start + MAX_BOX_CHARACTERS):
         character = text[position]
         if character == "\\":
-            position += 1  # \{ and \} are no braces
+            position += 1  # \{ and \} are literal braces
         elif character in "{}":
             depth += 1 if character == "{" else -1
             if depth == 0:
@@ -99,7 +99,8 @@ def _closing_brace(text: str, start: int) -> int | None:
     return None
 
 
-def _continues(between: str) -> bool:
-    if len(between) > LONGEST_JOIN or "\n" in between or _CONCLUSION.search(between):
+def _is_join(between: str) -> bool:
+    """Whether the text between two boxes joins them into one answer: "and", "or", a comma."""
+    if len(between) > MAX_JOIN_CHARACTERS or "\n" in between or _NEW_STATEMENT.search(between):
         return False
-    return bool(_JOIN.fullmatch(_AROUND.sub(" ", between.strip("$ ")).strip()))
+    return bool(_JOIN.fullmatch(_JOIN_MARKUP.sub(" ", between.strip("$ ")).strip()))

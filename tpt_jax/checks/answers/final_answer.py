@@ -1,24 +1,24 @@
-r"""Where a trace says its final answer, in LaTeX or in words: \boxed{}, "the answer is", the last formula or number."""
+r"""Finds a trace's final answer, in LaTeX or words: \boxed{}, "the answer is", the last formula or number."""
 
 import dataclasses
 import re
 
-from tpt_jax.checks.answers.boxes import BOX, boxed_term, find_boxes, has_box
+from tpt_jax.checks.answers.boxes import BOX, boxed_expression, find_boxes, has_box
 from tpt_jax.checks.answers.conclusion import conclusion, find_doubt, is_denied, is_undecided
 
-LONGEST_TEXT = 20_000  # characters; a final answer stands at the end, so only the end of a longer trace is read
-LONGEST_ANSWER = 500
-MOST_MARKS = 50  # the last ones of a trace that is full of them
-LONGEST_LINE = 100  # of a trace that is nothing but an answer
+MAX_TEXT_CHARACTERS = 20_000  # final answers come last, so only the end of a longer trace is read
+MAX_ANSWER_CHARACTERS = 500
+MAX_MARKERS = 50  # only the last ones of a trace are read
+MAX_LINE_CHARACTERS = 100  # of a line that can be a bare answer
 
-_MARK = re.compile(
+_MARKER = re.compile(
     r"####|<answer>|\banswer\s*(?:is|=|:|would be|will be|equals|comes to)|^[ \t]*\**A[ \t]*:"
     r"|\banswer\s*(?:should|must|has to) be(?=[\s:*]*[-\d$\\])",  # not "the answer must be a multiple of 3"
     re.IGNORECASE | re.MULTILINE,
 )
-_ANNOUNCED = re.compile(f"{_MARK.pattern}|{BOX.pattern}", re.IGNORECASE | re.MULTILINE)
-_ABOUT = re.compile(r"(?:about|approximately|around|roughly|exactly)\s+", re.IGNORECASE)
-_FINAL = re.compile(r"\bfinal answer\s*(?:is|:)|<answer>", re.IGNORECASE)  # outdoes a box further up
+_MARKER_OR_BOX = re.compile(f"{_MARKER.pattern}|{BOX.pattern}", re.IGNORECASE | re.MULTILINE)
+_APPROXIMATION = re.compile(r"(?:about|approximately|around|roughly|exactly)\s+", re.IGNORECASE)
+_FINAL_MARKER = re.compile(r"\bfinal answer\s*(?:is|:)|<answer>", re.IGNORECASE)  # outranks an earlier box
 _FORMULA = re.compile(
     r"(?<!\\)\$\$((?:[^$\\]|\\.){1,600}?)\$\$"
     r"|(?<!\\)\$((?:[^$\n\\]|\\[^\n]){1,600}?)\$"
@@ -32,25 +32,25 @@ _NUMBER = re.compile(
     r"|(?<![\w.,])-?[$£€]?-?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:\s?/\s?\d+)?"
     r"(?:\s*(?:\\?%|percent\b|pct\b))?"
 )
-_JOIN = re.compile(r"[ \t]*,?[ \t]*(?:and|or)?[ \t]*")  # ties two formulas
+_JOIN = re.compile(r"[ \t]*,?[ \t]*(?:and|or)?[ \t]*")  # between two formulas of one answer
 _SENTENCE_END = re.compile(r"\.(?=\s|$)|</|I hope it is")
 _WORD = re.compile(r"[A-Za-z]{2}")
-_LETTER = re.compile(r"\(?[A-J]\)?")  # of a choice, whose text the box holds
+_CHOICE_LETTER = re.compile(r"\(?[A-J]\)?")  # names a choice; the box holds its text
 _EQUALS = re.compile(r"(?<![<>!])=")
 _VARIABLE = re.compile(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])")
-_UNSOLVED = re.compile(r"[-+*/]|\d\s*[A-Za-z]|[A-Za-z]\s*\^|\\(?:frac|sqrt|cdot|times)(?![a-z])")
+_UNSOLVED_SIDE = re.compile(r"[-+*/]|\d\s*[A-Za-z]|[A-Za-z]\s*\^|\\(?:frac|sqrt|cdot|times)(?![a-z])")
 _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}\s+[A-Za-z]{2,}(?!\s*\})")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FinalAnswer:
-    """What a trace says in the end.
+    """A trace's final answer.
 
     Attributes:
-      text: LaTeX without delimiters; several answers are separated by commas.
-      boxed: it stands in a box.
-      taken_back: what follows it says that it is wrong; the answer stands where the trace comes to the same again.
-      later: the last formula or number after what is taken back; empty where there is none.
+      text: LaTeX without delimiters; commas separate several answers.
+      boxed: it is in a box.
+      taken_back: the trace doubts it afterwards; it stands only if `later` is equal to it.
+      later: the last formula or number after the doubt; "" for none.
     """
 
     text: str
@@ -60,78 +60,79 @@ class FinalAnswer:
 
 
 def final_answer(completion: str) -> FinalAnswer | None:
-    """The answer of the last box or, where there is none, of the last mark, else the last formula or number."""
-    text = conclusion(completion, _ANNOUNCED)[-LONGEST_TEXT:]
+    """Finds the answer in the last box, else after the last marker, else the last formula or number; None for none."""
+    text = conclusion(completion, _MARKER_OR_BOX)[-MAX_TEXT_CHARACTERS:]
     boxes = find_boxes(text)
     if boxes:
         after = text[boxes[-1].end :]
-        marks = list(_MARK.finditer(text, boxes[-1].end))
-        announced = _announced_by(marks[-1], text) if marks else ""
-        boxed = _with_percent(text, boxed_term(text, boxes), boxes[-1].end)
-        if not announced or _WORD.match(announced) or _LETTER.fullmatch(announced):
-            return _stated(boxed, after, boxed=True)
-        if find_doubt(after) or _FINAL.search(after):
-            return _stated(announced, text[marks[-1].end() :])
+        markers = list(_MARKER.finditer(text, boxes[-1].end))
+        announced = _answer_after(markers[-1], text) if markers else ""
+        boxed = _with_percent(text, boxed_expression(text, boxes), boxes[-1].end)
+        if not announced or _WORD.match(announced) or _CHOICE_LETTER.fullmatch(announced):
+            return _with_doubt(boxed, after, boxed=True)
+        if find_doubt(after) or _FINAL_MARKER.search(after):
+            return _with_doubt(announced, text[markers[-1].end() :])
         return FinalAnswer(boxed, boxed=True, taken_back=True, later=announced)
     if has_box(text):
-        return None  # empty, or cut off in the middle: what was to stand there is not known
-    for mark in reversed(list(_MARK.finditer(text))[-MOST_MARKS:]):
-        if is_denied(text[mark.end() : mark.end() + LONGEST_LINE]):
+        return None  # empty or cut off: the intended answer is unknown
+    for marker in reversed(list(_MARKER.finditer(text))[-MAX_MARKERS:]):
+        if is_denied(text[marker.end() : marker.end() + MAX_LINE_CHARACTERS]):
             return None
-        announced = _announced_by(mark, text)
+        announced = _answer_after(marker, text)
         if re.search(r"\w", announced):
-            return _stated(announced, text[mark.end() :])
-    found = _unannounced(text)
-    return _stated(found, "\n".join(text.rsplit(found, 1)[1:])) if found else None
+            return _with_doubt(announced, text[marker.end() :])
+    answer = _unmarked_answer(text)
+    return _with_doubt(answer, "\n".join(text.rsplit(answer, 1)[1:])) if answer else None
 
 
-def _unannounced(text: str) -> str:
-    """The last formula or number of a trace that announces no answer, unless it breaks off or says that there is none.
+def _unmarked_answer(text: str) -> str:
+    """The last formula or number of a trace that announces no answer.
 
-    An equation that is still to be solved, such as 2x = 10, is no answer either.
+    Returns "" if the trace is cut off inside a code block, says that there is no answer, or ends in an unsolved
+    equation such as 2x = 10.
     """
     last_line = text.rstrip().rpartition("\n")[2]
     if text.count("```") % 2 or is_undecided(last_line):
         return ""
-    found = _in_prose(text)
-    left, *right = _EQUALS.split(found, maxsplit=1)
-    is_equation = right and len(set(_VARIABLE.findall(left))) == 1 and _UNSOLVED.search(left)
-    return "" if is_equation else found
+    answer = _last_in_prose(text)
+    left, *right = _EQUALS.split(answer, maxsplit=1)
+    is_equation = right and len(set(_VARIABLE.findall(left))) == 1 and _UNSOLVED_SIDE.search(left)
+    return "" if is_equation else answer
 
 
-def _stated(answer: str, rest: str, *, boxed: bool = False) -> FinalAnswer:
-    """An answer and whether the rest of its trace, which may begin with it, takes it back."""
+def _with_doubt(answer: str, rest: str, *, boxed: bool = False) -> FinalAnswer:
+    """Builds the FinalAnswer and checks whether the rest of the trace, which may contain the answer, takes it back."""
     after = rest if boxed or answer not in rest else rest.partition(answer)[2]
     doubt = find_doubt(after)
-    later = _in_prose(after) if doubt else ""
+    later = _last_in_prose(after) if doubt else ""
     if doubt is None or not (later or doubt.is_denial):  # "Let me double check. Yes."
         return FinalAnswer(answer, boxed)
     return FinalAnswer(answer, boxed, taken_back=True, later=later)
 
 
 def without_delimiters(text: str) -> str:
-    r"""Without the $...$, \(...\) or \[...\] around the whole."""
+    r"""Removes the $...$, \(...\) or \[...\] around a whole text."""
     match = _FORMULA.fullmatch(text) if text[:1] in ("$", "\\") else None
-    return _inside(match).strip() if match else text
+    return _formula_content(match).strip() if match else text
 
 
-def _announced_by(mark: re.Match[str], text: str) -> str:
-    """The answer that a mark of the text announces."""
-    rest = text[mark.end() : mark.end() + 2 * LONGEST_ANSWER]
-    if mark.group().startswith("<"):
-        inside = text[mark.end() :].partition("</")[0].strip()
-        return _in_prose(inside) if "\n" in inside or _PROSE.search(inside) else _leading_answer(inside)
+def _answer_after(marker: re.Match[str], text: str) -> str:
+    """The answer that a marker in the text announces."""
+    rest = text[marker.end() : marker.end() + 2 * MAX_ANSWER_CHARACTERS]
+    if marker.group().startswith("<"):
+        content = text[marker.end() :].partition("</")[0].strip()
+        return _last_in_prose(content) if "\n" in content or _PROSE.search(content) else _leading_answer(content)
     return _leading_answer(rest)
 
 
 def _leading_answer(rest: str) -> str:
-    """The answer at the start of a text."""
+    """The answer at the start of a text: a formula, a number or a few words."""
     rest = rest.lstrip("*:= \t\n")
-    about = _ABOUT.match(rest)
-    rest = rest[about.end() :] if about else rest
+    approximation = _APPROXIMATION.match(rest)
+    rest = rest[approximation.end() :] if approximation else rest
     formula = _FORMULA.match(rest)
     if formula:
-        return _joined(rest, formula)
+        return _join_formulas(rest, formula)
     line = rest.partition("\n")[0]
     end = _SENTENCE_END.search(line)
     words = (line[: end.start()] if end else line).strip("*_ \t")
@@ -139,41 +140,42 @@ def _leading_answer(rest: str) -> str:
     if number and re.fullmatch(r"\s+(?!and\b|or\b|to\b|x\b)[A-Za-z].*", words[number.end() :]):
         return number.group()
     if _PROSE.search(words) or (_WORD.match(words) and _FORMULA.search(words)):
-        return _in_prose(words)
+        return _last_in_prose(words)
     return words
 
 
-def _in_prose(text: str) -> str:
-    """The last formula or number; a line of few words is an answer as it stands."""
+def _last_in_prose(text: str) -> str:
+    """The last formula or number of a text; one short line without prose is returned whole."""
     formulas = list(_FORMULA.finditer(text))
     stripped = text.strip().rstrip(".")
-    if not formulas and len(stripped) <= LONGEST_LINE and "\n" not in stripped and not _PROSE.search(stripped):
+    if not formulas and len(stripped) <= MAX_LINE_CHARACTERS and "\n" not in stripped and not _PROSE.search(stripped):
         return stripped
     numbers = list(_NUMBER.finditer(text))
     if formulas and (not numbers or numbers[-1].start() < formulas[-1].end()):
         first = len(formulas) - 1
         while first and _JOIN.fullmatch(text, formulas[first - 1].end(), formulas[first].start()):
             first -= 1
-        return _joined(text, formulas[first])
+        return _join_formulas(text, formulas[first])
     return numbers[-1].group() if numbers else ""
 
 
-def _joined(text: str, formula: re.Match[str]) -> str:
-    """A formula, and those that "and", "or" or a comma ties to it: "$x = 1$ or $x = 2$" is "x = 1, x = 2"."""
-    parts = [_with_percent(text, _inside(formula), formula.end())]
-    for following in _FORMULA.finditer(text, formula.end()):
-        if not _JOIN.fullmatch(text, formula.end(), following.start()):
+def _join_formulas(text: str, formula: re.Match[str]) -> str:
+    """A formula and those joined to it by "and", "or" or a comma: "$x = 1$ or $x = 2$" is "x = 1, x = 2"."""
+    formulas = [_with_percent(text, _formula_content(formula), formula.end())]
+    for next_formula in _FORMULA.finditer(text, formula.end()):
+        if not _JOIN.fullmatch(text, formula.end(), next_formula.start()):
             break
-        formula = following
-        parts.append(_with_percent(text, _inside(formula), formula.end()))
-    return ", ".join(parts)
+        formula = next_formula
+        formulas.append(_with_percent(text, _formula_content(formula), formula.end()))
+    return ", ".join(formulas)
 
 
-def _inside(match: re.Match[str]) -> str:
+def _formula_content(match: re.Match[str]) -> str:
+    """The content of a _FORMULA match, without its delimiters."""
     return next(group for group in match.groups() if group is not None)
 
 
 def _with_percent(text: str, answer: str, end: int) -> str:
-    r"""With the percent sign that follows it, as in $28$% and \boxed{28} percent."""
+    r"""Appends the percent sign that follows the answer, as in $28$% and \boxed{28} percent."""
     following = text[end : end + 20].lstrip("$ ")
     return answer + r"\%" if _PERCENT.match(following) and "%" not in answer else answer
