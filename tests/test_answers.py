@@ -1,4 +1,4 @@
-"""Numeric final answers: found where a reader would find them, and never where there are none."""
+"""The numeric checker: reads the final answer that a human reader would, and none where there is none."""
 
 import re
 import time
@@ -16,7 +16,7 @@ from tpt_jax.io.files import read_jsonl
 from tpt_jax.records import Question, Verdict
 
 SHARED = Path(__file__).parents[2] / "shared"
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="measured data is not beside the checkout")
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared/ folder is not next to the checkout")
 
 
 def check(answer: str, completion: str) -> Verdict:
@@ -26,7 +26,7 @@ def check(answer: str, completion: str) -> Verdict:
 @pytest.mark.parametrize(
     ("completion", "answer", "correct", "strict"),
     [
-        # The format that was asked for, and what models make of it.
+        # The requested format and the variants that models write.
         ("6 * 3 = 18\n#### 18", "18", True, True),
         ("#### 1,234", "1234", True, True),
         ("#### 1234", "1,234", True, True),
@@ -46,7 +46,7 @@ def check(answer: str, completion: str) -> Verdict:
         ("#### - $11.00", "11", True, False),  # a dash, not a sign
         ("#### -11", "-11", True, True),
         ("#### 2:00 PM", "2", True, True),
-        # Other marks.
+        # Other markers.
         (r"so it is \boxed{276{,}000}.", "276000", True, False),
         (r"\boxed{\frac{1}{2}} of 30 is 15", "0.5", True, False),
         (r"\boxed{1\frac12}", "1.5", True, False),
@@ -57,11 +57,11 @@ def check(answer: str, completion: str) -> Verdict:
         ("**Answer**: 18 dollars\nThat is 3 more than 15.", "18", True, False),
         ("<answer>18</answer>", "18", True, False),
         ("6 - 1 = 5\nA: 5", "5", True, False),
-        # None: the last number, one in bold first.
+        # No marker: the last number, or one in bold.
         ("She has 2 1/2 pies", "2.5", True, False),
         ("he sold 5 and kept 7 apples.", "7", True, False),
         ("So **7** are left (of 12).\nLet me know!", "7", True, False),
-        # Forms of numbers.
+        # Number formats.
         ("#### 1e2", "100", True, False),
         (r"#### 4 \times 10^{3}", "4000", True, False),
         ("#### 1 000 000", "1000000", True, False),
@@ -74,13 +74,13 @@ def check(answer: str, completion: str) -> Verdict:
         ("#### 25%", "0.25", True, False),
         ("#### 0.25", "25%", True, False),
         ("#### 1.5 million dollars", "1500000", True, False),
-        ("#### 1.5 million", "1.5", False, False),  # but where the question is about millions: see below
+        ("#### 1.5 million", "1.5", False, False),  # unless the question counts in millions: see below
         ("#### $5k", "5000", True, False),
         # Wrong.
         ("#### 17", "18", False, False),
         ("#### 18\nor rather\n#### 17", "18", False, False),
         ("#### 18\nThe answer is 5", "18", False, False),
-        ("#### 18 = 3", "18", False, False),  # strict is right and in the format, never the format alone
+        ("#### 18 = 3", "18", False, False),  # the format alone is not strict
         ("10-5", "-5", False, False),
         ("#### 1/2", "1", False, False),
         ("#### 12:43", "43", False, False),
@@ -93,7 +93,7 @@ def check(answer: str, completion: str) -> Verdict:
         ("#### 50%", "50000000", False, False),
         ("#### 50 million", "50%", False, False),
         ("#### One of them", "1", False, False),
-        # Unfinished: the first operand is no answer.
+        # Unfinished calculations: the first operand is no answer.
         ("#### 20 - 5", "20", False, False),
         ("#### 5 x 5", "5", False, False),
         ("#### 5 plus 5", "5", False, False),
@@ -106,7 +106,7 @@ def check(answer: str, completion: str) -> Verdict:
         ("#### 2 pi", "2", False, False),
         ("The answer is 3 : 2", "3", False, False),
         ("#### > 8", "8", False, False),
-        # Several, or one of two parts.
+        # Several numbers, or a quantity in two units.
         ("#### 4 5", "4", False, False),
         ("#### 1 hour 30 minutes", "1", False, False),
         ("#### 6 feet 2 inches", "6", False, False),
@@ -115,7 +115,7 @@ def check(answer: str, completion: str) -> Verdict:
         ("#### Emma has 14 and Joe has 7", "7", False, False),
         (r"\boxed{5} and \boxed{7}", "7", False, False),
         ("#### 16 oz = 1 lb", "1", False, False),
-        # Numbers in words are read whole.
+        # Number words are read to their end.
         ("#### one hundred", "1", False, False),
         ("#### two hundred fifty dollars", "250", True, False),
         ("#### twenty thousand", "20000", True, False),
@@ -125,19 +125,19 @@ def check(answer: str, completion: str) -> Verdict:
         ("#### negative 3", "3", False, False),
         ("#### negative 3", "-3", True, False),
         ("The answer is 1 million", "1", False, False),
-        # What is taken back, or denied, is not announced.
+        # Answers taken back or denied.
         ("The answer is 18. Hold on, I forgot 9.\n\nSo the correct answer should be 27.", "18", False, False),
         ("The answer is 18. Hold on, I forgot 9.\n\nSo the correct answer should be 27.", "27", True, False),
         ("#### 18\n\nHmm, let me double check: 18 + 9 = 27.\n\nTherefore, the total is **27**.", "18", False, False),
         ("#### 18\nWait, I made an error: it is 9*3 = 27.", "18", False, False),
         ("#### 18\nLet me double check: 9 + 9 = 18. That is correct.", "18", True, True),
         ("The answer is not 18", "18", False, False),
-        # What was thought aloud, and what another says, is not the answer.
+        # Hidden reasoning and invented turns.
         ("<think>the answer is 20? no</think>The total is 18.", "18", True, False),
         ("#### 18\n\nQuestion: What is 40 + 2?\nAnswer: #### 42", "18", True, True),
         ("The final answer is 5.\n\nHuman: What is 2+2?\nAssistant: The answer is 4.", "5", True, False),
         ("Let me restate.\nQuestion: how many?\nAnswer: 18", "18", True, False),
-        # A reason after the answer, a result before it.
+        # An explanation after the answer, a calculation before it.
         ("The answer is 3, since 2 + 2 = 4.", "3", True, False),
         ("The answer is 10 = 5 + 5", "10", True, False),
         ("* Money: 9 * $2 = $18\n\nTherefore, Janet makes $18 every day by selling 9 eggs.", "18", True, False),
@@ -145,19 +145,19 @@ def check(answer: str, completion: str) -> Verdict:
         ("Total:\n- 4", "4", True, False),
         ("#### 1 and 1/2", "1.5", True, False),
         ("The final answer is $18 per day for 7 days.", "18", True, False),
-        # No answer, whatever numbers stand before.
+        # No answer, despite earlier numbers.
         ("", "18", False, False),
         ("####", "18", False, False),
         ("x = 18\n**Final answer:**\n####", "18", False, False),
         ("That would be 18 / 0.\n#### No answer\nIt cannot be solved.", "18", False, False),
         ("x = 18\n#### Let me know if you would like to see the steps!", "18", False, False),
         ("nothing here", "18", False, False),
-        # Headings are no marks.
+        # Headings are not markers.
         ("#### Step 1: Add\n9 + 9 = 18", "18", True, False),
         ("#### 2. Divide\n36 / 2 = 18", "18", True, False),
         ("#### Conclusion\nShe has 18.", "18", True, False),
         ("#### 18\nThe final answer is the sum of the two.", "18", True, True),
-        # A heading of a solution, and what announces nothing.
+        # Headings of solutions, and phrases that announce nothing.
         ("### Answer:\n\nJanet's ducks lay 16 eggs.\nShe makes 9 * 2 = 18 dollars.", "18", True, False),
         ("A: 12 apples\nB: 6 apples\nTotal: 12 + 6 = 18 apples", "18", True, False),
         ("To answer the question, let x = 12.\nTogether they have 18.", "18", True, False),
@@ -166,17 +166,17 @@ def check(answer: str, completion: str) -> Verdict:
         ("The answer isn't 18.", "18", False, False),
         ("There is not enough information: she has 18 apples.", "18", False, False),
         ("#### No solution (18 is too large)", "18", False, False),
-        # More than the number.
+        # Numbers that continue.
         ("The answer is 18 trillion.", "18", False, False),
         ("The answer is 18 and a half.", "18", False, False),
         ("The answer is 18²", "18", False, False),
         ("The answer is 2 dozens", "24", True, False),
-        # Another's turn.
+        # More invented turns.
         ("The answer is 18.\n\nQ: 3 + 4?\nA: 7. The answer is 7.", "18", True, False),
         ("The answer is 18.\n\n## Problem 2\n3 + 4?\n\nThe answer is 7.", "18", True, False),
         ("#### 18\n\nTom has 3 apples and buys 4. How many are there?\n3 + 4 = 7\n#### 7", "18", True, True),
         ("The answer is 18.<|eot_id|><|start_header_id|>user<|end_header_id|>The answer is 7.", "18", True, False),
-        # Hostile.
+        # Hostile traces.
         ("9**9**9", "18", False, False),
         ("1" * 100_000, "18", False, False),
         ("1e999999999", "18", False, False),
@@ -210,16 +210,16 @@ def test_verdicts(completion: str, answer: str, correct: bool, strict: bool) -> 
         ("\nLet me know if you have other problems!", False),
     ],
 )
-def test_doubts(after: str, expected: bool) -> None:
+def test_doubt_is_found_only_in_second_thoughts(after: str, expected: bool) -> None:
     assert (find_doubt(after) is not None) == expected
 
 
-def test_millions_count_where_the_question_counts_them() -> None:
+def test_bare_number_means_millions_only_if_the_question_says_so() -> None:
     assert check_numeric(Question("q", "How many million dollars?", "1.5"), "#### 1.5 million").correct
     assert check_numeric(Question("q", "How many dollars?", "1.5 million"), "#### 1500000").correct
 
 
-def test_why_there_is_no_answer() -> None:
+def test_reasons_for_no_answer() -> None:
     assert check("18", "#### 18\nWait, that is wrong.").reason == "taken back"
     assert check("18", "nothing").reason == "no answer"
     assert check("18", "#### 17 or 18").reason == "several answers"
@@ -227,12 +227,12 @@ def test_why_there_is_no_answer() -> None:
 
 
 @pytest.mark.parametrize("answer", ["", "unclear", "3 and 4", "20 + 1", r"\sqrt{2}"])
-def test_a_reference_that_cannot_be_read_is_unknown(answer: str) -> None:
+def test_unreadable_reference_is_unknown(answer: str) -> None:
     verdict = check(answer, "#### 3")
     assert (verdict.unknown, verdict.correct, verdict.reason) == (True, False, "unreadable reference answer")
 
 
-def test_references() -> None:
+def test_reference_formats() -> None:
     for text, value in (("$1,234.50", "1234.5"), ("-3", "-3"), ("5 apples", "5"), ("2 1/2", "2.5"), ("eighteen", "18")):
         number = parse_number(text)
         assert number is not None
@@ -240,42 +240,42 @@ def test_references() -> None:
 
 
 @given(st.fractions(max_denominator=10**6), st.sampled_from(["#### {}", "The answer is {}.", "\\boxed{{{}}}"]))
-def test_a_written_number_is_read_back(value: Fraction, form: str) -> None:
+def test_written_number_is_read_back(value: Fraction, template: str) -> None:
     if len(canonical(value)) < 40:
-        found = extract("1 + 1 = 2\n" + form.format(canonical(value)))
-        assert not isinstance(found, Missing)
-        assert found.value == value
+        answer = extract("1 + 1 = 2\n" + template.format(canonical(value)))
+        assert not isinstance(answer, Missing)
+        assert answer.value == value
 
 
 @given(st.integers(0, 10**9), st.integers(0, 99), st.sampled_from(["{:,}.{:02}", "{:_}.{:02}"]))
-def test_separators_change_nothing(whole: int, cents: int, form: str) -> None:
-    written = form.format(whole, cents).replace("_", "\u202f")
-    assert check(str(Fraction(whole * 100 + cents, 100)), f"#### ${written}").correct
+def test_thousands_separators_do_not_change_the_value(dollars: int, cents: int, template: str) -> None:
+    written = template.format(dollars, cents).replace("_", "\u202f")
+    assert check(str(Fraction(dollars * 100 + cents, 100)), f"#### ${written}").correct
 
 
-MARKS = ("####", "\\boxed{", "answer is", "A:", "**", "=", "<answer>", "Step 2:", "or", "and", "no")
+MARKERS = ("####", "\\boxed{", "answer is", "A:", "**", "=", "<answer>", "Step 2:", "or", "and", "no")
 NUMBERS = ("18", "$18", "-7", "1,000", "3/4", "5%", "million", "\\frac{1}{2}", "½", "9**9", "1e9", ".")
 BRACKETS = ("{", "}", "(", ")", "\\text{", "\\", "\0")
-PIECES = st.sampled_from(MARKS + NUMBERS + BRACKETS)
+FRAGMENTS = st.sampled_from(MARKERS + NUMBERS + BRACKETS)
 
 
 @settings(max_examples=1_000, deadline=None)
 @given(
-    st.lists(st.one_of(PIECES, st.text(max_size=8)), max_size=30).map(" ".join),
-    st.sampled_from(("18", "-7", "1000", "0.75", "5%")),  # some of the pieces say these
+    st.lists(st.one_of(FRAGMENTS, st.text(max_size=8)), max_size=30).map(" ".join),
+    st.sampled_from(("18", "-7", "1000", "0.75", "5%")),  # the fragments can spell each of these
 )
-def test_no_text_crashes_the_checker_and_correct_has_an_answer(completion: str, answer: str) -> None:
+def test_any_text_gets_a_consistent_verdict(completion: str, answer: str) -> None:
     verdict = check(answer, completion)
     assert not verdict.strict or verdict.correct
     assert not verdict.correct or verdict.extracted is not None
     assert not verdict.unknown
-    if verdict.correct:  # what makes a number is there: a digit, or a word
+    if verdict.correct:  # the text must contain a digit or a number word
         assert any(map(str.isnumeric, completion)) or re.search("seven|eighteen|thousand", completion, re.IGNORECASE)
 
 
-def test_a_ten_megabyte_trace_is_quick() -> None:
-    pieces = ("1,222", "- $ ", "#### ", "\n", "\\frac{", "**", "answer ", "(", "#### x\n", "1 ", "\\boxed{", "/1")
-    for text in (piece * (10_000_000 // len(piece)) for piece in pieces):
+def test_ten_megabyte_trace_takes_under_a_second() -> None:
+    fragments = ("1,222", "- $ ", "#### ", "\n", "\\frac{", "**", "answer ", "(", "#### x\n", "1 ", "\\boxed{", "/1")
+    for text in (fragment * (10_000_000 // len(fragment)) for fragment in fragments):
         started = time.thread_time()
         check("18", text)
         assert time.thread_time() - started < 1.0

@@ -1,4 +1,4 @@
-"""The math and the multiple-choice checkers, and the tasks that they judge."""
+"""The math and multiple-choice checkers and their tasks."""
 
 import json
 from fractions import Fraction
@@ -22,7 +22,7 @@ def check(answer: str, completion: str) -> Verdict:
     return check_math(Question("q", "?", answer), completion)
 
 
-# Comparing: a reference, and what stands in the box.
+# Comparing a reference with the content of a box.
 
 
 @pytest.mark.parametrize(
@@ -93,10 +93,10 @@ def check(answer: str, completion: str) -> Verdict:
         (r"36\text{ cm}^2", "36"),
     ],
 )
-def test_equal_answers(reference: str, boxed: str) -> None:
+def test_equal_answers_are_correct(reference: str, boxed: str) -> None:
     verdict = check(reference, rf"So the answer is $\boxed{{{boxed}}}$.")
     assert (verdict.correct, verdict.strict) == (True, True)
-    assert verdict.extracted == check(reference, rf"\boxed{{{reference}}}").extracted  # one vote
+    assert verdict.extracted == check(reference, rf"\boxed{{{reference}}}").extracted  # equal answers share one vote
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_equal_answers(reference: str, boxed: str) -> None:
         ("10", r"\text{The answer is not }10"),
     ],
 )
-def test_different_answers(reference: str, boxed: str) -> None:
+def test_different_answers_are_wrong(reference: str, boxed: str) -> None:
     verdict = check(reference, rf"So the answer is $\boxed{{{boxed}}}$.")
     assert (verdict.correct, verdict.strict, verdict.unknown) == (False, False, False)
 
@@ -176,23 +176,25 @@ FORMS = (r"\frac{{{}}}{{{}}}", r"\dfrac{{{}}}{{{}}}", "{}/{}", r"\left(\frac{{{}
 
 @given(st.fractions(-99, 99, max_denominator=99), st.sampled_from(FORMS), st.sampled_from(FORMS), st.integers(1, 9))
 @settings(max_examples=60, deadline=None)
-def test_a_fraction_is_itself_in_every_form_and_no_other(value: Fraction, one: str, other: str, times: int) -> None:
-    same = other.format(times * value.numerator, times * value.denominator)
-    assert check(one.format(value.numerator, value.denominator), rf"\boxed{{{same}}}").correct
-    near = other.format(value.numerator + 1, value.denominator)
-    assert not check(one.format(value.numerator, value.denominator), rf"\boxed{{{near}}}").correct
+def test_fraction_equals_its_other_forms_and_no_other_fraction(
+    value: Fraction, reference_form: str, answer_form: str, multiplier: int
+) -> None:
+    equal = answer_form.format(multiplier * value.numerator, multiplier * value.denominator)
+    assert check(reference_form.format(value.numerator, value.denominator), rf"\boxed{{{equal}}}").correct
+    different = answer_form.format(value.numerator + 1, value.denominator)
+    assert not check(reference_form.format(value.numerator, value.denominator), rf"\boxed{{{different}}}").correct
 
 
 @given(st.integers(1, 9), st.sampled_from([2, 3, 5, 6, 7]), st.integers(1, 9))
 @settings(max_examples=25, deadline=None)
-def test_a_root_is_itself_in_every_form_and_no_other(factor: int, under: int, shift: int) -> None:
-    root = rf"{factor}\sqrt{{{under}}}"
-    for same in (rf"\sqrt{{{factor**2 * under}}}", rf"\frac{{{factor * under}}}{{\sqrt{{{under}}}}}"):
-        assert check(root, rf"\boxed{{{same}}}").correct
-    assert not check(root, rf"\boxed{{\sqrt{{{factor**2 * under + shift}}}}}").correct
+def test_root_equals_its_other_forms_and_no_other_root(factor: int, radicand: int, shift: int) -> None:
+    root = rf"{factor}\sqrt{{{radicand}}}"
+    for equal in (rf"\sqrt{{{factor**2 * radicand}}}", rf"\frac{{{factor * radicand}}}{{\sqrt{{{radicand}}}}}"):
+        assert check(root, rf"\boxed{{{equal}}}").correct
+    assert not check(root, rf"\boxed{{\sqrt{{{factor**2 * radicand + shift}}}}}").correct
 
 
-# Finding.
+# Finding the final answer in a trace.
 
 
 @pytest.mark.parametrize(
@@ -236,7 +238,7 @@ def test_a_root_is_itself_in_every_form_and_no_other(factor: int, under: int, sh
         ("$\\boxed{10}$\n\nLet me double check the steps again. Yes, all is well.", "10", True),
     ],
 )
-def test_where_the_answer_stands(completion: str, answer: str, strict: bool) -> None:
+def test_final_answer_is_found(completion: str, answer: str, strict: bool) -> None:
     verdict = check(answer, completion)
     assert (verdict.correct, verdict.strict) == (True, strict)
 
@@ -272,25 +274,25 @@ def test_where_the_answer_stands(completion: str, answer: str, strict: bool) -> 
         ("The answer is $12$.\n\n## Problem 2\nThe answer is $10$.", ""),
     ],
 )
-def test_where_the_answer_10_does_not_stand(completion: str, reason: str) -> None:
+def test_ten_is_not_the_final_answer(completion: str, reason: str) -> None:
     verdict = check("10", completion)
     assert (verdict.correct, verdict.reason) == (False, reason)
 
 
-def test_numbers_too_long_to_be_written_out_are_equal_as_they_are_spelt() -> None:
-    huge = r"\binom{20000}{10000}"  # 6,019 digits; Python writes out 4,300
+def test_numbers_too_large_to_print_compare_by_spelling() -> None:
+    huge = r"\binom{20000}{10000}"  # 6,019 digits; Python prints at most 4,300
     assert check(huge, rf"\boxed{{{huge}}}").correct
     assert not check(huge, r"\boxed{\binom{20000}{9999}}").correct
 
 
 @pytest.mark.parametrize("completion", ["", "  ", r"\boxed{}", r"so it is \boxed{1", "no idea", r"\text{}", "."])
-def test_no_answer_is_never_right(completion: str) -> None:
+def test_missing_answer_is_never_correct(completion: str) -> None:
     for reference in ("1", "x", r"\text{no}", r"\emptyset"):
         assert not check(reference, completion).correct
 
 
 @pytest.mark.parametrize("reference", ["", " ", "$$", r"\boxed{}", "1" * 1000])
-def test_an_unreadable_reference_is_unknown(reference: str) -> None:
+def test_unreadable_reference_is_unknown(reference: str) -> None:
     assert check(reference, rf"\boxed{{{reference}}}").unknown
 
 
@@ -301,7 +303,7 @@ LATEX = st.lists(
 
 @given(LATEX.map("".join))
 @settings(max_examples=100, deadline=None)
-def test_no_text_crashes_the_checker(text: str) -> None:
+def test_any_text_gets_a_consistent_verdict(text: str) -> None:
     for completion in (text, rf"\boxed{{{text}}}"):
         verdict = check("x", completion)
         assert not verdict.strict or verdict.correct
@@ -315,7 +317,7 @@ HOSTILE = {
     "the answer is " * 800_000: "no answer",
     "$" * 10_000_000: "no answer",
     r"\boxed{" + "{" * 9_000 + "1" + "}" * 9_000 + "}": "no answer",
-    r"\boxed{" + "{" * 10_000 + "1" + "}" * 10_000 + "}": "",  # the box itself is too far up to be read
+    r"\boxed{" + "{" * 10_000 + "1" + "}" * 10_000 + "}": "",  # the box starts too far from the end to be read
     r"\boxed{" + "(" * 200 + "1" + ")" * 200 + "}": "absurd answer",
     r"\boxed{" + "9" * 501 + "}": "absurd answer",
     r"\boxed{9**9**9}": "",
@@ -327,7 +329,7 @@ HOSTILE = {
 }
 
 
-def test_a_hostile_trace_costs_itself_only() -> None:
+def test_hostile_trace_fails_alone() -> None:
     question = Question("q", "?", r"\frac{x}{3}")
     completions = [*HOSTILE, r"\boxed{\frac{2x}{6}}"]
     with CheckerPool("math", 1, seconds_per_trace=3.0) as pool:
@@ -336,7 +338,7 @@ def test_a_hostile_trace_costs_itself_only() -> None:
     assert [verdict.correct for verdict in verdicts] == [False] * len(HOSTILE) + [True]
 
 
-def test_boxes_are_found_whole() -> None:
+def test_nested_and_escaped_braces_stay_in_the_box() -> None:
     text = r"\boxed{a\}{b}} so \fbox{\boxed{c}} and \boxed{d"
     assert [box.content for box in find_boxes(text)] == [r"a\}{b}", r"\boxed{c}"]
     assert boxed_answer(text, find_boxes(text)) == r"\boxed{c}"
@@ -348,7 +350,7 @@ CHOICES = ("Paris", "London", "Rome", "A triangle")
 LISTED = "A) Paris: in France.\n**B) London:** in England.\nC) Rome: in Italy.\nD) A triangle: no city."
 
 
-def choose(completion: str) -> Verdict:
+def check_c(completion: str) -> Verdict:
     return check_choice(Question("q", "?", "C", {"choices": list(CHOICES)}), completion)
 
 
@@ -414,8 +416,8 @@ def choose(completion: str) -> Verdict:
         "letter C",
     ],
 )
-def test_a_choice_is_read(completion: str) -> None:
-    verdict = choose(completion)
+def test_choice_c_is_read(completion: str) -> None:
+    verdict = check_c(completion)
     assert (verdict.correct, verdict.strict, verdict.extracted) == (True, False, "C")
 
 
@@ -484,29 +486,29 @@ def test_a_choice_is_read(completion: str) -> None:
         ("So C is in Italy.", "no answer"),
     ],
 )
-def test_what_is_no_choice_of_c(completion: str, reason: str) -> None:
-    verdict = choose(completion)
+def test_choice_c_is_not_read(completion: str, reason: str) -> None:
+    verdict = check_c(completion)
     assert (verdict.correct, verdict.reason) == (False, reason)
 
 
-def test_i_is_a_word_before_it_is_a_choice() -> None:
-    question = Question("q", "?", "I", {"choices": [f"{n} apples" for n in range(10)]})
+def test_i_before_a_verb_is_a_pronoun() -> None:
+    question = Question("q", "?", "I", {"choices": [f"{index} apples" for index in range(10)]})
     assert not any(check_choice(question, f"The answer is I {rest}").correct for rest in ("don't know", "think B"))
     assert check_choice(question, "The answer is I because it is 8.").correct
 
 
-def test_a_strict_choice_is_the_line_asked_for() -> None:
-    assert choose("I think\n#### C").strict
-    assert choose("#### A\n#### C \n").strict
-    assert not choose("#### C\n#### A").correct
+def test_strict_choice_needs_the_requested_line() -> None:
+    assert check_c("I think\n#### C").strict
+    assert check_c("#### A\n#### C \n").strict
+    assert not check_c("#### C\n#### A").correct
     assert check_choice(Question("q", "?", "E", {"choices": list(CHOICES)}), "#### E").unknown
 
 
 @given(
     st.lists(st.sampled_from([*"ABCDE abc().:*\n/,", "#### C", "#### ", "or", "and", "is"]), max_size=20).map("".join)
 )
-def test_a_strict_choice_is_right(completion: str) -> None:
-    verdict = choose(completion)
+def test_strict_choice_is_correct(completion: str) -> None:
+    verdict = check_c(completion)
     assert not verdict.strict or (verdict.correct and "#### C" in completion)
     assert verdict.extracted in (None, *"ABCD")
 
@@ -527,15 +529,15 @@ def write_math(folder: Path, split: str, count: int, solution: str = r"It is $\b
             (folder / split / subject / f"{index}.json").write_text(json.dumps(problem))
 
 
-def test_math_reads_the_published_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_math_reads_published_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_math(tmp_path, "train", 60)
     write_math(tmp_path, "test", 12)
     task = load_task(MathConfig("math", folder=tmp_path))
     assert (len(task.train), len(task.test)) == MathConfig("math", folder=tmp_path).num_questions() == (120, 24)
     assert task.train[2] == Question("math/train/algebra/2", "algebra 2 of train?", r"\frac12")
     assert [question.id for question in task.test[9:11]] == ["math/test/algebra/9", "math/test/algebra/10"]
-    chosen = load_task(MathConfig("math", folder=tmp_path, subjects=("geometry",), levels=(5,)))
-    assert {question.id for question in chosen.test} == {"math/test/geometry/4", "math/test/geometry/9"}
+    filtered = load_task(MathConfig("math", folder=tmp_path, subjects=("geometry",), levels=(5,)))
+    assert {question.id for question in filtered.test} == {"math/test/geometry/4", "math/test/geometry/9"}
     for shot in task.train.shots:
         assert task.train.checker == "math"
         assert check(boxed_answer(shot.completion, find_boxes(shot.completion)), shot.completion).strict
@@ -573,20 +575,21 @@ def test_math_reads_json_lines(tmp_path: Path) -> None:
         },
     ],
 )
-def test_multiple_choice_reads_arc(line: dict[str, Any]) -> None:
+def test_multiple_choice_reads_arc_records(line: dict[str, Any]) -> None:
     question = MultipleChoiceConfig.read_question("q", line)
     assert (question.question, question.answer) == ("?\nA) a\nB) b", "B")
     with pytest.raises(InvalidRecordError, match=r'"answerKey" \(\'C\'\) is none of the labels'):
         MultipleChoiceConfig.read_question("q", {**line, "answerKey": "C"})
 
 
-def test_multiple_choice_reads_letters_numbers_and_texts(tmp_path: Path) -> None:
+def test_multiple_choice_answer_may_be_letter_index_or_text(tmp_path: Path) -> None:
     lines = [
-        {"id": str(n), "question": f"{n}?", "choices": CHOICES, "answer": a} for n, a in enumerate(["c", 2, "Rome"])
+        {"id": str(index), "question": f"{index}?", "choices": CHOICES, "answer": answer}
+        for index, answer in enumerate(["c", 2, "Rome"])
     ]
     for split in ("train", "test"):
-        of_split = ({**line, "question": f"{split} {line['question']}"} for line in lines)
-        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, of_split)))
+        split_lines = ({**line, "question": f"{split} {line['question']}"} for line in lines)
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, split_lines)))
     config = MultipleChoiceConfig("multiple_choice", train=tmp_path / "train.jsonl", test=tmp_path / "test.jsonl")
     task = load_task(config)
     assert config.num_questions() == (3, 3)
@@ -608,7 +611,7 @@ def test_multiple_choice_reads_letters_numbers_and_texts(tmp_path: Path) -> None
         ({"question": "?", "choices": CHOICES, "answer": True}, r'"answer" \(True\) is none'),
     ],
 )
-def test_multiple_choice_mistakes_are_named(tmp_path: Path, line: dict, message: str) -> None:
+def test_multiple_choice_errors_name_the_field(tmp_path: Path, line: dict, message: str) -> None:
     (tmp_path / "x.jsonl").write_text(json.dumps(line))
     with pytest.raises(UserError, match=message):
         load_task(MultipleChoiceConfig("multiple_choice", train=tmp_path / "x.jsonl", test=tmp_path / "x.jsonl"))
