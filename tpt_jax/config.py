@@ -1,12 +1,13 @@
-"""A run's configuration: frozen dataclasses, filled from YAML and command-line overrides, every error one line.
+"""A run's configuration: frozen dataclasses, filled from YAML files, command-line overrides or keyword arguments.
 
-The dataclass field is the only declaration of an option: its name, type, default and meaning.
+A dataclass field is the only declaration of an option: its name, type, default and meaning.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
 import yaml
@@ -19,17 +20,21 @@ from tpt_jax.tasks import TASKS, AnyTaskConfig, TaskConfig
 
 Fraction = Annotated[float, pydantic.Field(ge=0, le=1)]
 PositiveFraction = Annotated[float, pydantic.Field(gt=0, le=1)]
-Sampling = Literal["think", "evaluate"]  # the sections that sample
+Sampling = Literal["think", "evaluate"]  # the sections that configure a sampling pass
+Section = TypeVar("Section")
+
+
+# The sections.
 
 
 @dataclass(frozen=True, config=STRICT)
 class ModelSource:
-    """Which model, and the type that it computes in.
+    """Which model to load, and its compute type.
 
     Attributes:
-      path: a Hugging Face checkpoint folder, a run's checkpoint, or "quickstart" for the one that ships in the package.
-      source: where the model can be had; told to those who do not have it.
-      compute_dtype: of sampling and of the forward and backward pass; master weights are fp32 always.
+      path: a Hugging Face checkpoint folder, a run's checkpoint, or "quickstart" for the model shipped in the package.
+      source: where to download the model; shown if `path` does not exist.
+      compute_dtype: for sampling and for the forward and backward pass; master weights are always fp32.
     """
 
     path: str
@@ -39,12 +44,12 @@ class ModelSource:
 
 @dataclass(frozen=True, config=STRICT)
 class MeshConfig:
-    """The number of devices along each mesh axis; one of them may be -1: all that are left.
+    """Number of devices along each mesh axis; -1 on one axis takes all remaining devices.
 
     Attributes:
-      data: batches are split over it and weights are copied.
-      fsdp: batches are split over it, and in training the weights and the optimizer state too.
-      tensor: heads, the feed-forward dimension and the vocabulary are split over it.
+      data: splits batches; weights are replicated.
+      fsdp: splits batches and, during training, the weights and the optimizer state.
+      tensor: splits attention heads, the feed-forward dimension and the vocabulary.
     """
 
     data: int = 1
@@ -54,11 +59,11 @@ class MeshConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class PromptConfig:
-    """How questions are asked, while sampling, training and testing alike.
+    """How questions are put to the model, the same in sampling, training and evaluation.
 
     Attributes:
-      instruction: stands after the question; null for the task's own, "" for none.
-      num_shots: of the task's worked examples that stand before the question.
+      instruction: follows the question; null for the task's own instruction, "" for none.
+      num_shots: how many of the task's worked examples precede the question.
     """
 
     instruction: str | None = None
@@ -70,17 +75,17 @@ class SamplingConfig:
     """How traces are sampled.
 
     Attributes:
-      num_questions: asked in one go; null for all there are. Think takes the next ones each round.
-      num_samples: traces a question.
-      temperature: 0 takes the likeliest token.
-      top_k: only the k likeliest tokens are drawn; null for no limit.
-      top_p: only the fewest likeliest tokens whose probabilities reach p; 1 for no limit.
-      min_p: only tokens at least p times as likely as the likeliest; 0 for no limit. The three come after the
-        temperature and in this order, as in transformers.
-      max_prompt_tokens: longer prompts are skipped and counted; what the task needs if not given.
-      max_new_tokens: a trace without an end of turn is cut here; what the task needs if not given.
-      num_slots: traces decoded side by side; a finished one makes room for the next.
-      cache_type: of keys and values: model.compute_dtype, or int8, which takes half of bfloat16's memory.
+      num_questions: questions per sampling pass; null for all. Each Think stage continues where the last one ended.
+      num_samples: traces per question.
+      temperature: 0 is greedy decoding.
+      top_k: samples from the k most likely tokens; null for no limit.
+      top_p: samples from the smallest set of most likely tokens with total probability p; 1 for no limit.
+      min_p: samples from tokens at least p times as likely as the most likely one; 0 for no limit. These three filters
+        apply after the temperature and in this order, as in transformers.
+      max_prompt_tokens: longer prompts are skipped and counted; the task sets the default.
+      max_new_tokens: a trace without an end of turn is cut off here; the task sets the default.
+      num_slots: traces decoded concurrently; a finished trace frees its slot for the next.
+      cache_type: element type of the KV cache: compute (model.compute_dtype), or int8 (half the memory of bfloat16).
     """
 
     num_questions: PositiveInt | None = None
@@ -97,7 +102,7 @@ class SamplingConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class EvaluateConfig(SamplingConfig):
-    """How held-out questions are answered: as SamplingConfig says, at a temperature of its own."""
+    """How held-out questions are answered: SamplingConfig with another default temperature."""
 
     temperature: NonNegativeFloat = 0.7
 
@@ -107,14 +112,13 @@ class PruneConfig:
     """Which traces are kept.
 
     Attributes:
-      keep: correct (the right answer in any form), strict (in the form that was asked for), any (right or wrong: the
+      keep: correct (right answer in any form), strict (right answer in the requested form), or any (right or wrong: the
         paper's control).
-      max_per_question, max_traces: at most so many a question and a round, drawn with the seed; null for no limit.
-      num_workers: checker processes; null for one a processor core.
-      seconds_per_trace: a checker that takes longer is killed and the trace is called wrong; what the task needs if
-        not given.
-      run_code_without_sandbox: run the programs that the model wrote with your own rights, on hosts that have no
-        sandbox: they can read and delete what you can.
+      max_per_question, max_traces: most traces kept per question and per round, drawn with the seed; null for no limit.
+      num_workers: checker processes; null for one per processor core.
+      seconds_per_trace: time limit of a check; past it the trace is judged wrong. The task sets the default.
+      run_code_without_sandbox: run model-written programs with your own user rights on hosts without a sandbox. Such a
+        program can read and delete everything that you can.
     """
 
     keep: Keep = "correct"
@@ -127,17 +131,17 @@ class PruneConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class OptimizerConfig:
-    """How weights move.
+    """The optimizer and its learning-rate schedule.
 
     Attributes:
-      name: adamw (Loshchilov and Hutter, arXiv 1711.05101); adafactor (Shazeer and Stern, arXiv 1804.04235; without
-        momentum, second moments of rows and columns only: next to no memory); muon (Jordan 2024; matrices are
-        orthogonalised, the other weights move by adamw).
-      learning_rate: at the end of the warm-up.
-      warmup_fraction: of all steps; the rate rises linearly from 0, then falls to 0 as a cosine.
-      weight_decay: decoupled; not on norms.
-      first_moment, second_moment: the types that adamw's moments (muon's first one) are kept in; weights are fp32.
-      max_grad_norm: gradients whose global norm is larger are scaled down to it.
+      name: adamw (Loshchilov and Hutter, arXiv 1711.05101); adafactor (Shazeer and Stern, arXiv 1804.04235; no
+        momentum, factored second moments: almost no memory); muon (Jordan 2024; orthogonalises matrix updates, other
+        weights use adamw).
+      learning_rate: peak rate, reached at the end of warm-up.
+      warmup_fraction: share of all steps with a rate rising linearly from 0; afterwards it decays to 0 as a cosine.
+      weight_decay: decoupled; norms are exempt.
+      first_moment, second_moment: types that adamw's moments (muon's first moment) are stored in; weights are fp32.
+      max_grad_norm: gradients with a larger global norm are scaled down to it.
     """
 
     name: Literal["adamw", "adafactor", "muon"] = "adamw"
@@ -153,13 +157,13 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class LossConfig:
-    """What a completion token of probability p costs; focal and clipped as in the public TPT code (soheilzi/TPT).
+    """Loss of a completion token with probability p; focal and clipped as in the public TPT code (soheilzi/TPT).
 
     Attributes:
-      name: cross_entropy (-log p); focal (-(1 - p)^gamma log p: Lin et al., arXiv 1708.02002); clipped (-log p, and
-        nothing for tokens of which the model is sure already).
-      focal_gamma: gamma; at least 1, or the slope of a sure token is infinite.
-      clip_above: the p beyond which clipped has no loss.
+      name: cross_entropy (-log p); focal (-(1 - p)^gamma log p: Lin et al., arXiv 1708.02002); clipped (-log p, but 0
+        for tokens that the model is already sure of).
+      focal_gamma: gamma; at least 1, because below it the slope at p = 1 is infinite.
+      clip_above: clipped has no loss above this p.
     """
 
     name: Literal["cross_entropy", "focal", "clipped"] = "cross_entropy"
@@ -172,15 +176,15 @@ class TrainConfig:
     """Fine-tuning on the kept traces.
 
     Attributes:
-      start_from: the weights that a round's training starts from: the previous round's or the model as given.
-      traces_of: this round's traces, or those of all rounds so far.
-      num_epochs: passes over the traces; max_steps ends them sooner.
+      start_from: initial weights of a round's training: the previous round's, or the base model's.
+      traces_of: train on this round's kept traces, or on those of all rounds so far.
+      num_epochs: passes over the traces; max_steps may end training earlier.
       rows, sequence_length, micro_batches: a step trains on micro_batches x rows sequences of packed traces.
-      attention: xla, splash (TPU), tokamax (GPU), or auto for the one that suits the devices.
-      remat: what the backward pass computes anew to save memory: nothing, all but matrix products, everything.
-      offload: while the model samples, keep the fp32 weights in the hosts' memory; the optimizer's state is only there
-        while a round trains in any case.
-      save_every: steps after which the state of a training under way is saved, to go on from if it is killed.
+      attention: xla, splash (TPU), tokamax (GPU), or auto for the best one on the available devices.
+      remat: what the backward pass recomputes to save memory: nothing, all but matrix products, or everything.
+      offload: keep the fp32 weights in host memory while the model samples. The optimizer state exists only during
+        training in either case.
+      save_every: steps between training checkpoints, from which an interrupted training resumes.
     """
 
     start_from: Literal["previous", "base"] = "previous"
@@ -200,13 +204,13 @@ class TrainConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class RunConfig:
-    """Everything that a run is given.
+    """All settings of a run.
 
     Attributes:
-      name: of the run, for the report.
-      seed: of sampling, selection and the order of training; two runs with the same config and seed are the same run.
-      num_rounds: think, prune, train, evaluate; round 0 only evaluates the model as given.
-      keep_checkpoints: of so many newest rounds, and of the best one by Pass@1; null keeps all.
+      name: the run's name, for its folder and report.
+      seed: for sampling, selection and training order; runs with equal config and seed are identical.
+      num_rounds: rounds of think, prune, train and evaluate; round 0 only evaluates the base model.
+      keep_checkpoints: keep those of the newest rounds, this many, and of the best round by Pass@1; null keeps all.
       wandb_project: also log to this Weights & Biases project.
     """
 
@@ -225,39 +229,93 @@ class RunConfig:
     wandb_project: str | None = None
 
 
-_ADAPTER = pydantic.TypeAdapter(RunConfig)
+# Loading.
 
 
-def load_config(path: Path, overrides: Mapping[str, str] | None = None) -> RunConfig:
-    """Reads a YAML file and lays overrides ("train.optimizer.learning_rate": "1e-5") over it.
+def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
+    """Reads a YAML file and applies overrides to it.
 
-    A file may begin from another one: `extends: quickstart.yaml`, a path relative to its own folder.
+    A file may build on another one: `extends: quickstart.yaml`, a path relative to its own folder.
+
+    Args:
+      overrides: values by dotted key, e.g. {"train.rows": "8", "num_rounds": 1, "prune": {"keep": "any"}}. Text is
+        parsed as YAML, as on the command line, unless the option itself holds text or a path. Other values are used
+        unchanged; a mapping is merged into its section.
 
     Raises:
-      UserError: a missing file, or the first key that is unknown or whose value does not fit.
+      UserError: the file is missing or invalid; or a key is unknown or its value invalid (names the first one).
     """
-    tree = _read_tree(path, below=())
-    for key, text in (overrides or {}).items():
-        _set(tree, key.split("."), _value(key, text, tree))
+    tree = _read_tree(path, extended_by=())
+    for key, value in (overrides or {}).items():
+        section, name = _enter(tree, key)
+        section[name] = _parse_text(key, value, tree) if isinstance(value, str) else _merge(section.get(name), value)
     return parse_config(tree)
 
 
-def _value(key: str, text: str, tree: Mapping[str, Any]) -> Any:
-    """What an override means: YAML, but for a key that takes text the text itself: to YAML "#" begins a comment."""
-    *path, last = key.split(".")
-    section = _section(path, _task_name(tree))
-    wanted = {field.name: field.type for field in dataclasses.fields(section)}.get(last) if section else None
-    if wanted in (str, Path) or (wanted in (str | None, Path | None) and text != "null"):
-        return text
+def parse_config(tree: Mapping[str, Any]) -> RunConfig:
+    """Builds a run's config from plain values, nested as in the YAML file.
+
+    Raises:
+      UserError: a key is unknown or its value invalid; names the first one.
+    """
+    return settings(RunConfig, _merge(_task_defaults(tree), tree))
+
+
+def settings(cls: type[Section], values: Mapping[str, Any], option: str = "") -> Section:
+    """Builds a section from plain values: settings(TrainConfig, {"rows": 8, "optimizer": {"name": "muon"}}).
+
+    Args:
+      cls: one of this module's dataclasses, or a task's config.
+      values: nested mappings or instances for sections within the section.
+      option: prefix of the keys in error messages, e.g. "train." or "--".
+
+    Raises:
+      UserError: a key is unknown or its value invalid; names the first one.
+    """
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"--{key} {text}: not YAML; quote what is meant as text") from error
+        return _adapter(cls).validate_python(_merge({}, values))
+    except pydantic.ValidationError as error:
+        raise UserError(_first_error(error, cls, option)) from error
 
 
-def _read_tree(path: Path, below: tuple[Path, ...]) -> dict[str, Any]:
-    """A file's keys over those of the file that it extends; `below` are the files that extend this one."""
-    if path.resolve() in below:
+def dump_config(config: RunConfig) -> str:
+    """YAML that parse_config turns back into the same config."""
+    return yaml.safe_dump(_adapter(RunConfig).dump_python(config, mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
+    """["--train.rows", "8", "--seed=1"] as {"train.rows": "8", "seed": "1"}.
+
+    Raises:
+      UserError: an argument is not an option, or an option has no value.
+    """
+    overrides: dict[str, str] = {}
+    remaining = list(arguments)
+    while remaining:
+        option = remaining.pop(0)
+        if not option.startswith("--"):
+            raise UserError(f"{option!r}: unexpected argument; write overrides as --key.sub VALUE")
+        key, equals, value = option[2:].partition("=")
+        if not equals:
+            if not remaining:
+                raise UserError(f"--{key} has no value; write --{key} VALUE")
+            value = remaining.pop(0)
+        overrides[key] = value
+    return overrides
+
+
+@functools.cache
+def _adapter(cls: type[Section]) -> pydantic.TypeAdapter[Section]:
+    return pydantic.TypeAdapter(cls)
+
+
+def _read_tree(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
+    """A file's keys, merged over those of the file that it extends.
+
+    Args:
+      extended_by: the files that led here, to refuse a cycle.
+    """
+    if path.resolve() in extended_by:
         raise UserError(f"{path}: extends itself; let it extend another file, or none")
     if not path.is_file():
         raise UserError(f"{path}: no such config file; configs/quickstart.yaml is one to start from")
@@ -267,34 +325,46 @@ def _read_tree(path: Path, below: tuple[Path, ...]) -> dict[str, Any]:
         raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path}: must be a mapping of keys to values, as in configs/quickstart.yaml")
-    parent = tree.pop("extends", None)
-    if parent is None:
+    base = tree.pop("extends", None)
+    if base is None:
         return tree
-    return _merged(_read_tree(path.parent / str(parent), (*below, path.resolve())), tree)
+    return _merge(_read_tree(path.parent / str(base), (*extended_by, path.resolve())), tree)
 
 
-def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
-    for key, value in above.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merged(merged[key], value) if both else value
-    return merged
+def _merge(base: Any, top: Any) -> Any:
+    """`top` over `base`: mappings key by key, as dicts; any other value of `top` replaces that of `base`."""
+    if not isinstance(top, Mapping):
+        return top
+    base = base if isinstance(base, Mapping) else {}
+    return {**base, **{key: _merge(base.get(key), value) for key, value in top.items()}}
 
 
-def parse_config(tree: Mapping[str, Any]) -> RunConfig:
-    """Checks a tree of plain values against the dataclasses.
+def _enter(tree: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
+    """The section that a dotted key leads to, created where missing, and the key's last name."""
+    *sections, last = key.split(".")
+    for name in sections:
+        tree = tree.setdefault(name, {})
+        if not isinstance(tree, dict):
+            raise UserError(f"{key}: {name} is a value, not a section; set {name} itself")
+    return tree, last
 
-    Raises:
-      UserError: the first key that is unknown or whose value does not fit.
-    """
+
+def _parse_text(key: str, text: str, tree: Mapping[str, Any]) -> Any:
+    """An override's value: the text itself where the option holds text, since YAML would read "#" as a comment."""
+    *sections, last = key.split(".")
+    section = _section(RunConfig, sections, _task_name(tree))
+    types = {field.name: field.type for field in dataclasses.fields(section)} if section else {}
+    expected = types.get(last)
+    if expected in (str, Path) or (expected in (str | None, Path | None) and text != "null"):
+        return text
     try:
-        return _ADAPTER.validate_python(_merged(_defaults_of_task(tree), dict(tree)))
-    except pydantic.ValidationError as error:
-        raise UserError(_one_line(error)) from error
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{key} ({text!r}): not YAML; quote it if it is text") from error
 
 
-def _defaults_of_task(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """What the task needs, where it is one that we know: the config's own defaults suit none in particular."""
+def _task_defaults(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The task's own lengths and time limit, if it is a known one: no single default would suit every task."""
     task = TASKS.get(_task_name(tree))
     if task is None:
         return {}
@@ -303,71 +373,40 @@ def _defaults_of_task(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _task_name(tree: Mapping[str, Any]) -> str:
-    section = tree.get("task")
-    return str(section.get("name")) if isinstance(section, Mapping) else ""
+    task = tree.get("task")
+    return str(task.get("name") if isinstance(task, Mapping) else getattr(task, "name", ""))
 
 
-def dump_config(config: RunConfig) -> str:
-    """The YAML that parse_config reads back to the same config."""
-    return yaml.safe_dump(_ADAPTER.dump_python(config, mode="json"), sort_keys=False, allow_unicode=True)
+def _section(cls: Any, keys: Sequence[str], task_name: str) -> Any:
+    """The dataclass that declares the section under `keys`, starting from `cls`; None if there is no such section."""
+    for key in keys:
+        types = {field.name: field.type for field in dataclasses.fields(cls)}
+        cls = TASKS.get(task_name) if key == "task" else types.get(key)
+        if not dataclasses.is_dataclass(cls):
+            return None
+    return cls
 
 
-def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
-    """["--train.rows", "8", "--seed=1"] as {"train.rows": "8", "seed": "1"}.
-
-    Raises:
-      UserError: something that is not an option, or an option without a value.
-    """
-    overrides: dict[str, str] = {}
-    rest = list(arguments)
-    while rest:
-        option = rest.pop(0)
-        if not option.startswith("--"):
-            raise UserError(f"{option!r} stands alone; write overrides as --key.sub VALUE")
-        key, equals, value = option[2:].partition("=")
-        if not equals:
-            if not rest:
-                raise UserError(f"--{key} has no value; write --{key} VALUE")
-            value = rest.pop(0)
-        overrides[key] = value
-    return overrides
+# Errors.
 
 
-def _set(tree: dict[str, Any], path: list[str], value: Any) -> None:
-    for key in path[:-1]:
-        tree = tree.setdefault(key, {})
-        if not isinstance(tree, dict):
-            raise UserError(f"--{'.'.join(path)}: {key} is a value, not a section")
-    tree[path[-1]] = value
-
-
-def _one_line(error: pydantic.ValidationError) -> str:
+def _first_error(error: pydantic.ValidationError, cls: type[Any], option: str) -> str:
+    """The first of pydantic's errors in one line: the option, its value, the rule."""
     first = error.errors()[0]
-    # The location of a value in a union names the chosen member too; a reader knows only the keys.
-    path = [str(part) for part in first["loc"]]
-    if len(path) > 1 and path[0] == "task":
-        path.pop(1)
-    key = ".".join(path)
+    keys = [str(part) for part in first["loc"]]
+    task_name = ""
+    if len(keys) > 1 and keys[0] == "task":
+        task_name = keys.pop(1)  # pydantic also names the chosen member of a union, which is not a key
+    key = option + ".".join(keys)
     if first["type"] == "union_tag_invalid":
         tags = first.get("ctx", {})
         return f"{key}.name ({tags.get('tag')!r}): unknown; choose from {tags.get('expected_tags')}"
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        section = _section(path[:-1], str(first["loc"][1]) if path[0] == "task" else "")
-        known = [field.name for field in dataclasses.fields(section)]
-        return f"{key}: unknown key; {suggestion(path[-1], known)}"
+        known = [field.name for field in dataclasses.fields(_section(cls, keys[:-1], task_name))]
+        return f"{key}: unknown key; {suggestion(keys[-1], known)}"
     if first["type"] == "union_tag_not_found":
-        return f"{key}.name: missing; the config must set it"
+        return f"{key}.name: missing; it has no default, so set it"
     if first["type"] in ("missing", "missing_argument"):
-        return f"{key}: missing; the config must set it"
-    return f"{key} ({first['input']!r}): {first['msg'][0].lower()}{first['msg'][1:]}"
-
-
-def _section(path: Sequence[str], task_name: str) -> Any:
-    """The dataclass of the section that keys lead to; None where they lead nowhere."""
-    section: Any = RunConfig
-    for key in path:
-        fields = {field.name: field.type for field in dataclasses.fields(section)}
-        section = TASKS.get(task_name) if key == "task" else fields.get(key)
-        if not dataclasses.is_dataclass(section):
-            return None
-    return section
+        return f"{key}: missing; it has no default, so set it"
+    value = " ".join(repr(first["input"]).split())  # an array's repr has several lines
+    return f"{key} ({value}): {first['msg'][0].lower()}{first['msg'][1:]}"
