@@ -107,7 +107,7 @@ def read(folder: Path, port: int, num_hosts: int, host: int) -> None:
     import jax
 
     from tpt_jax.config import MeshConfig
-    from tpt_jax.models.huggingface import load_parameters, read_model_config
+    from tpt_jax.models.huggingface_import import load_parameters, read_model_config
     from tpt_jax.runtime import hosts
     from tpt_jax.runtime.mesh import make_mesh
     from tpt_jax.runtime.sharding import TRAIN_RULES, Layout

@@ -67,7 +67,8 @@ def write_model(folder: Path) -> None:
     """The model in Hugging Face format."""
     from tpt_jax.config import MeshConfig
     from tpt_jax.models.architecture import from_huggingface
-    from tpt_jax.models.huggingface import initialize_parameters, save_parameters
+    from tpt_jax.models.huggingface_export import save_parameters
+    from tpt_jax.models.transformer import initialize_parameters
     from tpt_jax.runtime.mesh import make_mesh
     from tpt_jax.runtime.sharding import TRAIN_RULES, Layout
 

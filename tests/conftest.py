@@ -1,4 +1,4 @@
-"""Strictness for every test, once; and tiny models in transformers and in ours."""
+"""Strict JAX settings for all tests, and tiny models built in both transformers and tpt_jax."""
 
 import dataclasses
 import os
@@ -7,14 +7,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
-# Read when jax starts: eight emulated devices, whatever the machine has; compiled quickly, and once for several runs.
+# Read when jax starts: eight emulated devices on any machine, fast compilation, and a compilation cache across runs.
 os.environ["JAX_PLATFORMS"] = "cpu"
 XLA_FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 os.environ["XLA_FLAGS"] = f"{XLA_FLAGS} {os.environ.get('XLA_FLAGS', '')}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), f"tpt_jax_tests_{os.getuid()}"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
-os.environ["OMP_NUM_THREADS"] = "1"  # torch's threads wait for each other spinning: minutes on a busy machine
+os.environ["OMP_NUM_THREADS"] = (
+    "1"  # torch's threads spin while waiting for each other, which costs minutes on a busy machine
+)
 
 import jax
 import numpy as np
@@ -23,14 +25,14 @@ from flax import nnx
 
 from tpt_jax.config import MeshConfig
 from tpt_jax.models.architecture import LinearScaling, Llama3Scaling, ModelConfig
-from tpt_jax.models.huggingface import load_parameters, read_model_config
+from tpt_jax.models.huggingface_import import load_parameters, read_model_config
 from tpt_jax.models.transformer import abstract_parameters
 from tpt_jax.runtime.mesh import make_mesh
 from tpt_jax.runtime.sharding import TRAIN_RULES, Layout
 
 Forward = Callable[[nnx.State, np.ndarray, np.ndarray, np.ndarray], jax.Array]
 
-# Eight heads divide over eight devices and two key-value heads do not.
+# Eight heads can be sharded over eight devices; two key-value heads cannot.
 TINY_SHAPE: dict[str, Any] = {
     "vocab_size": 64,
     "embed_dim": 32,
@@ -47,7 +49,7 @@ TINY = {
     "gemma3": ModelConfig(
         "gemma3",
         **TINY_SHAPE,
-        num_layers=7,  # two whole periods of three, and a last one that is cut short
+        num_layers=7,  # two full periods of three layers, and one layer more
         rope_theta=100_000.0,
         rope_scaling=LinearScaling(4.0),
         local_rope_theta=10_000.0,
@@ -60,21 +62,21 @@ TINY = {
 }
 
 
-LONGEST = ("test_loop", "test_hosts", "test_sample_command")  # files that start processes of their own
+SLOWEST_FILES = ("test_loop", "test_hosts", "test_sample_command")  # their tests start processes
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Two processes share the files: those that take longest first, so that both end at about the same time."""
-    items.sort(key=lambda item: item.path.stem not in LONGEST)
+    """Runs the slowest files first, so that the two test processes finish at about the same time."""
+    items.sort(key=lambda item: item.path.stem not in SLOWEST_FILES)
 
 
-# Optax multiplies floats by its integer step count: modules that train cannot be strict about types.
+# Optax multiplies floats by its integer step count, which strict promotion refuses.
 MODULES_THAT_TRAIN = {"test_training"}
 
 
 @pytest.fixture(autouse=True)
 def no_implicit_promotion(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Types are converted on purpose, or not at all: a stray fp32 constant would silently widen bf16 arithmetic."""
+    """Requires explicit dtype conversions: a stray fp32 constant would silently widen bf16 arithmetic."""
     trains = request.module.__name__ in MODULES_THAT_TRAIN
     with jax.numpy_dtype_promotion("standard" if trains else "strict"):
         yield
@@ -82,7 +84,7 @@ def no_implicit_promotion(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def layout() -> Layout:
-    """One device, in training's layout."""
+    """The training layout on one device."""
     return Layout(make_mesh(MeshConfig(), jax.devices()[:1]), TRAIN_RULES)
 
 
@@ -92,7 +94,7 @@ def tiny_config(request: pytest.FixtureRequest) -> ModelConfig:
 
 
 def jit_forward(config: ModelConfig, layout: Layout) -> Forward:
-    """Logits [B, T, V] of parameters, tokens, positions and segment ids."""
+    """Jitted forward pass from parameters, tokens, positions and segment ids to logits [B, T, V]."""
     graph, _ = abstract_parameters(config)
 
     @jax.jit
@@ -105,7 +107,7 @@ def jit_forward(config: ModelConfig, layout: Layout) -> Forward:
 
 @dataclasses.dataclass(frozen=True)
 class Twins:
-    """A tiny random model: in transformers, in a checkpoint's folder, and in ours, loaded from that folder."""
+    """A tiny random model in transformers, its checkpoint folder, and our model loaded from that folder."""
 
     torch_model: Any
     folder: Path
@@ -115,18 +117,18 @@ class Twins:
     forward: Forward
 
     def with_config(self, **changes: Any) -> Self:
-        """Our side only, with another arithmetic."""
+        """Changes the config of our model only."""
         config = dataclasses.replace(self.config, **changes)
         return dataclasses.replace(self, config=config, forward=jit_forward(config, self.layout))
 
     def expected_logits(self, tokens: np.ndarray, **inputs: np.ndarray) -> np.ndarray:
-        """What transformers says: [B, T, V]."""
+        """Logits [B, T, V] of transformers' model."""
         return torch_logits(self.torch_model, tokens, **inputs)
 
     def logits(
         self, tokens: np.ndarray, positions: np.ndarray | None = None, segment_ids: np.ndarray | None = None
     ) -> np.ndarray:
-        """What we say: [B, T, V]; whole rows where nothing else is given."""
+        """Logits [B, T, V] of our model; by default each row is one sequence."""
         positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape) if positions is None else positions
         segment_ids = np.ones_like(tokens) if segment_ids is None else segment_ids
         return np.asarray(self.forward(self.parameters, tokens, positions, segment_ids))
@@ -141,9 +143,9 @@ def torch_logits(model: Any, tokens: np.ndarray, **inputs: np.ndarray) -> np.nda
 
 
 def make_torch_model(kind: str) -> Any:
-    """A random transformers model of TINY's shape whose soft caps, norms and rotations all matter.
+    """A random transformers model of TINY's shape, with weights large enough for soft caps, norms and RoPE to matter.
 
-    transformers' own initial weights are so small that no score comes near a cap.
+    With transformers' own initial weights no score would come near a soft cap.
     """
     import torch
     import transformers
@@ -188,8 +190,8 @@ def make_torch_model(kind: str) -> Any:
             if "norm" in name:
                 weight.add_(torch.randn_like(weight) * 0.3)
             else:
-                scored = "q_proj" in name or "k_proj" in name or "embed" in name
-                gain = (2.0 if "llama" in kind else 4.0) if scored else 1.0
+                affects_scores = "q_proj" in name or "k_proj" in name or "embed" in name
+                gain = (2.0 if "llama" in kind else 4.0) if affects_scores else 1.0
                 weight.copy_(torch.randn_like(weight) * gain * weight.shape[1] ** -0.5)
     return model.eval()
 

@@ -1,4 +1,4 @@
-"""The decoder against transformers, on tiny random models."""
+"""Compares the decoder with transformers on tiny random models, and checks config.json parsing."""
 
 from __future__ import annotations
 
@@ -22,57 +22,58 @@ if TYPE_CHECKING:
     from conftest import Twins
 
 TOLERANCE = 1e-4
-BATCH, LENGTH = 3, 24  # three times the sliding window
+BATCH, LENGTH = 3, 24  # LENGTH is three sliding windows
 
 
-def relative_difference(got: np.ndarray, expected: np.ndarray) -> float:
-    assert got.shape == expected.shape
-    return float(np.abs(got - expected).max() / np.abs(expected).max())
+def relative_difference(actual: np.ndarray, expected: np.ndarray) -> float:
+    assert actual.shape == expected.shape
+    return float(np.abs(actual - expected).max() / np.abs(expected).max())
 
 
 def random_tokens(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(1, 64, shape or (BATCH, LENGTH))
 
 
-def test_logits_equal_transformers_beyond_the_window(twins: Twins) -> None:
+def test_logits_match_transformers_beyond_the_sliding_window(twins: Twins) -> None:
     tokens = random_tokens(0)
     assert relative_difference(twins.logits(tokens), twins.expected_logits(tokens)) < TOLERANCE
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_changes_nothing(twins: Twins, side: str) -> None:
+def test_padding_does_not_change_logits(twins: Twins, side: str) -> None:
     tokens = random_tokens(1)
     lengths = np.asarray([LENGTH, 15, 6])[:, None]
     columns = np.arange(LENGTH)[None, :]
-    real = columns >= LENGTH - lengths if side == "left" else columns < lengths
-    positions = np.maximum(np.cumsum(real, axis=1) - 1, 0)
-    got = twins.logits(np.where(real, tokens, 0), positions, real.astype(int))
-    expected = twins.expected_logits(np.where(real, tokens, 0), attention_mask=real.astype(int), position_ids=positions)
-    assert relative_difference(got[real], expected[real]) < TOLERANCE
-    assert np.isfinite(got).all()
+    mask = columns >= LENGTH - lengths if side == "left" else columns < lengths
+    positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
+    padded = np.where(mask, tokens, 0)
+    logits = twins.logits(padded, positions, mask.astype(int))
+    expected = twins.expected_logits(padded, attention_mask=mask.astype(int), position_ids=positions)
+    assert relative_difference(logits[mask], expected[mask]) < TOLERANCE
+    assert np.isfinite(logits).all()
 
 
-def test_packed_segments_equal_separate_rows(twins: Twins) -> None:
-    """Row 0 holds sequences of 11, 9 and 4 tokens; row 1 two of 12; row 2 one of 20 and padding."""
+def test_packed_segments_match_separate_sequences(twins: Twins) -> None:
+    """Row 0 packs sequences of 11, 9 and 4 tokens, row 1 two of 12, and row 2 one of 20 and padding."""
     packing = [[11, 9, 4], [12, 12], [20]]
     tokens = random_tokens(2)
     positions, segment_ids = np.zeros_like(tokens), np.zeros_like(tokens)
-    pieces: list[tuple[int, slice]] = []
+    segments: list[tuple[int, slice]] = []
     for row, lengths in enumerate(packing):
         start = 0
-        for segment, length in enumerate(lengths, start=1):
-            piece = slice(start, start + length)
-            positions[row, piece], segment_ids[row, piece] = np.arange(length), segment
-            pieces.append((row, piece))
+        for segment_id, length in enumerate(lengths, start=1):
+            columns = slice(start, start + length)
+            positions[row, columns], segment_ids[row, columns] = np.arange(length), segment_id
+            segments.append((row, columns))
             start += length
-    got = twins.logits(tokens, positions, segment_ids)
-    for row, piece in pieces:
-        expected = twins.expected_logits(tokens[row : row + 1, piece])
-        assert relative_difference(got[row : row + 1, piece], expected) < TOLERANCE
+    logits = twins.logits(tokens, positions, segment_ids)
+    for row, columns in segments:
+        expected = twins.expected_logits(tokens[row : row + 1, columns])
+        assert relative_difference(logits[row : row + 1, columns], expected) < TOLERANCE
 
 
-def test_decoding_step_by_step_equals_the_full_forward(twins: Twins, layout: Layout) -> None:
-    """Prompts of unequal lengths, padded on the right; local layers' caches hold their window only."""
+def test_prefill_and_decode_steps_match_a_full_forward_pass(twins: Twins, layout: Layout) -> None:
+    """Right-padded prompts of different lengths; the KV caches of local layers hold only their window."""
     tokens = random_tokens(3)
     prompt_lengths = np.asarray([10, 7, 3])
     longest = int(prompt_lengths.max())
@@ -83,12 +84,12 @@ def test_decoding_step_by_step_equals_the_full_forward(twins: Twins, layout: Lay
     def prefill(
         parameters: nnx.State, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array
     ) -> list[KVCache]:
-        made = nnx.merge(graph, parameters).prefill(tokens, positions, segment_ids, layout=layout)
+        new_entries = nnx.merge(graph, parameters).prefill(tokens, positions, segment_ids, layout=layout)
         sizes = kv_cache.layer_sizes(config, LENGTH)
         caches = kv_cache.empty(config, BATCH, sizes, jnp.dtype("float32"), "compute")
         pools = kv_cache.empty(config, BATCH, [longest] * len(sizes), jnp.dtype("float32"), "compute")
         filled = []
-        for new, pool, cache in zip(made, pools, caches, strict=True):
+        for new, pool, cache in zip(new_entries, pools, caches, strict=True):
             pool = kv_cache.write_prompts(pool, *new, jnp.int32(0))
             for row, length in enumerate(prompt_lengths.tolist()):
                 cache = kv_cache.copy_prompt(cache, pool, jnp.int32(row), jnp.int32(row), jnp.int32(length))
@@ -98,24 +99,26 @@ def test_decoding_step_by_step_equals_the_full_forward(twins: Twins, layout: Lay
     @jax.jit
     def step(parameters: nnx.State, tokens: jax.Array, positions: jax.Array, caches: list[KVCache]) -> tuple:
         model = nnx.merge(graph, parameters)
-        pasts = [[(cache, kv_cache.entry_positions(cache.key.shape[3], positions))] for cache in caches]
-        hidden, new = model.decode(tokens, positions, pasts, layout=layout)
-        written = [kv_cache.write_tokens(cache, *made, positions) for cache, made in zip(caches, new, strict=True)]
-        return model.logits(hidden), written
+        kv_caches = [[(cache, kv_cache.entry_positions(cache.key.shape[3], positions))] for cache in caches]
+        hidden, new_entries = model.decode(tokens, positions, kv_caches, layout=layout)
+        updated = [
+            kv_cache.write_tokens(cache, *new, positions) for cache, new in zip(caches, new_entries, strict=True)
+        ]
+        return model.logits(hidden), updated
 
     prompt_positions = np.broadcast_to(np.arange(longest, dtype=np.int32), (BATCH, longest))
-    real = prompt_positions < prompt_lengths[:, None]
-    caches = prefill(twins.parameters, tokens[:, :longest], prompt_positions, real.astype(np.int32))
+    mask = prompt_positions < prompt_lengths[:, None]
+    caches = prefill(twins.parameters, tokens[:, :longest], prompt_positions, mask.astype(np.int32))
     expected = twins.expected_logits(tokens)
     rows = np.arange(BATCH)
-    for ahead in range(LENGTH - longest):
-        positions = (prompt_lengths + ahead).astype(np.int32)
+    for index in range(LENGTH - longest):
+        positions = (prompt_lengths + index).astype(np.int32)
         logits, caches = step(twins.parameters, tokens[rows, positions], positions, caches)
         assert relative_difference(np.asarray(logits), expected[rows, positions]) < TOLERANCE
 
 
 @pytest.mark.parametrize(
-    ("twins", "field", "other"),
+    ("twins", "field", "changed"),
     [
         ("gemma2", "attention_softcap", None),
         ("gemma2", "final_softcap", None),
@@ -127,17 +130,17 @@ def test_decoding_step_by_step_equals_the_full_forward(twins: Twins, layout: Lay
     ],
     indirect=["twins"],
 )
-def test_caps_window_and_rope_matter_in_these_models(twins: Twins, field: str, other: int | None) -> None:
-    """Or the comparisons above would not see them."""
+def test_each_option_changes_the_logits_of_these_models(twins: Twins, field: str, changed: int | None) -> None:
+    """Otherwise the comparisons above could not detect an error in it."""
     tokens = random_tokens(0)
-    without = twins.with_config(**{field: other}).logits(tokens)
-    assert relative_difference(without, twins.logits(tokens)) > 100 * TOLERANCE
+    changed_logits = twins.with_config(**{field: changed}).logits(tokens)
+    assert relative_difference(changed_logits, twins.logits(tokens)) > 100 * TOLERANCE
 
 
 @pytest.mark.parametrize("remat", ["dots", "full"])
 @pytest.mark.parametrize("twins", ["gemma3"], indirect=True)
-def test_remat_changes_no_gradient(twins: Twins, remat: Remat) -> None:
-    """In whole periods of layers, which are a loop, and in those that follow."""
+def test_remat_does_not_change_gradients(twins: Twins, remat: Remat) -> None:
+    """Covers the scanned full periods and the layers after them."""
     graph, _ = abstract_parameters(twins.config)
     tokens = jnp.asarray(random_tokens(4))
     positions = jnp.broadcast_to(jnp.arange(LENGTH), tokens.shape)
@@ -151,13 +154,13 @@ def test_remat_changes_no_gradient(twins: Twins, remat: Remat) -> None:
 
         return jax.grad(loss)(parameters)
 
-    plain, again = gradient(twins.parameters, "none"), gradient(twins.parameters, remat)
-    for expected, got in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
-        assert relative_difference(got, expected) < TOLERANCE
+    saved, rematerialized = gradient(twins.parameters, "none"), gradient(twins.parameters, remat)
+    for expected, actual in zip(jax.tree.leaves(saved), jax.tree.leaves(rematerialized), strict=True):
+        assert relative_difference(actual, expected) < TOLERANCE
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
-def test_arithmetic_keeps_the_parameters_type_and_logits_are_fp32(
+def test_activations_have_the_parameters_dtype_and_logits_are_fp32(
     tiny_config: ModelConfig, layout: Layout, dtype: jnp.dtype
 ) -> None:
     graph, abstract = abstract_parameters(tiny_config)
@@ -167,18 +170,18 @@ def test_arithmetic_keeps_the_parameters_type_and_logits_are_fp32(
     def run(parameters: nnx.State, ids: jax.Array) -> tuple:
         model = nnx.merge(graph, parameters)
         hidden = model(ids, ids, ids, layout=layout)
-        parts = model.prefill(ids, ids, ids, layout=layout)
-        pasts = [[(KVCache(key.swapaxes(2, 3), value.swapaxes(2, 3)), ids)] for key, value in parts]
-        decoded = model.decode(ids[:, 0], ids[:, 0], pasts, layout=layout)
-        return model.logits(hidden), (hidden, *jax.tree.leaves((parts, decoded)))
+        prefilled = model.prefill(ids, ids, ids, layout=layout)
+        kv_caches = [[(KVCache(key.swapaxes(2, 3), value.swapaxes(2, 3)), ids)] for key, value in prefilled]
+        decoded = model.decode(ids[:, 0], ids[:, 0], kv_caches, layout=layout)
+        return model.logits(hidden), (hidden, *jax.tree.leaves((prefilled, decoded)))
 
-    logits, others = jax.eval_shape(run, parameters, ids)
+    logits, activations = jax.eval_shape(run, parameters, ids)
     assert logits.shape == (BATCH, LENGTH, tiny_config.vocab_size)
     assert logits.dtype == jnp.float32
-    assert {x.dtype for x in others} == {jnp.dtype(dtype)}
+    assert {x.dtype for x in activations} == {jnp.dtype(dtype)}
 
 
-# As published on the models' pages.
+# Published parameter counts, from the model pages.
 TOTALS = {
     "gemma2-2b": 2_614_341_888,
     "gemma2-9b": 9_241_705_984,
@@ -193,13 +196,13 @@ TOTALS = {
 
 
 @pytest.mark.parametrize("name", list(PUBLISHED))
-def test_published_sizes(name: str) -> None:
+def test_parameter_counts_match_the_published_ones(name: str) -> None:
     _, abstract = abstract_parameters(PUBLISHED[name])
     assert sum(leaf.size for leaf in jax.tree.leaves(abstract)) == TOTALS[name]
     assert PUBLISHED[name].num_parameters == TOTALS[name]
 
 
-def test_parameters_are_counted_as_transformers_counts_them(twins: Twins) -> None:
+def test_parameter_count_matches_transformers(twins: Twins) -> None:
     assert twins.config.num_parameters == twins.torch_model.num_parameters()
 
 
@@ -275,12 +278,12 @@ FIVE_TO_ONE = [["full_attention", "sliding_attention"][layer % 6 > 0] for layer 
     ],
     ids=["llama new", "llama old", "gemma2 new", "gemma2 old", "gemma3 new", "gemma3 old"],
 )
-def test_config_json_of_either_style(json: dict[str, Any], name: str) -> None:
+def test_config_json_from_old_and_new_transformers(json: dict[str, Any], name: str) -> None:
     assert from_huggingface(json) == PUBLISHED[name]
 
 
-def test_config_json_of_a_gemma3_with_a_vision_tower() -> None:
-    """As of google/gemma-3-4b-it, which leaves out what is default."""
+def test_config_json_of_gemma3_with_a_vision_tower() -> None:
+    """The fields of google/gemma-3-4b-it, which omits default values."""
     text = {
         "hidden_size": 2560,
         "intermediate_size": 10240,
@@ -293,25 +296,25 @@ def test_config_json_of_a_gemma3_with_a_vision_tower() -> None:
     assert (config.num_heads, config.num_kv_heads, config.head_dim, config.vocab_size) == (8, 4, 256, 262_208)
     assert (config.rope_theta, config.local_rope_theta) == (1_000_000.0, 10_000.0)
     assert config.rope_scaling == LinearScaling(8.0)
-    assert config.num_parameters == 3_880_263_168  # as transformers counts Gemma3ForCausalLM's
+    assert config.num_parameters == 3_880_263_168  # transformers' count for Gemma3ForCausalLM
 
 
 @pytest.mark.parametrize(
-    ("name", "kinds"),
+    ("name", "pattern"),
     [
         ("llama3.1-8b", "G" * 32),
         ("gemma2-2b", "LG" * 13),
         ("gemma3-1b", "LLLLLG" * 4 + "LL"),
     ],
 )
-def test_kinds_of_layers(name: str, kinds: str) -> None:
+def test_pattern_of_local_and_global_layers(name: str, pattern: str) -> None:
     config = PUBLISHED[name]
-    assert "".join("G" if window is None else "L" for window in config.windows) == kinds
-    assert config.period == {"G": 1, "LG": 2, "LLLLLG": 6}[kinds[: config.period]]
+    assert "".join("G" if window is None else "L" for window in config.windows) == pattern
+    assert config.period == {"G": 1, "LG": 2, "LLLLLG": 6}[pattern[: config.period]]
 
 
 @pytest.mark.parametrize(
-    ("change", "names"),
+    ("change", "word"),
     [
         ({"model_type": "mistral"}, "mistral"),
         ({"attention_bias": True}, "attention_bias"),
@@ -325,8 +328,8 @@ def test_kinds_of_layers(name: str, kinds: str) -> None:
         ({"model_type": "gemma3"}, "hidden_size"),
     ],
 )
-def test_config_json_of_another_model_is_refused(change: dict[str, Any], names: str) -> None:
+def test_unsupported_config_json_is_refused(change: dict[str, Any], word: str) -> None:
     json = {key: value for key, value in {**LLAMA_JSON, **change}.items() if value is not None}
-    with pytest.raises(UserError, match=names) as error:
+    with pytest.raises(UserError, match=word) as error:
         from_huggingface(json)
     assert "\n" not in str(error.value)

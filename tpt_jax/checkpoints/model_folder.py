@@ -12,7 +12,8 @@ from tpt_jax.checkpoints.checksums import verify_checksums
 from tpt_jax.errors import UserError
 from tpt_jax.io.paths import Path, is_remote, to_path
 from tpt_jax.models.architecture import ModelConfig
-from tpt_jax.models.huggingface import copy_side_files, load_parameters, read_model_config, save_parameters
+from tpt_jax.models.huggingface_export import copy_side_files, save_parameters
+from tpt_jax.models.huggingface_import import load_parameters, read_model_config
 from tpt_jax.models.transformer import abstract_parameters, place_abstract
 from tpt_jax.runtime import hosts
 from tpt_jax.runtime.sharding import Layout

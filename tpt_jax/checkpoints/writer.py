@@ -10,7 +10,7 @@ from flax import nnx
 from tpt_jax.checkpoints.checksums import write_checksums
 from tpt_jax.checkpoints.model_folder import PARAMETERS, ModelFolder
 from tpt_jax.io.paths import Path, copy
-from tpt_jax.models.huggingface import copy_side_files
+from tpt_jax.models.huggingface_export import copy_side_files
 from tpt_jax.runtime import hosts
 
 FACTS = "training.json"  # about the training that made a checkpoint

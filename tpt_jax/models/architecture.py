@@ -1,4 +1,4 @@
-"""What a decoder looks like: one frozen record, read from any Gemma 2, Gemma 3 or LLaMA 3 config.json."""
+"""Model architecture: ModelConfig, the published sizes, and conversion from Hugging Face config.json."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,14 +11,14 @@ Family = Literal["gemma2", "gemma3", "llama"]
 
 @dataclasses.dataclass(frozen=True)
 class LinearScaling:
-    """Gemma 3's stretching of all rotary wavelengths (rope_type "linear" in config.json)."""
+    """Scales all rotary wavelengths equally, as Gemma 3 does (rope_type "linear" in config.json)."""
 
     factor: float
 
 
 @dataclasses.dataclass(frozen=True)
 class Llama3Scaling:
-    """LLaMA 3.1's stretching of the long rotary wavelengths (rope_type "llama3")."""
+    """Scales long rotary wavelengths only, as LLaMA 3.1 does (rope_type "llama3")."""
 
     factor: float
     low_freq_factor: float
@@ -28,17 +28,17 @@ class Llama3Scaling:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The shape and the arithmetic of a decoder.
+    """The dimensions and options of a decoder.
 
     Attributes:
-      family: which arithmetic. The Gemmas scale embeddings, have post-norms and 1 + w norms and GeGLU, gemma3 norms of
-        queries and keys besides; llama has SwiGLU.
-      attention_scale: what query-key products are multiplied with.
-      rope_theta, rope_scaling: of the rotary positions.
-      local_rope_theta: of the layers with a sliding window, without scaling; None where they are as the others.
+      family: selects the arithmetic. Both Gemmas scale embeddings and use post-norms, 1 + w norms and GeGLU; gemma3
+        also normalizes queries and keys; llama uses SwiGLU.
+      attention_scale: factor on query-key products.
+      rope_theta, rope_scaling: base and scaling of the rotary embedding.
+      local_rope_theta: unscaled base for sliding-window layers; None if all layers share rope_theta and rope_scaling.
       attention_softcap, final_softcap: scores become cap * tanh(scores / cap); None for no cap.
-      sliding_window: on layers that are not global a token sees this many tokens, itself included; None where all are.
-      global_every: every layer whose number, from 1, is a multiple of this is global.
+      sliding_window: tokens visible to a token on local layers, itself included; None if every layer is global.
+      global_every: layer n, counted from 1, is global if n is a multiple of this.
     """
 
     family: Family
@@ -78,13 +78,16 @@ class ModelConfig:
 
     @property
     def period(self) -> int:
-        """After how many layers their kinds repeat: one turn of a scan runs so many. The last turn may be cut short."""
+        """Length of the repeating pattern of local and global layers; the layer scan runs one period per iteration.
+
+        The layers after the last full period are a prefix of the pattern.
+        """
         windows = self.windows
         return next(size for size in range(1, self.num_layers + 1) if windows[size:] == windows[:-size])
 
     @property
-    def turns(self) -> int:
-        """How many whole periods there are."""
+    def num_periods(self) -> int:
+        """Number of full periods."""
         return self.num_layers // self.period
 
     @property
@@ -94,27 +97,27 @@ class ModelConfig:
         return tuple(None if number % self.global_every == 0 else self.sliding_window for number in numbers)
 
 
-# In config.json, and what it is here.
+# model_type in config.json -> family
 _FAMILIES: Mapping[str, Family] = {"gemma2": "gemma2", "gemma3_text": "gemma3", "llama": "llama"}
-# What the files of Gemma 3's models with a vision tower leave out, having been written without what is default.
+# Values that config.json of a Gemma 3 with a vision tower omits because they are transformers' defaults.
 _GEMMA3_DEFAULTS = {"vocab_size": 262_208, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256}
 
 
-def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A Hugging Face config.json, or where it is of Gemma 3 with a vision tower, that of the decoder in it."""
+def decoder_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The decoder's config.json: the file itself, or the text_config of a Gemma 3 with a vision tower."""
     if config.get("model_type") != "gemma3":
         return config
-    kind = {"architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text"}
-    return {**_GEMMA3_DEFAULTS, **config.get("text_config", {}), **kind}
+    identity = {"architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text"}
+    return {**_GEMMA3_DEFAULTS, **config.get("text_config", {}), **identity}
 
 
 def from_huggingface(config: Mapping[str, Any]) -> ModelConfig:
-    """Reads a Hugging Face config.json, as written by any version of transformers.
+    """Converts a Hugging Face config.json written by any version of transformers.
 
     Raises:
-      UserError: another model family, or an option of these families that the decoder does not have.
+      UserError: unsupported model family or option.
     """
-    config = text_part(config)
+    config = decoder_config(config)
     family = _FAMILIES.get(config.get("model_type", ""))
     if family is None:
         raise UserError(
@@ -122,11 +125,11 @@ def from_huggingface(config: Mapping[str, Any]) -> ModelConfig:
         )
     for option in ("attention_bias", "mlp_bias", "use_bidirectional_attention"):
         if config.get(option):
-            raise UserError(f"config.json: {option} must be false, as in Gemma 2, Gemma 3 and LLaMA 3")
+            raise UserError(f"config.json: {option} ({config[option]}) is not supported; it must be false")
     activation = config.get("hidden_activation") or config.get("hidden_act")
     expected = "silu" if family == "llama" else "gelu_pytorch_tanh"
     if activation not in (expected, None):
-        raise UserError(f"config.json: the activation ({activation}) of a {family} model must be {expected}")
+        raise UserError(f"config.json: activation ({activation}) must be {expected} for a {family} model")
     try:
         num_heads = config["num_attention_heads"]
         head_dim = config.get("head_dim") or config["hidden_size"] // num_heads
@@ -144,7 +147,7 @@ def from_huggingface(config: Mapping[str, Any]) -> ModelConfig:
         }
     except KeyError as error:
         raise UserError(
-            f"config.json: {error.args[0]} is missing; take the file from the model's own folder"
+            f"config.json: {error.args[0]} is missing; use the config.json published with the model"
         ) from error
     if family == "llama":
         return ModelConfig(
@@ -163,19 +166,19 @@ def from_huggingface(config: Mapping[str, Any]) -> ModelConfig:
 
 
 def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
-    # transformers 5 writes one rope_parameters; older versions rope_theta beside rope_scaling.
+    # transformers 5 writes rope_parameters; older versions write rope_theta and rope_scaling.
     scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
     theta = scaling.get("rope_theta") or config.get("rope_theta", 10_000.0)
     return {"rope_theta": theta, "rope_scaling": _rope_scaling(scaling)}
 
 
 def _gemma3_rope(config: Mapping[str, Any]) -> dict[str, Any]:
-    # transformers 5 writes a rope_parameters for each kind of layer; older versions rope_local_base_freq.
-    by_kind = config.get("rope_parameters") or {}
-    scaling = by_kind.get("full_attention") or config.get("rope_scaling") or {}
-    local = by_kind.get("sliding_attention") or {}
+    # transformers 5 writes rope_parameters per layer type; older versions write rope_local_base_freq.
+    by_layer_type = config.get("rope_parameters") or {}
+    scaling = by_layer_type.get("full_attention") or config.get("rope_scaling") or {}
+    local = by_layer_type.get("sliding_attention") or {}
     if _rope_scaling(local) is not None:
-        raise UserError(f"config.json: rope_type ({local['rope_type']}) of sliding_attention must be default")
+        raise UserError(f"config.json: rope_type ({local['rope_type']}) of sliding_attention layers must be default")
     return {
         "rope_theta": scaling.get("rope_theta") or config.get("rope_theta", 1_000_000.0),
         "rope_scaling": _rope_scaling(scaling),
@@ -184,13 +187,13 @@ def _gemma3_rope(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rope_scaling(scaling: Mapping[str, Any]) -> LinearScaling | Llama3Scaling | None:
-    kind = scaling.get("rope_type") or scaling.get("type") or "default"
-    if kind == "default":
+    rope_type = scaling.get("rope_type") or scaling.get("type") or "default"
+    if rope_type == "default":
         return None
-    if kind == "linear":
+    if rope_type == "linear":
         return LinearScaling(scaling["factor"])
-    if kind != "llama3":
-        raise UserError(f"config.json: rope_type ({kind}) must be default, linear or llama3")
+    if rope_type != "llama3":
+        raise UserError(f"config.json: rope_type ({rope_type}) must be default, linear or llama3")
     return Llama3Scaling(
         factor=scaling["factor"],
         low_freq_factor=scaling["low_freq_factor"],
@@ -200,22 +203,22 @@ def _rope_scaling(scaling: Mapping[str, Any]) -> LinearScaling | Llama3Scaling |
 
 
 def _global_every(config: Mapping[str, Any], default: int) -> int:
-    # Versions of transformers that do not write layer_types write sliding_window_pattern, or have no choice.
-    kinds = config.get("layer_types")
-    if kinds is None:
+    # Versions of transformers without layer_types write sliding_window_pattern, or support only the default pattern.
+    layer_types = config.get("layer_types")
+    if layer_types is None:
         return config.get("sliding_window_pattern") or default
-    every = [*kinds, "full_attention"].index("full_attention") + 1
+    every = [*layer_types, "full_attention"].index("full_attention") + 1
     numbers = range(1, config["num_hidden_layers"] + 1)
-    if kinds != ["sliding_attention" if number % every else "full_attention" for number in numbers]:
+    if layer_types != ["sliding_attention" if number % every else "full_attention" for number in numbers]:
         raise UserError(
-            "config.json: layer_types must be sliding_attention and, at each multiple of one number, full_attention, "
-            "as in Gemma 2 and Gemma 3"
+            f"config.json: layer_types has full_attention at irregular layers; every {every}th layer must be "
+            "full_attention and all others sliding_attention, as in Gemma 2 and Gemma 3"
         )
     return every
 
 
 def _gemma2(
-    embed_dim: int, num_layers: int, num_heads: int, num_kv_heads: int, mlp_dim: int, **other: Any
+    embed_dim: int, num_layers: int, num_heads: int, num_kv_heads: int, mlp_dim: int, **options: Any
 ) -> ModelConfig:
     return ModelConfig(
         family="gemma2",
@@ -228,12 +231,12 @@ def _gemma2(
         attention_softcap=50.0,
         final_softcap=30.0,
         sliding_window=4096,
-        **other,
+        **options,
     )
 
 
 def _gemma3(
-    embed_dim: int, num_layers: int, num_heads: int, num_kv_heads: int, mlp_dim: int, **other: Any
+    embed_dim: int, num_layers: int, num_heads: int, num_kv_heads: int, mlp_dim: int, **options: Any
 ) -> ModelConfig:
     return ModelConfig(
         family="gemma3",
@@ -246,7 +249,7 @@ def _gemma3(
         rope_theta=1_000_000.0,
         local_rope_theta=10_000.0,
         global_every=6,
-        **other,
+        **options,
     )
 
 
@@ -276,7 +279,7 @@ def _llama3(
     )
 
 
-# Shapes as in the published config.json files (google/gemma-2-*, google/gemma-3-*, meta-llama/Llama-3.*).
+# From the published config.json files (google/gemma-2-*, google/gemma-3-*, meta-llama/Llama-3.*).
 PUBLISHED: Mapping[str, ModelConfig] = {
     "gemma2-2b": _gemma2(2304, 26, 8, 4, 9216, head_dim=256, attention_scale=256**-0.5),
     "gemma2-9b": _gemma2(3584, 42, 16, 8, 14336, head_dim=256, attention_scale=256**-0.5),
@@ -291,9 +294,9 @@ PUBLISHED: Mapping[str, ModelConfig] = {
 
 
 def published(name: str) -> ModelConfig | None:
-    """The shape of a published model by our name for it or by its repository's: "google/gemma-2-2b-it"."""
+    """Config of a published model, by its key in PUBLISHED or its repository name ("google/gemma-2-2b-it"), or None."""
 
-    def plain(name: str) -> str:
+    def normalized(name: str) -> str:
         return name.rpartition("/")[2].lower().removesuffix("-it").removesuffix("-instruct").replace("-", "")
 
-    return next((config for known, config in PUBLISHED.items() if plain(known) == plain(name)), None)
+    return next((config for key, config in PUBLISHED.items() if normalized(key) == normalized(name)), None)

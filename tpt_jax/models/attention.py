@@ -1,5 +1,8 @@
-"""Attention, rotary positions and masks. Letters: B batch, T query length, S key length, N query heads, K key-value
-heads, G = N / K, H head dim, D embed, F feed-forward, V vocabulary, L layers."""
+"""Attention, rotary position embedding and masks.
+
+Shape letters: B batch, T query length, S key length, P prefix length, N query heads, K key-value heads, G = N / K,
+H head dim, D embed, F feed-forward, V vocabulary, L layers.
+"""
 
 import dataclasses
 import functools
@@ -12,15 +15,15 @@ from jaxtyping import Array, Bool, Float, Int
 
 from tpt_jax.models.architecture import LinearScaling, ModelConfig
 
-MASKED = -2.0e38  # finite, so that a row with nothing to attend to gives no NaN
+MASKED = -2.0e38  # finite: a row that sees nothing must not become NaN
 
 
 def rope_frequencies(config: ModelConfig, window: int | None) -> Float[Array, "H/2"]:
-    """Radians a position for each pair of dimensions, for layers with this window; scaled where the config says so.
+    """Radians per position for each pair of dimensions, on layers with this window.
 
-    LLaMA 3.1's scaling is that of Meta's llama-models (`apply_scaling`): wavelengths beyond original / low_freq_factor
-    are stretched by `factor`, those below original / high_freq_factor are left, and those between are blended. Linear
-    scaling stretches all (Chen et al., arXiv 2306.15595).
+    LLaMA 3.1 scaling follows Meta's llama-models (`apply_scaling`): wavelengths above original / low_freq_factor are
+    multiplied by `factor`, those below original / high_freq_factor are unchanged, and those between are interpolated.
+    Linear scaling multiplies all of them (Chen et al., arXiv 2306.15595).
     """
     theta, scaling = config.rope_theta, config.rope_scaling
     if window is not None and config.local_rope_theta is not None:
@@ -31,8 +34,8 @@ def rope_frequencies(config: ModelConfig, window: int | None) -> Float[Array, "H
     if isinstance(scaling, LinearScaling):
         return frequencies / scaling.factor
     wavelengths = 2 * math.pi / frequencies
-    turns = scaling.original_max_positions / wavelengths
-    blend = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    rotations = scaling.original_max_positions / wavelengths
+    blend = (rotations - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
     blend = jnp.clip(blend, 0.0, 1.0)
     return (1 - blend) * frequencies / scaling.factor + blend * frequencies
 
@@ -40,7 +43,7 @@ def rope_frequencies(config: ModelConfig, window: int | None) -> Float[Array, "H
 def rotate(
     x: Float[Array, "B T N H"], positions: Int[Array, "B T"], frequencies: Float[Array, "H/2"]
 ) -> Float[Array, "B T N H"]:
-    """Rotary position embedding, halves convention (first half paired with the second, as in Hugging Face weights)."""
+    """Rotary position embedding; pairs dimension i with i + H/2, the convention of Hugging Face weights."""
     angles = positions[:, :, None, None].astype(jnp.float32) * frequencies[None, None, None, :]  # [B, T, 1, H/2]
     sin, cos = jnp.sin(angles), jnp.cos(angles)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
@@ -53,10 +56,10 @@ def softcap(x: Float[Array, "..."], cap: float | None) -> Float[Array, "..."]:
 
 
 def segment_mask(segment_ids: Int[Array, "B T"], window: int | None = None) -> Bool[Array, "B T T"]:
-    """Causal attention inside each packed segment: [b, t, s] says whether token t sees token s.
+    """Causal mask within packed segments: [b, t, s] is true if token t sees token s.
 
     Args:
-      window: how many tokens are seen at most, the token itself included; None for all.
+      window: maximum number of visible tokens, the token itself included; None for no limit.
     """
     index = jnp.arange(segment_ids.shape[1], dtype=jnp.int32)
     distance = index[:, None] - index[None, :]
@@ -84,59 +87,62 @@ def attend(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KVCache:
-    """Keys and values of earlier tokens, which attention only reads: of one layer, or of several, stacked before B.
+    """Keys and values of earlier tokens, for one layer or for several stacked on a leading axis L.
 
-    Those of a prefix that all sequences share have no B: one matrix product serves all queries.
+    The cache of a prefix shared by all sequences has no B axis: one matrix product serves all queries.
     """
 
     key: Float[Array, "*B K S H"]
     value: Float[Array, "*B K S H"]
-    key_scale: Float[Array, "*B K S"] | None = None  # of int8 entries: the entry is key * key_scale
+    key_scale: Float[Array, "*B K S"] | None = None  # for int8 entries: the real key is key * key_scale
     value_scale: Float[Array, "*B K S"] | None = None
 
 
-def attend_past(
+def attend_cached(
     query: Float[Array, "B 1 N H"],
     key: Float[Array, "B 1 K H"],
     value: Float[Array, "B 1 K H"],
-    pasts: Sequence[tuple[KVCache, Bool[Array, "B S"]]],
+    kv_caches: Sequence[tuple[KVCache, Bool[Array, "B S"]]],
     config: ModelConfig,
 ) -> Float[Array, "B 1 N H"]:
-    """One new token over earlier ones that are only read: its own key and value join the softmax beside them.
+    """Attention of one new token over read-only KV caches; its own key and value enter the softmax separately.
 
-    A cache written before it is read would be carried, and copied, through the layer scan.
+    Writing them to the cache first would carry, and copy, the cache through the layer scan.
 
     Args:
-      pasts: where earlier tokens stand, and which of the entries the new token sees.
+      key, value: the new token's own.
+      kv_caches: caches of the earlier tokens, each with a mask of the entries that the new token sees.
     """
     batch, _, num_heads, head_dim = query.shape
     grouped = query.reshape(batch, config.num_kv_heads, -1, head_dim)
     own_key, own_value = key[:, 0], value[:, 0]  # [B, K, H]
     own = jnp.einsum("BKGH,BKH->BKG", grouped, own_key, preferred_element_type=jnp.float32)
     own = softcap(own * config.attention_scale, config.attention_softcap)
-    scores = [jnp.where(mask[:, None, None], _past_scores(grouped, past, config), MASKED) for past, mask in pasts]
-    top = functools.reduce(jnp.maximum, (of_past.max(axis=-1) for of_past in scores), own)
+    all_scores = [
+        jnp.where(mask[:, None, None], _cache_scores(grouped, cache, config), MASKED) for cache, mask in kv_caches
+    ]
+    top = functools.reduce(jnp.maximum, (scores.max(axis=-1) for scores in all_scores), own)
     own = jnp.exp(own - top)
-    weights = [jnp.exp(of_past - top[..., None]) for of_past in scores]
-    total = sum((of_past.sum(axis=-1) for of_past in weights), own)
+    all_weights = [jnp.exp(scores - top[..., None]) for scores in all_scores]
+    total = sum((weights.sum(axis=-1) for weights in all_weights), own)
     mixed = own[..., None] * own_value[:, :, None].astype(jnp.float32)
-    for of_past, (past, _) in zip(weights, pasts, strict=True):
-        mixed = mixed + _mix(of_past, past, query.dtype)
+    for weights, (cache, _) in zip(all_weights, kv_caches, strict=True):
+        mixed = mixed + _weighted_values(weights, cache, query.dtype)
     return (mixed / total[..., None]).astype(query.dtype).reshape(batch, 1, num_heads, head_dim)
 
 
-def _past_scores(query: Float[Array, "B K G H"], past: KVCache, config: ModelConfig) -> Float[Array, "B K G S"]:
-    keys = "BKSH" if past.key.ndim == 4 else "KSH"
-    key = past.key.astype(query.dtype)  # of int8 entries: fused into the product's operand
+def _cache_scores(query: Float[Array, "B K G H"], cache: KVCache, config: ModelConfig) -> Float[Array, "B K G S"]:
+    keys = "BKSH" if cache.key.ndim == 4 else "KSH"
+    key = cache.key.astype(query.dtype)  # XLA fuses the int8 conversion into the product
     scores = jnp.einsum(f"BKGH,{keys}->BKGS", query, key, preferred_element_type=jnp.float32)
-    if past.key_scale is not None:
-        scores = scores * jnp.expand_dims(past.key_scale, -2)
+    if cache.key_scale is not None:
+        scores = scores * jnp.expand_dims(cache.key_scale, -2)
     return softcap(scores * config.attention_scale, config.attention_softcap)
 
 
-def _mix(weights: Float[Array, "B K G S"], past: KVCache, dtype: jnp.dtype) -> Float[Array, "B K G H"]:
-    values = "BKSH" if past.value.ndim == 4 else "KSH"
-    if past.value_scale is not None:
-        weights = weights * jnp.expand_dims(past.value_scale, -2)
-    value = past.value.astype(dtype)
+def _weighted_values(weights: Float[Array, "B K G S"], cache: KVCache, dtype: jnp.dtype) -> Float[Array, "B K G H"]:
+    values = "BKSH" if cache.value.ndim == 4 else "KSH"
+    if cache.value_scale is not None:
+        weights = weights * jnp.expand_dims(cache.value_scale, -2)
+    value = cache.value.astype(dtype)
     return jnp.einsum(f"BKGS,{values}->BKGH", weights.astype(dtype), value, preferred_element_type=jnp.float32)

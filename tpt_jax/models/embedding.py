@@ -1,4 +1,4 @@
-"""Looking tokens up in a table that is split over the mesh."""
+"""Embedding lookup in a table sharded over the mesh."""
 
 import jax
 import jax.numpy as jnp
@@ -8,33 +8,34 @@ from jaxtyping import Array, Float, Int
 from tpt_jax.runtime.sharding import Layout
 
 
-def look_up(
+def embedding_lookup(
     table: Float[Array, "V D"], tokens: Int[Array, "B T"], layout: Layout, dtype: jnp.dtype
 ) -> Float[Array, "B T D"]:
-    """The rows of the tokens; tokens beyond the vocabulary get its last row.
+    """Embeddings of the tokens; ids outside the vocabulary are clipped to the last row.
 
-    A table split over its columns is not gathered: each device looks up the tokens of all the devices that hold the
-    other columns, and these send each other what is theirs. That moves B T D numbers instead of V D, and the gradient
-    of the table is made in its own layout and type: a frequent token's is a sum of many.
+    A table sharded over its columns is never gathered. Each device looks up, in its own columns, the tokens of every
+    device in its column group; an all-to-all then returns full rows to the device that asked. This moves B T D values
+    instead of V D, and accumulates the table's gradient in the table's own sharding and dtype: a frequent token's
+    gradient is a sum of many terms.
 
     Args:
-      dtype: of the result.
+      dtype: dtype of the result.
     """
     columns, batch = layout.rules["embed"], layout.rules["batch"]
     if not columns:
         return table.at[tokens].get(mode="clip").astype(dtype)
     rows = layout.rules["vocab"]
 
-    def on_one_device(table: jax.Array, tokens: jax.Array) -> jax.Array:
-        everyones = jax.lax.all_gather(tokens, columns, axis=0, tiled=True)
-        first = jax.lax.axis_index(rows) * len(table)
-        own = (everyones >= first) & (everyones < first + len(table))
-        found = table.at[everyones - first].get(mode="clip").astype(dtype)
-        found = jax.lax.psum(jnp.where(own[..., None], found, 0), rows)
-        return jax.lax.all_to_all(found, columns, split_axis=0, concat_axis=2, tiled=True)
+    def on_device(table: jax.Array, tokens: jax.Array) -> jax.Array:
+        group_tokens = jax.lax.all_gather(tokens, columns, axis=0, tiled=True)
+        first_row = jax.lax.axis_index(rows) * len(table)
+        is_local = (group_tokens >= first_row) & (group_tokens < first_row + len(table))
+        embeddings = table.at[group_tokens - first_row].get(mode="clip").astype(dtype)
+        embeddings = jax.lax.psum(jnp.where(is_local[..., None], embeddings, 0), rows)
+        return jax.lax.all_to_all(embeddings, columns, split_axis=0, concat_axis=2, tiled=True)
 
     return jax.shard_map(
-        on_one_device,
+        on_device,
         mesh=layout.mesh,
         in_specs=(P(rows, columns), P(batch, None)),
         out_specs=P(batch, None, None),

@@ -1,12 +1,12 @@
-"""Attention of whole sequences, packed or padded, with grouped queries, soft cap and sliding window.
+"""Self-attention over whole sequences, packed or padded, with grouped queries, soft cap and sliding window.
 
-One function, three ways to compute it:
+One function with three kernels:
 
-    xla      any device: all scores at once. The reference.
-    splash   TPU: the flash attention in jax.experimental.pallas.ops.tpu.splash_attention; blocks that the causal mask
-             or the window empties are skipped.
-    tokamax  GPU: the flash attention of github.com/openxla/tokamax in Triton; with a soft cap, which that one cannot
-             take the gradient of, tokamax's XLA attention in chunks.
+    xla      any device: materializes all scores. The reference.
+    splash   TPU: flash attention from jax.experimental.pallas.ops.tpu.splash_attention; skips blocks that the causal
+             mask or the window leaves empty.
+    tokamax  GPU: Triton flash attention from github.com/openxla/tokamax. It has no gradient with a soft cap; there
+             tokamax's chunked XLA attention is used.
 """
 
 import math
@@ -25,13 +25,13 @@ from tpt_jax.runtime.sharding import Layout
 
 Kernel = Literal["xla", "splash", "tokamax"]
 
-SPLASH_RESIDUALS = "splash_residuals"  # what its backward pass needs, by this name in a rematerialisation policy
-SPLASH_BLOCK = 128  # sequence lengths must be multiples of it
+SPLASH_RESIDUALS = "splash_residuals"  # checkpoint name of its residuals, for remat policies
+SPLASH_BLOCK = 128  # sequence lengths must be multiples of this
 SPLASH_LARGEST_BLOCK = 512
 
 
 def choose_kernel(mesh: Mesh, sequence_length: int) -> Kernel:
-    """The fastest one that the mesh's devices have."""
+    """The fastest kernel for the mesh's devices and this sequence length."""
     platform = mesh.devices.flat[0].platform
     if platform == "tpu" and sequence_length % SPLASH_BLOCK == 0:
         return "splash"
@@ -49,12 +49,12 @@ def self_attention(
     layout: Layout,
     kernel: Kernel,
 ) -> Float[Array, "B T N H"]:
-    """Every token attends to the earlier ones of its own segment, itself included.
+    """Causal attention within segments: each token sees itself and the earlier tokens of its segment.
 
     Args:
-      segment_ids: each segment's tokens stand in one piece.
-      window: how many tokens are seen at most, the token itself included; None for all.
-      kernel: on other devices than its own, splash is interpreted: slow, and only good for tests.
+      segment_ids: a segment's tokens must be contiguous.
+      window: maximum number of visible tokens, the token itself included; None for no limit.
+      kernel: off TPU, splash runs in interpret mode, which is slow and meant for tests.
     """
     if kernel == "splash":
         return _splash(query, key, value, segment_ids, window, config, layout)
@@ -80,7 +80,7 @@ def _splash(
         block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, block_q_dq=block, block_kv_dq=block
     )
 
-    def on_one_device(query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array) -> jax.Array:
+    def on_device(query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array) -> jax.Array:
         square = (length, length)
         mask = splash.CausalMask(square) if window is None else splash.LocalMask(square, (window - 1, 0), 0)
         run = splash.make_splash_mha(
@@ -97,7 +97,7 @@ def _splash(
         mixed: Any = jax.vmap(run)(*heads_first, splash.SegmentIds(segment_ids, segment_ids))
         return mixed.swapaxes(1, 2)
 
-    return _by_device(on_one_device, query, key, value, segment_ids, layout)
+    return _per_device(on_device, query, key, value, segment_ids, layout)
 
 
 def _tokamax(
@@ -113,9 +113,9 @@ def _tokamax(
     from absl import flags
 
     if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # or tokamax takes our command line for its own flags
+        flags.FLAGS.mark_as_parsed()  # otherwise tokamax parses our command line as its own flags
 
-    def on_one_device(query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array) -> jax.Array:
+    def on_device(query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array) -> jax.Array:
         return tokamax.dot_product_attention(
             query,
             key,
@@ -128,10 +128,10 @@ def _tokamax(
             implementation="triton" if config.attention_softcap is None else "xla_chunked",
         )
 
-    return _by_device(on_one_device, query, key, value, segment_ids, layout)
+    return _per_device(on_device, query, key, value, segment_ids, layout)
 
 
-def _by_device(
+def _per_device(
     attention: Any,
     query: Float[Array, "B T N H"],
     key: Float[Array, "B T K H"],
@@ -139,9 +139,9 @@ def _by_device(
     segment_ids: Int[Array, "B T"],
     layout: Layout,
 ) -> Float[Array, "B T N H"]:
-    """A kernel knows nothing of a mesh: each device calls it for its own sequences and heads."""
+    """Calls a kernel, which knows nothing of the mesh, on each device's own sequences and heads."""
     ways, num_heads, num_kv_heads = layout.ways(layout.rules["heads"]), query.shape[2], key.shape[2]
-    if num_kv_heads % ways:  # as many copies of each as let every device hold those of its own queries, and no others
+    if num_kv_heads % ways:  # repeat key-value heads so that each device holds exactly those of its own queries
         copies = ways // num_kv_heads if ways % num_kv_heads == 0 else num_heads // num_kv_heads
         key, value = jnp.repeat(key, copies, axis=2), jnp.repeat(value, copies, axis=2)
     by_head = P(layout.rules["batch"], None, layout.rules["heads"], None)

@@ -1,6 +1,6 @@
-"""One decoder for Gemma 2, Gemma 3 and LLaMA 3: NNX modules whose layers are stacked and scanned.
+"""One decoder for Gemma 2, Gemma 3 and LLaMA 3: Flax NNX modules with stacked, scanned layers.
 
-Shape letters as in attention.py. Arithmetic runs in the parameters' own type: cast them before the call.
+Shape letters as in attention.py. Computes in the parameters' dtype; cast them first, or pass compute_dtype.
 """
 
 import functools
@@ -15,8 +15,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from tpt_jax.models.architecture import ModelConfig
-from tpt_jax.models.attention import KVCache, attend, attend_past, rope_frequencies, rotate, segment_mask, softcap
-from tpt_jax.models.embedding import look_up
+from tpt_jax.models.attention import KVCache, attend, attend_cached, rope_frequencies, rotate, segment_mask, softcap
+from tpt_jax.models.embedding import embedding_lookup
 from tpt_jax.models.self_attention import SPLASH_RESIDUALS, Kernel, self_attention
 from tpt_jax.runtime.sharding import Layout, LogicalAxes
 
@@ -24,9 +24,9 @@ Remat = Literal["none", "dots", "full"]
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 KeysAndValues = tuple[Float[Array, "L B T K H"], Float[Array, "L B T K H"]]
 
-LAYER_WEIGHTS = "layer_weights"  # in a rematerialisation policy
-# What the backward pass need not compute anew. A layer's weights it takes out of the stack again in any case.
-KEPT: Mapping[Remat, Any] = {
+LAYER_WEIGHTS = "layer_weights"  # checkpoint name of one layer's slice of the stacked weights
+# What is saved for the backward pass. No policy saves a layer's weights: they are sliced from the stack again.
+REMAT_POLICIES: Mapping[Remat, Any] = {
     "none": jax.checkpoint_policies.save_anything_except_these_names(LAYER_WEIGHTS),
     "dots": jax.checkpoint_policies.save_from_both_policies(
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -42,13 +42,13 @@ def _weight(rngs: nnx.Rngs, shape: tuple[int, ...], axes: LogicalAxes, fan_in: i
 
 
 def _norm_scale(config: ModelConfig, *shape: int) -> nnx.Param:
-    # Gemma stores w of 1 + w, LLaMA stores the scale itself; either starts as a scale of one.
+    # Gemma stores w and scales by 1 + w; LLaMA stores the scale. Both start at a scale of one.
     start = jnp.zeros if config.is_gemma else jnp.ones
     return nnx.Param(start(shape, jnp.float32), logical_axes=(*("layers" for _ in shape[1:]), "norm"))
 
 
 def rms_norm(x: Float[Array, "... D"], scale: Float[Array, " D"], config: ModelConfig) -> Float[Array, "... D"]:
-    """Root-mean-square norm in fp32, Gemma's with 1 + w (as in the published implementations of each family)."""
+    """Root-mean-square norm in fp32; the scale is 1 + w for Gemma, w for LLaMA, as in their published code."""
     wide = x.astype(jnp.float32)
     wide = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + config.norm_eps)
     scale = jnp.expand_dims(scale.astype(jnp.float32), tuple(range(x.ndim - 1)))
@@ -56,7 +56,7 @@ def rms_norm(x: Float[Array, "... D"], scale: Float[Array, " D"], config: ModelC
 
 
 class Layers(nnx.Module):
-    """All decoder layers: every weight has a leading layer axis, and a scan hands one slice at a time to `apply`."""
+    """All decoder layers: weights have a leading layer axis; the layer scan calls `apply` on one slice at a time."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         L, D, F = config.num_layers, config.embed_dim, config.mlp_dim  # noqa: N806
@@ -86,10 +86,11 @@ class Layers(nnx.Module):
         attend: Attend,
         layout: Layout,
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
-        """One layer (the slice that the scan holds): its output, and the keys and values that it made.
+        """Applies one layer, whose weights have no layer axis; returns its output and its keys and values.
 
         Args:
-          window: of this layer, None for a global one; `attend` keeps to it, rotary positions depend on it.
+          window: the layer's sliding window, None for a global layer; selects the rotary frequencies.
+          attend: this layer's attention, which applies the window.
         """
         config = self.config
         frequencies = rope_frequencies(config, window)
@@ -120,13 +121,14 @@ def _gelu(x: jax.Array) -> jax.Array:
     return jax.nn.gelu(x, approximate=True)
 
 
-def _after_prefix(prefix: Float[Array, "K P H"], own: Float[Array, "B T K H"]) -> Float[Array, "B P+T K H"]:
-    before = jnp.broadcast_to(prefix.swapaxes(0, 1)[None], (len(own), prefix.shape[1], *own.shape[2:]))
-    return jnp.concatenate([before.astype(own.dtype), own], axis=1)
+def _prepend_prefix(prefix: Float[Array, "K P H"], entries: Float[Array, "B T K H"]) -> Float[Array, "B P+T K H"]:
+    shape = (len(entries), prefix.shape[1], *entries.shape[2:])
+    batched = jnp.broadcast_to(prefix.swapaxes(0, 1)[None], shape)
+    return jnp.concatenate([batched.astype(entries.dtype), entries], axis=1)
 
 
-def _first_entries(past: KVCache, layer: Int[Array, ""], size: int) -> KVCache:
-    """One layer's first entries of stacked ones: a slice of the layer alone, so that nothing else is read or copied."""
+def _first_entries(cache: KVCache, layer: Int[Array, ""], size: int) -> KVCache:
+    """The first `size` entries of one layer of a stacked cache; a single slice, so nothing else is read or copied."""
 
     def read(stacked: jax.Array) -> jax.Array:
         shape = list(stacked.shape[1:])
@@ -134,24 +136,33 @@ def _first_entries(past: KVCache, layer: Int[Array, ""], size: int) -> KVCache:
         start = (layer, *(jnp.zeros_like(layer) for _ in shape))
         return jax.lax.dynamic_slice(stacked, start, (1, *shape))[0]
 
-    entry_axis = past.key.ndim - 3  # of [L, B, K, S, H] or [L, K, S, H], without L
-    return jax.tree.map(read, past)
+    entry_axis = cache.key.ndim - 3  # of S in [L, B, K, S, H] or [L, K, S, H], after L is indexed away
+    return jax.tree.map(read, cache)
 
 
-def _with_last_turn(made: list, last: list) -> list:
-    """What each place of the period made in whole turns, stacked, and in a last turn that is cut short."""
+def _append_remainder(stacked: list, remainder: list) -> list:
+    """Appends the keys and values of the layers after the last full period to those stacked by the scan.
+
+    Args:
+      stacked: for each layer of the period, one row per full period.
+      remainder: for the first layers of the period, one row each.
+    """
     extended = [
-        jax.tree.map(lambda stacked, one: jnp.concatenate([stacked, one[None]]), *both)
-        for both in zip(made, last, strict=False)
+        jax.tree.map(lambda rows, row: jnp.concatenate([rows, row[None]]), *pair)
+        for pair in zip(stacked, remainder, strict=False)
     ]
-    return extended + made[len(last) :]
+    return extended + stacked[len(remainder) :]
 
 
 def _sees(positions: Int[Array, " B"], entries: Int[Array, "B S"], window: int | None) -> Bool[Array, "B S"]:
-    """Whether a token at each position sees each entry: one of an earlier position, inside the window."""
+    """Mask of the cache entries that a token at each position sees: earlier positions within the window.
+
+    Args:
+      entries: each entry's position, negative for an empty one.
+    """
     distance = positions[:, None] - entries
-    seen = (entries >= 0) & (distance > 0)
-    return seen if window is None else seen & (distance < window)
+    mask = (entries >= 0) & (distance > 0)
+    return mask if window is None else mask & (distance < window)
 
 
 class Transformer(nnx.Module):
@@ -160,7 +171,7 @@ class Transformer(nnx.Module):
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         V, D = config.vocab_size, config.embed_dim  # noqa: N806
         self.config = config
-        # A tied table is also the output projection: rows of norm about one give logits of order one.
+        # A tied table is also the output projection: rows of norm about 1 give logits of order 1.
         self.embedding = _weight(rngs, (V, D), ("vocab", "embed"), D)
         self.layers = Layers(config, rngs)
         self.final_norm = _norm_scale(config, D)
@@ -182,15 +193,15 @@ class Transformer(nnx.Module):
 
         Args:
           tokens: token ids.
-          positions: of each token in its own segment, from 0.
-          segment_ids: tokens see earlier tokens of their own segment only; by custom 0 marks padding.
-          layout: the sharding of activations.
-          kernel: how attention is computed.
-          remat: what the backward pass computes anew: nothing, all but matrix products, or everything.
-          compute_dtype: weights are cast to it; None for their own type.
+          positions: each token's position in its segment, from 0.
+          segment_ids: tokens see earlier tokens of their own segment only; by convention 0 is padding.
+          layout: sharding of activations.
+          kernel: attention implementation.
+          remat: what the backward pass recomputes: nothing, all but matrix products, or everything.
+          compute_dtype: dtype that weights are cast to; None for their own.
         """
 
-        def attend_own(window: int | None) -> Attend:
+        def make_attend(window: int | None) -> Attend:
             def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
                 options: Any = {"window": window, "config": self.config, "layout": layout, "kernel": kernel}
                 return self_attention(query, key, value, segment_ids, **options)
@@ -199,7 +210,7 @@ class Transformer(nnx.Module):
 
         dtype = jnp.dtype(compute_dtype or self.embedding[...].dtype)
         x = self._embed(tokens, layout, dtype)
-        x = self._scan(x, positions, attend_own, layout=layout, remat=remat)
+        x = self._scan(x, positions, make_attend, layout=layout, remat=remat)
         return rms_norm(x, self.final_norm[...], self.config)
 
     def prefill(
@@ -211,157 +222,168 @@ class Transformer(nnx.Module):
         layout: Layout,
         prefix: Sequence[KVCache] | None = None,
     ) -> list[KeysAndValues]:
-        """The keys and values that every layer makes of the tokens, for each layer of the config's period.
+        """Keys and values of the tokens: one stacked pair for each layer of the config's period.
 
         Args:
-          prefix: what tokens before all of these left, for each layer of the period: keys and values [L, K, P, H] of
-            the positions 0 to P - 1.
+          prefix: KV caches [L, K, P, H] of a prefix shared by all sequences, at positions 0 to P - 1, one for each
+            layer of the period.
         """
         length = prefix[0].key.shape[2] if prefix else 0
         prefix_positions = jnp.broadcast_to(jnp.arange(length, dtype=positions.dtype), (len(tokens), length))
         key_positions = jnp.concatenate([prefix_positions, positions], axis=1)
         distance = positions[:, :, None] - key_positions[:, None, :]
-        seen = jnp.concatenate([jnp.ones((*tokens.shape, length), bool), segment_mask(segment_ids)], axis=2)
+        mask = jnp.concatenate([jnp.ones((*tokens.shape, length), bool), segment_mask(segment_ids)], axis=2)
 
-        def attend_all(place: int, turn: jax.Array) -> Attend:
-            window = self.config.windows[place]
+        def make_attend(index: int, period: jax.Array) -> Attend:
+            window = self.config.windows[index]
 
-            def over_prefix_and_own(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+            def attend_with_prefix(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
                 if prefix:
-                    key = _after_prefix(prefix[place].key[turn], key)
-                    value = _after_prefix(prefix[place].value[turn], value)
-                return attend(query, key, value, seen if window is None else seen & (distance < window), self.config)
+                    key = _prepend_prefix(prefix[index].key[period], key)
+                    value = _prepend_prefix(prefix[index].value[period], value)
+                return attend(query, key, value, mask if window is None else mask & (distance < window), self.config)
 
-            return over_prefix_and_own
+            return attend_with_prefix
 
         x = self._embed(tokens, layout, self.embedding[...].dtype)
-        return self._read(x, positions, attend_all, layout=layout)[1]
+        return self._scan_inference(x, positions, make_attend, layout=layout)[1]
 
     def _scan(
         self,
         x: Float[Array, "B T D"],
         positions: Int[Array, "B T"],
-        attention: Callable[[int | None], Attend],
+        make_attend: Callable[[int | None], Attend],
         *,
         layout: Layout,
         remat: Remat,
     ) -> Float[Array, "B T D"]:
-        """All layers, one period a turn, to take gradients of.
+        """Runs all layers, one period per scan iteration; differentiable.
 
         Args:
-          attention: of layers with this window.
+          make_attend: the attention of layers with this window.
         """
         config, period = self.config, self.config.period
         graph, weights = nnx.split(self.layers)
-        # Cast at once: XLA would move the casts out of the loop anyway, and so gradients are stacked in x's type.
+        # Cast before the scan: XLA would hoist the casts anyway, and gradients are then stacked in x's dtype.
         weights = jax.tree.map(lambda weight: weight.astype(x.dtype), weights)
-        whole = config.turns * period
-        by_turn = jax.tree.map(lambda weight: weight[:whole].reshape(-1, period, *weight.shape[1:]), weights)
-        left = jax.tree.map(lambda weight: weight[whole:], weights)
+        num_scanned = config.num_periods * period
+        scanned = jax.tree.map(lambda weight: weight[:num_scanned].reshape(-1, period, *weight.shape[1:]), weights)
+        remainder = jax.tree.map(lambda weight: weight[num_scanned:], weights)
 
-        def layer(x: jax.Array, weights: nnx.State, place: int) -> jax.Array:
-            own = jax.tree.map(lambda weight: checkpoint_name(weight[place], LAYER_WEIGHTS), weights)
-            window = config.windows[place]
-            return nnx.merge(graph, own).apply(x, positions, window, attention(window), layout)[0]
+        def layer(x: jax.Array, weights: nnx.State, index: int) -> jax.Array:
+            layer_weights = jax.tree.map(lambda weight: checkpoint_name(weight[index], LAYER_WEIGHTS), weights)
+            window = config.windows[index]
+            return nnx.merge(graph, layer_weights).apply(x, positions, window, make_attend(window), layout)[0]
 
-        def layers(x: jax.Array, weights: nnx.State, places: int, *, in_loop: bool) -> jax.Array:
-            for place in range(places):
-                # Forward and backward loops are apart. Without a loop XLA would keep what is to be computed anew.
-                options: Any = {"policy": KEPT[remat], "prevent_cse": not in_loop}
-                x = jax.checkpoint(functools.partial(layer, place=place), **options)(x, weights)
+        def layers(x: jax.Array, weights: nnx.State, count: int, *, in_loop: bool) -> jax.Array:
+            for index in range(count):
+                # In a loop the forward and backward passes are separate anyway. Outside one, XLA's common
+                # subexpression elimination would keep the values that should be recomputed.
+                options: Any = {"policy": REMAT_POLICIES[remat], "prevent_cse": not in_loop}
+                x = jax.checkpoint(functools.partial(layer, index=index), **options)(x, weights)
             return x
 
-        x, _ = jax.lax.scan(lambda x, weights: (layers(x, weights, period, in_loop=True), None), x, by_turn)
-        return layers(x, left, config.num_layers - whole, in_loop=False)
+        x, _ = jax.lax.scan(lambda x, weights: (layers(x, weights, period, in_loop=True), None), x, scanned)
+        return layers(x, remainder, config.num_layers - num_scanned, in_loop=False)
 
-    def _read(
+    def _scan_inference(
         self,
         x: Float[Array, "B T D"],
         positions: Int[Array, "B T"],
-        attention: Callable[[int, Int[Array, ""]], Attend],
+        make_attend: Callable[[int, Int[Array, ""]], Attend],
         *,
         layout: Layout,
     ) -> tuple[Float[Array, "B T D"], list[KeysAndValues]]:
-        """All layers, one period a turn, without gradients; and the keys and values that they make.
+        """Runs all layers, one period per scan iteration, without gradients; also returns their keys and values.
 
         Args:
-          attention: of the layer at a place of the period, in a turn.
+          make_attend: the attention of the layer at an index within the period, in a numbered period.
         """
-        config, period = self.config, self.config.period
+        config, length = self.config, self.config.period
         graph, weights = nnx.split(self.layers)
 
-        def layers(x: jax.Array, turn: jax.Array, places: int = period) -> tuple[jax.Array, list]:
-            made = []
-            for place in range(places):
-                at_layer = turn * period + place
-                layer = nnx.merge(graph, jax.tree.map(lambda weight, at=at_layer: weight[at], weights))
-                x, *new = layer.apply(x, positions, config.windows[place], attention(place, turn), layout)
-                made.append(tuple(new))
-            return x, made
+        def layers(x: jax.Array, period: jax.Array, count: int = length) -> tuple[jax.Array, list]:
+            entries = []
+            for index in range(count):
+                number = period * length + index
+                layer = nnx.merge(graph, jax.tree.map(lambda weight, number=number: weight[number], weights))
+                x, key, value = layer.apply(x, positions, config.windows[index], make_attend(index, period), layout)
+                entries.append((key, value))
+            return x, entries
 
-        # Weights and caches are closed over and sliced by the layer: as scan inputs of a period they would be copied.
-        x, made = jax.lax.scan(layers, x, jnp.arange(config.turns, dtype=jnp.int32))
-        x, last = layers(x, jnp.int32(config.turns), config.num_layers % period)
-        return x, _with_last_turn(made, last)
+        # Weights and caches are closed over and sliced per layer; as scan inputs, each period's slice would be copied.
+        x, stacked = jax.lax.scan(layers, x, jnp.arange(config.num_periods, dtype=jnp.int32))
+        x, remainder = layers(x, jnp.int32(config.num_periods), config.num_layers % length)
+        return x, _append_remainder(stacked, remainder)
 
     def decode(
         self,
         tokens: Int[Array, " B"],
         positions: Int[Array, " B"],
-        pasts: Sequence[Sequence[tuple[KVCache, Int[Array, "B S"]]]],
+        kv_caches: Sequence[Sequence[tuple[KVCache, Int[Array, "B S"]]]],
         *,
         layout: Layout,
     ) -> tuple[Float[Array, "B D"], list[tuple[Float[Array, "L B K H"], Float[Array, "L B K H"]]]]:
-        """One more token for each sequence.
+        """One decode step: processes the newest token of each sequence.
 
         Args:
           tokens, positions: the newest token of each sequence and its position.
-          pasts: for each layer of the config's period, what earlier tokens left in it and in those that follow by whole
-            periods, in one or several parts, only read; each with the positions of its first S entries, negative where
-            one is empty. What lies beyond S is not read.
+          kv_caches: for each layer of the config's period, one or more read-only caches of the earlier tokens (such as
+            a sequence's own and a shared prefix's), stacked over the layers at that index of every period. Each comes
+            with the positions of its first S entries, negative for an empty entry; entries beyond S are not read.
 
         Returns:
-          The final hidden state, and for each layer of the period the keys and values for the caller to write.
+          The final hidden state and, for each layer of the period, the new keys and values for the caller to write.
         """
 
-        def over_pasts(place: int, turn: jax.Array) -> Attend:
-            window = self.config.windows[place]
-            seen = [
-                (_first_entries(past, turn, entries.shape[1]), _sees(positions, entries, window))
-                for past, entries in pasts[place]
+        def make_attend(index: int, period: jax.Array) -> Attend:
+            window = self.config.windows[index]
+            masked_caches = [
+                (_first_entries(cache, period, entries.shape[1]), _sees(positions, entries, window))
+                for cache, entries in kv_caches[index]
             ]
-            return lambda query, key, value: attend_past(query, key, value, seen, self.config)
+            return lambda query, key, value: attend_cached(query, key, value, masked_caches, self.config)
 
         x = self._embed(tokens[:, None], layout, self.embedding[...].dtype)
-        x, made = self._read(x, positions[:, None], over_pasts, layout=layout)
+        x, new_entries = self._scan_inference(x, positions[:, None], make_attend, layout=layout)
         hidden = rms_norm(x[:, 0], self.final_norm[...], self.config)
-        return hidden, [(key[:, :, 0], value[:, :, 0]) for key, value in made]
+        return hidden, [(key[:, :, 0], value[:, :, 0]) for key, value in new_entries]
 
     @property
     def output_table(self) -> Float[Array, "V D"]:
-        """The output projection: the embedding itself where the two are tied."""
+        """The output projection; with tied embeddings, the embedding table."""
         return (self.embedding if self.config.tie_embeddings else self.unembedding)[...]
 
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
-        """Next-token scores in fp32, soft-capped where the family does."""
+        """Next-token logits in fp32, soft-capped if the config has final_softcap."""
         scores = jnp.einsum("...D,VD->...V", hidden, self.output_table, preferred_element_type=jnp.float32)
         return softcap(scores, self.config.final_softcap)
 
     def _embed(self, tokens: jax.Array, layout: Layout, dtype: jnp.dtype) -> Float[Array, "B T D"]:
-        x = look_up(self.embedding[...], tokens, layout, dtype)
+        x = embedding_lookup(self.embedding[...], tokens, layout, dtype)
         if self.config.is_gemma:
-            x = x * jnp.asarray(math.sqrt(self.config.embed_dim), x.dtype)  # rounded to x's type, as Gemma was trained
+            x = x * jnp.asarray(math.sqrt(self.config.embed_dim), x.dtype)  # rounded to x's dtype, as in training
         return layout.constrain(x, "batch", None, None)
 
 
 def abstract_parameters(config: ModelConfig) -> tuple[nnx.GraphDef[Transformer], nnx.State]:
-    """The decoder's structure and the shapes of its parameters; no memory is taken, whatever the size."""
+    """The decoder's graph and the shapes of its parameters, without allocating them."""
     model = nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
     return nnx.split(model)
 
 
+def initialize_parameters(config: ModelConfig, layout: Layout, seed: int) -> nnx.State:
+    """Random fp32 parameters, created directly in their shards; the same values on every mesh."""
+
+    def initialize(key: jax.Array) -> nnx.State:
+        return nnx.split(Transformer(config, rngs=nnx.Rngs(params=key)))[1]
+
+    shardings = layout.shardings(abstract_parameters(config)[1])
+    return jax.jit(initialize, out_shardings=shardings)(jax.random.key(seed))
+
+
 def place_abstract(abstract: nnx.State, layout: Layout, dtype: Any = jnp.float32) -> nnx.State:
-    """Shapes with shardings, to compile from or to restore into."""
+    """Adds dtype and shardings to abstract parameters, to compile from or restore into."""
 
     def place(weight: jax.ShapeDtypeStruct, sharding: jax.sharding.NamedSharding) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(weight.shape, dtype, sharding=sharding)
