@@ -1,23 +1,23 @@
-"""Programs judged by tests. A program runs in the sandbox, and what is expected of it is never where it runs.
+"""Judges programs by tests. Programs run in the sandbox, and expected results never enter the process they run in.
 
 A question's `data` has one of two forms:
 
   {"tests": ["assert add(2, 3) == 5", ...], "setup": ..., "prompt": ..., "entry_point": ...}
-      Statements that call the program's functions. Optional: `setup`, statements that come before them; `prompt`, the
-      beginning of the program, where the task is to go on from it; `entry_point`, a function that the tests call though
-      it has a name of Python's own.
+      Statements that call the program's functions. Optional: `setup`, statements to run before the tests; `prompt`, the
+      start of the program, if the task is to complete it; `entry_point`, a function the tests call that shares its name
+      with a Python builtin.
   {"inputs": ["2 3", ...], "outputs": ["5", ...]}
-      Texts for standard input, and what standard output is to hold, compared word by word as judges of programming
-      contests do; numbers that are written with a decimal point within 1e-6.
+      Standard inputs and the expected standard outputs, compared word by word as programming contests do; numbers
+      expected with a decimal point may differ by 1e-6.
 
-The tests of the first form run in a sandboxed process of their own and call the program's functions through a pipe, by
-plain values (harness.py). A program can therefore leave early, patch builtins, look through its frames, return objects
-that are equal to everything or write what it likes: the tests see values, compare them themselves, and have passed
-when their own process says so. What is left to a program that cheats: it sees what it is called with, and can answer
-from a table. Because values are copied, tests do not see what a program changes in its arguments.
+Tests of the first form run in a second sandboxed process and call the program's functions over a pipe, exchanging plain
+values (harness.py). Exiting early, patching builtins, walking stack frames, returning objects that equal everything or
+writing to any file descriptor does not help a program: the tests receive values, compare them in their own process, and
+pass only if that process says so. One cheat remains: a program sees its arguments and may look answers up in a table.
+Values are copied, so tests cannot see a program modify its arguments.
 
-Whether tests can be used at all is a question's matter and not a program's: it is found by a rehearsal, with a stand-in
-for all that the tests call, before the completion is read.
+Whether the tests are usable depends on the question alone. A dry run, with a placeholder for everything the tests call,
+finds out before the completion is read.
 """
 
 import contextlib
@@ -32,22 +32,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tpt_jax.checks.code import harness, sandbox
-from tpt_jax.checks.code.extract import Program, asked_names, bound_names, find_program, parse
+from tpt_jax.checks.code.extract import Program, bound_names, find_program, parse, undefined_names
 from tpt_jax.checks.code.sandbox import Limits, Process
 from tpt_jax.errors import MachineError
 from tpt_jax.records import Question, Verdict
 
-UNREADABLE = "unreadable tests"
+UNREADABLE_TESTS = "unreadable tests"
 LIMITS = Limits()
-REHEARSAL = Limits(seconds=1.0)
+DRY_RUN_LIMITS = Limits(seconds=1.0)
 TOLERANCE = 1e-6
+MAX_NUMBER_CHARACTERS = 400
 DECIMAL = re.compile(r"[+-]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][+-]?\d+)?", re.ASCII)
 
-# What the process that runs the tests says at its end; ENDED: the program's own end tells why.
+# Verdict reasons by exit status of the tests' process. After ENDED, the program's own exit gives the reason.
 REASONS: Mapping[int, str] = {
     harness.FAILED: "failed test",
     harness.RAISED: "error",
-    harness.UNUSABLE: "error",  # by what the program does alone: the rehearsal went well
+    harness.UNUSABLE: "error",  # the dry run passed, so the program caused it
     harness.MISSING: "function not defined",
 }
 
@@ -56,70 +57,70 @@ REASONS: Mapping[int, str] = {
 class CodeChecker:
     """Runs the program in a completion against the question's tests.
 
-    A verdict's `extracted` is a digest of the program's text: what programs compute cannot be compared, so that a vote
-    (Maj@k) counts programs that are the same but for spaces and comments.
+    A verdict's `extracted` is the program's checksum: majority votes (Maj@k) cannot compare what programs compute, so
+    they count programs that are equal up to whitespace and comments.
     """
 
     sandboxed: bool
 
     def require(self) -> None:
-        """Raises a UserError where the sandbox does not work."""
+        """Raises UserError if the sandbox is needed and does not work."""
         if self.sandboxed:
             sandbox.require()
 
     def __call__(self, question: Question, completion: str) -> Verdict:
-        """Judges; a second time where the machine fails the first.
+        """Judges a completion, retrying once if the machine fails.
 
         Raises:
-          MachineError: it fails again. That is not the trace's fault.
+          MachineError: the machine failed twice; the trace is not to blame.
         """
         with contextlib.suppress(MachineError, OSError):
             return self._judge(question, completion)
         try:
             return self._judge(question, completion)
-        except OSError as error:  # no more files, no room for them
+        except OSError as error:  # out of file descriptors or disk space
             raise MachineError(f"a model's program cannot be run ({error})") from error
 
     def _judge(self, question: Question, completion: str) -> Verdict:
         data = question.data
-        tests, inputs, outputs = (_texts(data.get(key, ())) for key in ("tests", "inputs", "outputs"))
+        tests, inputs, outputs = (_string_list(data.get(key, ())) for key in ("tests", "inputs", "outputs"))
         prompt, setup, entry_point = (str(data.get(key) or "") for key in ("prompt", "setup", "entry_point"))
         if tests is None or inputs is None or outputs is None or len(inputs) != len(outputs):
-            return Verdict.not_known(UNREADABLE)
+            return Verdict.not_known(UNREADABLE_TESTS)
         if not tests and not inputs:
             return Verdict.not_known("no tests")
-        header = parse(prompt)
-        if header is None or None in map(parse, (setup, *tests)):
-            return Verdict.not_known(UNREADABLE)
-        names, modules = asked_names([setup, *tests])
-        names = (names - bound_names(header)) | ({entry_point} if entry_point else set())
+        prompt_tree = parse(prompt)
+        if prompt_tree is None or None in map(parse, (setup, *tests)):
+            return Verdict.not_known(UNREADABLE_TESTS)
+        names, modules = undefined_names([setup, *tests])
+        names = (names - bound_names(prompt_tree)) | ({entry_point} if entry_point else set())
         if tests and not names:
             return Verdict.not_known("tests call no function")
-        before = [*(f"import {module}" for module in sorted(modules)), prompt]
-        given = {"before": before, "names": sorted(names), "tests": [setup, *tests]}
-        if tests and not _are_usable(json.dumps(given), self.sandboxed):
-            return Verdict.not_known(UNREADABLE)
+        preamble = [*(f"import {module}" for module in sorted(modules)), prompt]
+        suite = {"preamble": preamble, "names": sorted(names), "tests": [setup, *tests]}
+        if tests and not _is_usable(json.dumps(suite), self.sandboxed):
+            return Verdict.not_known(UNREADABLE_TESTS)
         program = find_program(completion, names, prompt)
         if not isinstance(program, Program):
             return Verdict.wrong(program)
-        reason = self._test(program.source, given) if tests else self._compare(program.source, inputs, outputs)
+        reason = self._run_tests(program.source, suite) if tests else self._run_inputs(program.source, inputs, outputs)
         if reason:
-            return Verdict.wrong(reason, program.digest)
-        return Verdict(program.digest, strict=program.strict, correct=True)
+            return Verdict.wrong(reason, program.checksum)
+        return Verdict(program.checksum, strict=program.strict, correct=True)
 
-    def _test(self, source: str, given: Mapping[str, Any]) -> str:
-        """Why the program fails the tests; "" where it does not."""
-        ours, theirs = socket.socketpair()
+    def _run_tests(self, source: str, suite: Mapping[str, Any]) -> str:
+        """Returns the reason the program fails the tests, or "" if it passes."""
+        tests_socket, program_socket = socket.socketpair()
         with (
-            ours,
-            theirs,
-            Process("program", LIMITS, sandboxed=self.sandboxed, channel=theirs) as program,
-            Process("tests", LIMITS, sandboxed=self.sandboxed, channel=ours) as tests,
+            tests_socket,
+            program_socket,
+            Process("program", LIMITS, sandboxed=self.sandboxed, channel=program_socket) as program,
+            Process("tests", LIMITS, sandboxed=self.sandboxed, channel=tests_socket) as tests,
         ):
-            ours.close()  # so that each process sees the other's end
-            theirs.close()
-            tests.start({**given, "rehearsal": False})
-            program.start(source)  # last, so that no program is at fault where a process does not start
+            tests_socket.close()  # with our copies closed, each process notices when the other exits
+            program_socket.close()
+            tests.start({**suite, "dry_run": False})
+            program.start(source)  # last: a process that fails to start is never blamed on the program
             deadline = time.monotonic() + LIMITS.seconds
             kind = tests.wait(deadline)
             if tests.status == harness.PASSED:
@@ -129,13 +130,13 @@ class CodeChecker:
             kind = program.wait(deadline)
             return "ended early" if kind == "done" else kind
 
-    def _compare(self, source: str, inputs: Sequence[str], outputs: Sequence[str]) -> str:
-        """Why the program's output is not what is expected; "" where it is."""
+    def _run_inputs(self, source: str, inputs: Sequence[str], outputs: Sequence[str]) -> str:
+        """Returns the reason the program's output differs from the expected one, or "" if they match."""
         for text, expected in zip(inputs, outputs, strict=True):
             outcome = sandbox.run(source, text, LIMITS, sandboxed=self.sandboxed)
             if outcome.kind != "done":
                 return outcome.kind
-            if not same_words(outcome.stdout, expected):
+            if not outputs_match(outcome.stdout, expected):
                 return "failed test"
         return ""
 
@@ -145,39 +146,39 @@ check_code_without_sandbox = CodeChecker(sandboxed=False)
 
 
 @functools.lru_cache(maxsize=1024)  # a question has many traces
-def _are_usable(given: str, sandboxed: bool) -> bool:
-    """Whether a program can be put to the tests: not where they hand it a function or an object of their own.
+def _is_usable(suite: str, sandboxed: bool) -> bool:
+    """Whether a dry run of a test suite (as JSON) succeeds; tests that pass functions or objects cannot be sent.
 
-    So whether a question counts does not depend on the program. Tests that take long are rehearsed as far as they get.
+    The result is the same for every program. A suite that outlasts the time limit counts as usable.
     """
-    with Process("tests", REHEARSAL, sandboxed=sandboxed) as process:
-        process.start({**json.loads(given), "rehearsal": True})
-        process.wait(time.monotonic() + REHEARSAL.seconds)
+    with Process("tests", DRY_RUN_LIMITS, sandboxed=sandboxed) as process:
+        process.start({**json.loads(suite), "dry_run": True})
+        process.wait(time.monotonic() + DRY_RUN_LIMITS.seconds)
         return process.status != harness.UNUSABLE
 
 
-def same_words(output: str, expected: str) -> bool:
-    """Whether two outputs are the same but for spaces, and for 1e-6 in numbers that are expected with a point.
+def outputs_match(output: str, expected: str) -> bool:
+    """Whether outputs match word by word; a number expected with a decimal point may be off by 1e-6.
 
-    Both the difference and the difference in proportion count, as in most contests.
+    An absolute or a relative error within the tolerance suffices, as in most contests.
     """
-    words, wanted = output.split(), expected.split()
-    return len(words) == len(wanted) and all(map(_same_word, words, wanted))
+    words, expected_words = output.split(), expected.split()
+    return len(words) == len(expected_words) and all(map(_words_match, words, expected_words))
 
 
-def _same_word(word: str, wanted: str) -> bool:
-    if word == wanted:
+def _words_match(word: str, expected: str) -> bool:
+    if word == expected:
         return True
-    if not DECIMAL.fullmatch(wanted) or len(word) > 400:
+    if not DECIMAL.fullmatch(expected) or len(word) > MAX_NUMBER_CHARACTERS:
         return False
     try:
-        return math.isclose(float(word), float(wanted), rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+        return math.isclose(float(word), float(expected), rel_tol=TOLERANCE, abs_tol=TOLERANCE)
     except ValueError:
         return False
 
 
-def _texts(value: Any) -> list[str] | None:
-    """A list of texts; None for anything else."""
+def _string_list(value: Any) -> list[str] | None:
+    """Returns a list of strings as a list, and anything else as None."""
     if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
         return None
     return list(value)

@@ -1,4 +1,4 @@
-"""The program in a completion. It is parsed and never run here."""
+"""Finds the program in a completion. Programs are parsed here, never run."""
 
 import ast
 import builtins
@@ -12,108 +12,115 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from tpt_jax.checks.answers.conclusion import conclusion
 
-LONGEST_COMPLETION = 100_000  # characters; nobody's answer to these tasks is longer, and parsing is not quick
+MAX_COMPLETION_CHARACTERS = 100_000  # far above any real answer to these tasks; parsing is slow
 
-_CLOSED = re.compile(r"^[ \t]*(?:`{3,}|~{3,})[ \t]*$", re.MULTILINE)
+_CLOSING_FENCE = re.compile(r"^[ \t]*(?:`{3,}|~{3,})[ \t]*$", re.MULTILINE)
 _FENCE = re.compile(r"(`{3,}(?=[^`]*$)|~{3,})(.*)")
-# Fences that share a line with something else are none to CommonMark; small models write them.
-_OPENED_LATE = re.compile(r"[^`]+```(?:python|py)\s*")
-_CLOSED_LATE = re.compile(r"(\s*[^\s`#'\"][^`]*)```\s*")
-_BEGUN = re.compile(r"\[BEGIN\](.*?)(?:\[DONE\]|\Z)", re.DOTALL)  # as MBPP's own prompts have it
+# CommonMark does not recognise a fence that shares its line with other text, but small models write them.
+_INLINE_OPENING_FENCE = re.compile(r"[^`]+```(?:python|py)\s*")
+_INLINE_CLOSING_FENCE = re.compile(r"(\s*[^\s`#'\"][^`]*)```\s*")
+_BEGIN_DONE = re.compile(r"\[BEGIN\](.*?)(?:\[DONE\]|\Z)", re.DOTALL)  # the format of MBPP's published prompts
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Program:
-    """What a completion is to be judged by.
+    """The program extracted from a completion.
 
     Attributes:
-      strict: it stood in one fenced block of Python, as was asked for.
-      digest: the same for programs that differ in spaces and comments alone.
+      strict: the completion has exactly one fenced block, labelled `python` and closed, as the prompt asks.
+      checksum: of the syntax tree, so equal for programs that differ only in whitespace and comments.
     """
 
     source: str
     strict: bool
-    digest: str
+    checksum: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Block:
     label: str
     text: str
-    closed: bool
+    is_closed: bool
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Part:
-    """A block, or the whole completion, that is Python; `goes_on`: as the end of the header."""
+class _Snippet:
+    """A block, or a whole completion, that parses as Python.
+
+    Attributes:
+      is_body: it is the body of the function at the end of the header.
+      defines: names it binds, in any scope.
+      uses: names it mentions.
+    """
 
     text: str
-    goes_on: bool
-    binds: set[str]
+    is_body: bool
+    defines: set[str]
     uses: set[str]
 
 
 def find_program(completion: str, names: Iterable[str] = (), header: str = "") -> Program | str:
-    """The last fenced block that holds code, or the whole completion if it has no block and is Python; or why none.
+    """Returns the program in a completion, or the verdict reason if there is none.
 
-    Where the block lacks something that other blocks define, those belong to the program too.
+    The program is the last fenced block of code, plus earlier or later blocks that define names it is missing. A
+    completion without blocks may itself be the program.
 
     Args:
-      names: what is going to be called; a block that defines one of them goes before a later one that does not, such as
-        an example of its use.
-      header: the beginning of the program, which the completion defines again or goes on from.
+      names: the names the tests call. A block that defines one of them wins over a later block that does not, for
+        example a usage example.
+      header: the start of the program, which the completion either repeats or continues.
     """
-    if len(completion) > LONGEST_COMPLETION:
+    if len(completion) > MAX_COMPLETION_CHARACTERS:
         return "too long"
-    completion = conclusion(completion, _CLOSED)
-    blocks = list(_fenced_blocks(completion)) or [_Block("", text, False) for text in _BEGUN.findall(completion)]
-    wanted = set(names)
+    completion = conclusion(completion, _CLOSING_FENCE)
+    blocks = list(_fenced_blocks(completion)) or [_Block("", text, False) for text in _BEGIN_DONE.findall(completion)]
+    required = set(names)
     texts = [block.text for block in blocks] or [completion]
-    parts = [part for part in (_part(text, wanted, header) for text in texts) if part is not None]
-    if not parts:
+    snippets = [snippet for text in texts if (snippet := _snippet(text, required, header)) is not None]
+    if not snippets:
         return "syntax error" if blocks else "no code"
-    source = _source(_needed(parts, wanted, header), header)
+    source = _join(_select(snippets, required, header), header)
     tree = parse(source)
     try:
-        plain = ast.unparse(tree) if tree else None
+        normalised = ast.unparse(tree) if tree else None
     except RecursionError:
-        plain = None
-    if plain is None:
+        normalised = None
+    if normalised is None:
         return "syntax error"
-    strict = len(blocks) == 1 and blocks[0].label == "python" and blocks[0].closed
-    return Program(source, strict, hashlib.sha256(plain.encode("utf-8", "surrogatepass")).hexdigest()[:16])
+    strict = len(blocks) == 1 and blocks[0].label == "python" and blocks[0].is_closed
+    return Program(source, strict, hashlib.sha256(normalised.encode("utf-8", "surrogatepass")).hexdigest()[:16])
 
 
 def parse(source: str) -> ast.Module | None:
-    """The syntax tree; None where the text is not Python, or is nested too deeply for a parser."""
+    """Returns the syntax tree, or None if the text is not Python or is nested too deeply to parse."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of "\\d", and whatever else a model writes that is Python all the same
+            warnings.simplefilter("ignore")  # valid code may still warn, for example about the escape "\\d"
             return ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
 
 
-def asked_names(tests: Iterable[str]) -> tuple[set[str], set[str]]:
-    """What tests use and neither define nor have from Python: what a program has to define, and modules to import.
+def undefined_names(tests: Iterable[str]) -> tuple[set[str], set[str]]:
+    """Returns the names that tests use but do not define: those the program must define, and modules to import.
 
-    A module is a name of the standard library's of which an attribute is taken, as in math.isclose(f(2), 0.5): it is
-    the tests' to import, or a program could bring a math of its own.
+    A module is a standard library name whose attribute is read, as in `math.isclose(f(2), 0.5)`. The tests import it
+    themselves, or a program could supply a fake `math`.
     """
     nodes = [node for source in tests for node in ast.walk(parse(source) or ast.Module([], []))]
     used = {node.id for node in nodes if isinstance(node, ast.Name)}
-    used -= set().union(set(dir(builtins)), *map(_bound, nodes))
-    bases = {node.value.id for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)}
-    modules = used & bases & sys.stdlib_module_names
+    used -= set().union(set(dir(builtins)), *map(_bound_by, nodes))
+    owners = {node.value.id for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)}
+    modules = used & owners & sys.stdlib_module_names
     return used - modules, modules
 
 
 def bound_names(tree: ast.AST) -> set[str]:
-    """Every name that is given a value, in whatever scope."""
-    return set().union(*map(_bound, ast.walk(tree)))
+    """Returns every name bound in the tree, in any scope."""
+    return set().union(*map(_bound_by, ast.walk(tree)))
 
 
-def _bound(node: ast.AST) -> set[str]:
+def _bound_by(node: ast.AST) -> set[str]:
     match node:
         case ast.Name(id=name, ctx=ast.Store()) | ast.arg(arg=name) | ast.ExceptHandler(name=str(name)):
             return {name}
@@ -125,10 +132,10 @@ def _bound(node: ast.AST) -> set[str]:
 
 
 def _fenced_blocks(text: str) -> Iterator[_Block]:
-    """The blocks between ``` or ~~~ lines, as CommonMark has them; the last one may be cut off before its end.
+    """Yields the blocks between CommonMark fences (``` or ~~~); the last block may be unclosed.
 
-    Only ``` tells a label: what stands between other fences, or a fence that shares its line, is read, and is not what
-    was asked for.
+    Only a plain ``` fence on its own line yields a label. Blocks with other fences are still read, but the verdict on
+    them is never strict.
     """
     fence, label = "", ""
     lines: list[str] = []
@@ -138,35 +145,36 @@ def _fenced_blocks(text: str) -> Iterator[_Block]:
             fence, lines = match[1], []
             label = match[2].strip().lower() if fence == "```" else ""
         elif fence and match and not match[2] and match[1].startswith(fence):
-            yield _Block(label, "\n".join(lines) + "\n", closed=True)
+            yield _Block(label, "\n".join(lines) + "\n", is_closed=True)
             fence = ""
-        elif not fence and _OPENED_LATE.fullmatch(line):
+        elif not fence and _INLINE_OPENING_FENCE.fullmatch(line):
             fence, lines, label = "```", [], ""
-        elif fence == "```" and (late := _CLOSED_LATE.fullmatch(line)):
-            yield _Block(label, "\n".join([*lines, late[1]]) + "\n", closed=False)
+        elif fence == "```" and (closing := _INLINE_CLOSING_FENCE.fullmatch(line)):
+            yield _Block(label, "\n".join([*lines, closing[1]]) + "\n", is_closed=False)
             fence = ""
         elif fence:
             lines.append(line)
     if fence:
-        yield _Block(label, "\n".join(lines) + "\n", closed=False)
+        yield _Block(label, "\n".join(lines) + "\n", is_closed=False)
 
 
-def _part(text: str, names: set[str], header: str) -> _Part | None:
-    """A text as part of a program; None where it is no Python."""
-    whole = text if parse(text) else textwrap.dedent(text)  # indented with the list that it stands in
-    tree = parse(whole)
-    body = _body(text) if header and (tree is None or not names & bound_names(tree)) else ""
-    if body.strip():
-        whole, tree = body, parse(header + body)
-    if tree is None or not any(map(_does_something, tree.body)):
+def _snippet(text: str, names: set[str], header: str) -> _Snippet | None:
+    """Parses a text as a whole program, or as the body of the header's last function; None if it is neither."""
+    code = text if parse(text) else textwrap.dedent(text)  # a block inside a list item is indented
+    tree = parse(code)
+    body = _leading_body(text) if header and (tree is None or not names & bound_names(tree)) else ""
+    is_body = bool(body.strip())
+    if is_body:
+        code, tree = body, parse(header + body)
+    if tree is None or not any(map(_has_effect, tree.body)):
         return None
     uses = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    binds = set().union(*(_bound(node) for node in ast.walk(tree) if not _is_import_from_elsewhere(node)))
-    return _Part(whole, bool(body.strip()), binds, uses)
+    defines = set().union(*(_bound_by(node) for node in ast.walk(tree) if not _is_third_party_import(node)))
+    return _Snippet(code, is_body, defines, uses)
 
 
-def _is_import_from_elsewhere(node: ast.AST) -> bool:
-    """Whether it imports what Python does not have: "from solution import f" in an example of a program's use."""
+def _is_third_party_import(node: ast.AST) -> bool:
+    """Whether it imports outside the standard library, like "from solution import f" in a usage example."""
     match node:
         case ast.ImportFrom(module=str(module)):
             return module.partition(".")[0] not in sys.stdlib_module_names
@@ -175,38 +183,39 @@ def _is_import_from_elsewhere(node: ast.AST) -> bool:
     return False
 
 
-def _needed(parts: Sequence[_Part], names: set[str], header: str) -> list[_Part]:
-    """The last part that defines one of the names, or else the last; and those that define what is missing then."""
-    chosen = {max(range(len(parts)), key=lambda place: (bool(names & parts[place].binds), place))}
-    there = (set(dir(builtins)) | bound_names(parse(header) or ast.Module([], []))) - names
+def _select(snippets: Sequence[_Snippet], names: set[str], header: str) -> list[_Snippet]:
+    """Selects the last snippet that defines one of the names (or the last of all), and those it depends on."""
+    selected = {max(range(len(snippets)), key=lambda index: (bool(names & snippets[index].defines), index))}
+    predefined = (set(dir(builtins)) | bound_names(parse(header) or ast.Module([], []))) - names
     while True:
-        of_chosen = [parts[place] for place in chosen]
-        missing = names.union(*(part.uses for part in of_chosen)) - there.union(*(part.binds for part in of_chosen))
-        more = {place for place, part in enumerate(parts) if missing & part.binds} - chosen
-        if not more:
-            return [parts[place] for place in sorted(chosen)]
-        chosen |= more
+        used = names.union(*(snippets[index].uses for index in selected))
+        missing = used - predefined.union(*(snippets[index].defines for index in selected))
+        added = {index for index, snippet in enumerate(snippets) if missing & snippet.defines} - selected
+        if not added:
+            return [snippets[index] for index in sorted(selected)]
+        selected |= added
 
 
-def _source(parts: Sequence[_Part], header: str) -> str:
-    """The parts as one program.
+def _join(snippets: Sequence[_Snippet], header: str) -> str:
+    """Joins snippets into one program.
 
-    The header's imports and helpers are there for a program that defines its function again too.
+    The header comes first even if a snippet defines its function again, because the snippet may use its imports.
     """
-    going_on = "".join([part.text for part in parts if part.goes_on][-1:])
-    return "\n".join(text for text in (header + going_on, *(part.text for part in parts if not part.goes_on)) if text)
+    body = "".join([snippet.text for snippet in snippets if snippet.is_body][-1:])
+    definitions = [snippet.text for snippet in snippets if not snippet.is_body]
+    return "\n".join(text for text in (header + body, *definitions) if text)
 
 
-def _body(text: str) -> str:
-    """The lines that go on with a function: up to the first that is not indented."""
-    kept: list[str] = []
+def _leading_body(text: str) -> str:
+    """Returns the lines before the first unindented one: the rest of a function that the header starts."""
+    body: list[str] = []
     for line in text.splitlines():
         if line.strip() and not line[0].isspace():
             break
-        kept.append(line)
-    return "\n".join(kept) + "\n"
+        body.append(line)
+    return "\n".join(body) + "\n"
 
 
-def _does_something(statement: ast.stmt) -> bool:
-    """False for a bare word or number, as which plain prose may parse."""
+def _has_effect(statement: ast.stmt) -> bool:
+    """False for a bare expression such as a word or number: prose may parse as one."""
     return not isinstance(statement, ast.Expr) or isinstance(statement.value, ast.Call | ast.Await)

@@ -1,15 +1,15 @@
-"""What runs in the sandbox around a model's program: started by sandbox.py, never imported.
+"""Runs inside the sandbox around a model's program; sandbox.py starts it.
 
-It is given to Python as text, so that nothing of the project lies in the sandbox, and it imports only what Python has
-loaded in any case, so that it starts in milliseconds. It plays one of three parts:
+sandbox.py passes this file to Python as text, so that no project file is visible in the sandbox: it must stay
+self-contained. It imports only modules that Python loads anyway, so that it starts in milliseconds. It has three roles:
 
   script   runs a program that reads standard input and writes standard output;
-  program  runs a program, then calls its functions for the tests, which run in another process;
-  tests    runs tests, for which the program's functions are names that are sent to the other process.
+  program  runs a program, then calls its functions on behalf of the tests in the other process;
+  tests    runs tests that call the program's functions by name through the other process.
 
-So the tests and the values that they expect are never where the model's program is. Between the two go plain values
-(numbers, texts, lists, dates, ...), each copied and read as what it plainly is, whatever class the program made it of;
-anything else stays where it is, and the tests hold a Remote for it.
+The tests and their expected values are thus never in the process of the model's program. The two exchange plain values
+(numbers, strings, lists, dates, ...). Each is copied as its base type, so a subclass with overridden methods arrives
+as the plain type. Any other object stays in the program's process, and the tests hold a Remote to it.
 """
 
 import builtins
@@ -17,78 +17,78 @@ import os
 import resource
 import sys
 
-TYPE_CHECKING = False  # typing takes as long to import as Python to start
+TYPE_CHECKING = False  # importing typing would double the start-up time
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, NoReturn
 
-# How the process ends, for sandbox.py: apart from what Python and the system use.
+# Exit statuses, chosen apart from those Python and the system use.
 OUT_OF_MEMORY, PASSED, FAILED, RAISED, MISSING, UNUSABLE, ENDED = range(80, 87)
 
-LONGEST_MESSAGE = 2**24  # bytes
-LONGEST_ITERATOR = 100_000  # items
+MAX_MESSAGE_BYTES = 2**24
+MAX_ITERATOR_ITEMS = 100_000
 
 
-class UnpassableError(TypeError):
-    """A value that the tests cannot hand to the program."""
+class UnsendableError(TypeError):
+    """The tests passed the program a value that cannot be copied."""
 
 
 class ProgramError(Exception):
-    """The program raised something; where that was one of Python's own exceptions, this is one of that kind too."""
+    """The program raised an exception; instances also inherit from the builtin exception it is based on."""
 
     def __init__(self, *arguments: "Any"):
-        """Whatever arguments the other kind wants."""
+        """Accepts any arguments, whatever the builtin exception requires."""
 
 
-def error_like(name: str, arguments: "tuple[Any, ...]") -> ProgramError:
-    """What the tests see of an exception of the program's, so that they can expect a ValueError."""
-    # The end of an iteration is no error to `all` and `map`: a test would stop there, and pass.
-    kind = Exception if name.startswith("Stop") else getattr(builtins, name)
-    return type(name, (ProgramError, kind), {})(*arguments)
+def make_program_error(name: str, arguments: "tuple[Any, ...]") -> ProgramError:
+    """Recreates the program's exception in the tests' process, so that tests can expect a ValueError."""
+    # StopIteration would end `all` and `map` without an error, and the test would pass.
+    base = Exception if name.startswith("Stop") else getattr(builtins, name)
+    return type(name, (ProgramError, base), {})(*arguments)
 
 
-# Messages: each value is a letter, a count, ":", and so many bytes, or so many values.
+# Message format: each value is a letter, a count, ":", then that many bytes or that many values.
 
 
 def dump(value: "Any", keep: "Callable[[Any], int]") -> bytes:
-    """Writes a value.
+    """Serialises a value.
 
     Args:
-      keep: gives the handle of a value that is not plain.
+      keep: returns a handle for a value that is not plain.
     """
     if value is None or isinstance(value, bool):
-        return _leaf("v", repr(value).encode())
+        return _dump_bytes("v", repr(value).encode())
     if isinstance(value, int):
-        return _leaf("i", hex(value).encode())
+        return _dump_bytes("i", hex(value).encode())
     if isinstance(value, float):
-        return _leaf("g", float.hex(value).encode())
+        return _dump_bytes("g", float.hex(value).encode())
     if isinstance(value, complex):
-        return _leaf("j", f"{value.real.hex()} {value.imag.hex()}".encode())
+        return _dump_bytes("j", f"{value.real.hex()} {value.imag.hex()}".encode())
     if isinstance(value, str):
-        return _leaf("s", str.encode(value, "utf-8", "surrogatepass"))
+        return _dump_bytes("s", str.encode(value, "utf-8", "surrogatepass"))
     if isinstance(value, bytes | bytearray):
-        return _leaf("b" if isinstance(value, bytes) else "y", bytes(value))
+        return _dump_bytes("b" if isinstance(value, bytes) else "y", bytes(value))
     for letter, kind in _CONTAINERS.items():
         if isinstance(value, kind):
-            return _values(letter, [dump(item, keep) for item in kind.__iter__(value)])
+            return _dump_values(letter, [dump(item, keep) for item in kind.__iter__(value)])
     if isinstance(value, dict):
-        return _values("d", [dump(item, keep) for pair in dict.items(value) for item in pair])
+        return _dump_values("d", [dump(item, keep) for pair in dict.items(value) for item in pair])
     if isinstance(value, range):
-        return _values("r", [dump(item, keep) for item in (value.start, value.stop, value.step)])
-    for name, (module, _, parts) in _MADE.items():
-        if isinstance(value, getattr(sys.modules.get(module), name, ())):  # no values of what has not been imported
-            return _values("m", [dump(part, keep) for part in (name, *parts(value))])
+        return _dump_values("r", [dump(item, keep) for item in (value.start, value.stop, value.step)])
+    for name, (module, _, fields) in _LIBRARY_TYPES.items():
+        if isinstance(value, getattr(sys.modules.get(module), name, ())):  # an unimported module has no instances
+            return _dump_values("m", [dump(field, keep) for field in (name, *fields(value))])
     if hasattr(type(value), "__next__") or isinstance(value, _VIEWS):
-        items = [item for item, _ in zip(value, range(LONGEST_ITERATOR + 1), strict=False)]
-        if len(items) > LONGEST_ITERATOR:
-            raise ValueError("an iterator that does not end")
-        return _values("n", [dump(item, keep) for item in items])
-    return _leaf("o", hex(keep(value)).encode())
+        items = [item for item, _ in zip(value, range(MAX_ITERATOR_ITEMS + 1), strict=False)]
+        if len(items) > MAX_ITERATOR_ITEMS:
+            raise ValueError(f"iterator with more than {MAX_ITERATOR_ITEMS} items")
+        return _dump_values("n", [dump(item, keep) for item in items])
+    return _dump_bytes("o", hex(keep(value)).encode())
 
 
 _CONTAINERS = {"l": list, "t": tuple, "e": set, "z": frozenset}
-# Of the standard library: its module, how a value is made anew, and of what. A datetime is a date, and comes first.
-_MADE: "dict[str, tuple[str, Callable[..., Any], Callable[..., tuple[Any, ...]]]]" = {
+# Standard library types: module, constructor, fields. datetime precedes date, its base class.
+_LIBRARY_TYPES: "dict[str, tuple[str, Callable[..., Any], Callable[..., tuple[Any, ...]]]]" = {
     "deque": ("collections", lambda module: module.deque, lambda value: (list(value), value.maxlen)),
     "Fraction": ("fractions", lambda module: module.Fraction, lambda value: (value.numerator, value.denominator)),
     "Decimal": ("decimal", lambda module: module.Decimal, lambda value: (str(value),)),
@@ -98,39 +98,40 @@ _MADE: "dict[str, tuple[str, Callable[..., Any], Callable[..., tuple[Any, ...]]]
 _VIEWS = (type({}.keys()), type({}.values()), type({}.items()))
 
 
-def _leaf(letter: str, content: bytes) -> bytes:
+def _dump_bytes(letter: str, content: bytes) -> bytes:
     return b"%b%d:%b" % (letter.encode(), len(content), content)
 
 
-def _values(letter: str, values: list[bytes]) -> bytes:
-    return b"%b%d:%b" % (letter.encode(), len(values), b"".join(values))
+def _dump_values(letter: str, dumped: list[bytes]) -> bytes:
+    return b"%b%d:%b" % (letter.encode(), len(dumped), b"".join(dumped))
 
 
 def load(message: bytes, find: "Callable[[int], Any]") -> "Any":
-    """The value that was written.
+    """Deserialises a value.
 
     Args:
-      find: gives what a handle stands for.
+      find: returns the value for a handle.
 
     Raises:
-      Exception: of any kind, where the message is none.
+      Exception: of any type, if the message is malformed.
     """
     value, end = _load(message, 0, find)
     if end != len(message):
-        raise ValueError("more than a value")
+        raise ValueError("bytes after the value")
     return value
 
 
 def _load(message: bytes, start: int, find: "Callable[[int], Any]") -> "tuple[Any, int]":
+    """Reads the value at `start`; returns it and the position after it."""
     letter = chr(message[start])
     colon = message.index(b":", start, start + 20)
     count = int(message[start + 1 : colon])
     if count < 0:
-        raise ValueError("a negative count")
+        raise ValueError("negative count")
     end = colon + 1
     if letter not in "ltezdrnm":
         content, end = message[end : end + count], end + count
-        return find(int(content, 16)) if letter == "o" else _LEAVES[letter](content), end
+        return find(int(content, 16)) if letter == "o" else _LOADERS[letter](content), end
     values = []
     for _ in range(count):
         value, end = _load(message, end, find)
@@ -140,12 +141,12 @@ def _load(message: bytes, start: int, find: "Callable[[int], Any]") -> "tuple[An
     if letter == "r":
         return range(*values), end
     if letter == "m":
-        module, make, _ = _MADE[values[0]]
-        return make(__import__(module))(*values[1:]), end
+        module, constructor, _ = _LIBRARY_TYPES[values[0]]
+        return constructor(__import__(module))(*values[1:]), end
     return iter(values) if letter == "n" else _CONTAINERS[letter](values), end
 
 
-_LEAVES: "dict[str, Callable[[bytes], Any]]" = {
+_LOADERS: "dict[str, Callable[[bytes], Any]]" = {
     **{"b": bytes, "y": bytearray},
     "s": lambda content: content.decode("utf-8", "surrogatepass"),
     "v": {b"None": None, b"True": True, b"False": False}.__getitem__,
@@ -156,44 +157,44 @@ _LEAVES: "dict[str, Callable[[bytes], Any]]" = {
 
 
 def send(pipe: int, message: bytes) -> None:
-    """Sends a message whole.
+    """Sends a message.
 
     Raises:
-      OSError: the other end is gone.
+      OSError: the other end is closed.
     """
-    rest = memoryview(len(message).to_bytes(8, "big") + message)
-    while rest:
-        rest = rest[os.write(pipe, rest) :]
+    unsent = memoryview(len(message).to_bytes(8, "big") + message)
+    while unsent:
+        unsent = unsent[os.write(pipe, unsent) :]
 
 
 def receive(pipe: int) -> bytes:
-    """The next message.
+    """Receives the next message.
 
     Raises:
-      EOFError: the other end is gone.
-      ValueError: the message is too long.
+      EOFError: the other end is closed.
+      ValueError: the message exceeds MAX_MESSAGE_BYTES.
     """
     length = int.from_bytes(_read(pipe, 8), "big")
-    if length > LONGEST_MESSAGE:
-        raise ValueError("too long a message")
+    if length > MAX_MESSAGE_BYTES:
+        raise ValueError(f"message of {length} bytes")
     return _read(pipe, length)
 
 
 def _read(pipe: int, count: int) -> bytes:
     content = bytearray()
     while len(content) < count:
-        part = os.read(pipe, count - len(content))
-        if not part:
+        received = os.read(pipe, count - len(content))
+        if not received:
             raise EOFError
-        content += part
+        content += received
     return bytes(content)
 
 
-# The three parts.
+# The three roles.
 
 
 def new_module(name: str) -> "dict[str, Any]":
-    """The names of a module in which to run something."""
+    """Registers an empty module and returns its namespace."""
     module = type(sys)(name)
     sys.modules[name] = module
     return module.__dict__
@@ -208,7 +209,7 @@ def run_script(source: str) -> None:
 
 
 def serve_program(source: str, pipe: int) -> "NoReturn":
-    """Runs a program, then does for the tests what they ask for."""
+    """Runs a program, then answers the tests' requests."""
     names: dict[str, Any] = {}
     objects: list[Any] = []
 
@@ -220,8 +221,8 @@ def serve_program(source: str, pipe: int) -> "NoReturn":
         if verb == "name":
             return (arguments[0] in names, names.get(arguments[0]))
         if verb == "call":
-            function, positional, named = arguments
-            return function(*positional, **named)
+            function, positional, keywords = arguments
+            return function(*positional, **keywords)
         return _VERBS[verb](*arguments)
 
     try:
@@ -233,7 +234,7 @@ def serve_program(source: str, pipe: int) -> "NoReturn":
                 reply = dump((True, answer(*request)), keep)
             except MemoryError:
                 raise
-            except BaseException as error:  # an exit too: the tests are to know
+            except BaseException as error:  # SystemExit too: the tests must not see it as an answer
                 name = next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "builtins")
                 reply = dump((False, (name, error.args)), keep)
             send(pipe, reply)
@@ -250,10 +251,10 @@ _VERBS = {"get": getattr, "set": setattr, "getitem": lambda value, key: value[ke
 
 
 class Remote:
-    """For the tests: something of the program's that is not a plain value.
+    """The tests' reference to an object in the program's process that is not a plain value.
 
-    It is asked for plain values, as by len and list, and never to compare or to reckon: an object of the program's
-    could be equal to everything. So it is equal to nothing but itself, and neither true nor false.
+    It supports calls, attributes, items and conversions to plain values (len, list, ...), but no comparison or
+    arithmetic: the program's object could claim to equal everything. A Remote equals only itself; bool() of it raises.
     """
 
     __slots__ = ("_ask", "_handle")
@@ -262,11 +263,11 @@ class Remote:
         object.__setattr__(self, "_ask", ask)
         object.__setattr__(self, "_handle", handle)
 
-    def __call__(self, *positional: "Any", **named: "Any") -> "Any":
-        return self._ask("call", self, positional, named)
+    def __call__(self, *positional: "Any", **keywords: "Any") -> "Any":
+        return self._ask("call", self, positional, keywords)
 
     def __getattr__(self, name: str) -> "Any":
-        if name.startswith("__"):  # asked for by Python's own protocols, for which it is an object like any other
+        if name.startswith("__"):  # Python's own protocols must see a plain object
             raise AttributeError(name)
         return self._ask("get", self, name)
 
@@ -274,11 +275,11 @@ class Remote:
         self._ask("set", self, name, value)
 
     def __bool__(self) -> bool:
-        raise TypeError("neither true nor false")
+        raise TypeError("an object of the program has no truth value")
 
 
-class Anything(Remote):
-    """Does for whatever a program could give, where tests are rehearsed without one."""
+class Placeholder(Remote):
+    """Stands in for any value a program could return in a dry run; every operation on it succeeds."""
 
     __slots__ = ()
 
@@ -286,69 +287,69 @@ class Anything(Remote):
         return True
 
 
-_TWO_SIDED = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift")
-_OTHERS = ("eq", "ne", "lt", "le", "gt", "ge", "contains", "neg", "pos", "abs", "invert", "round")
+_BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift")
+_OTHER_OPERATORS = ("eq", "ne", "lt", "le", "gt", "ge", "contains", "neg", "pos", "abs", "invert", "round")
 for _name in ("getitem", *_CONVERSIONS):
     setattr(Remote, f"__{_name}__", lambda self, *rest, verb=_name: self._ask(verb, self, *rest))
-for _name in (*_TWO_SIDED, *(f"r{name}" for name in _TWO_SIDED), *_OTHERS):
-    setattr(Anything, f"__{_name}__", lambda self, *_: self)
+for _name in (*_BINARY, *(f"r{name}" for name in _BINARY), *_OTHER_OPERATORS):
+    setattr(Placeholder, f"__{_name}__", lambda self, *_: self)
 
 
-def _rehearsed(verb: str, anything: Anything) -> "Any":
-    """What a rehearsal replies to a request of the tests."""
+def _dry_run_reply(verb: str, placeholder: Placeholder) -> "Any":
+    """Answers a request of the tests in a dry run."""
     match verb:
         case "name":
-            return True, anything
+            return True, placeholder
         case "iter":
-            return iter([anything])
+            return iter([placeholder])
     convert = _CONVERSIONS.get(verb)
-    return convert("0") if convert else anything  # "0" is what every conversion takes
+    return convert("0") if convert else placeholder  # every conversion accepts "0"
 
 
-def run_tests(given: "dict[str, Any]", pipe: int) -> int:
-    """Runs the tests against the program at the other end, and says how the process is to end.
+def run_tests(suite: "dict[str, Any]", pipe: int) -> int:
+    """Runs the tests against the program at the other end of the pipe, and returns the exit status.
 
-    A rehearsal is without a program, and tells only whether the tests are UNUSABLE, whatever program comes.
+    A dry run has no program. It only finds out whether the tests are UNUSABLE with any program.
     """
 
     def handle(value: "Any") -> int:
         if isinstance(value, Remote):
             return value._handle
-        raise UnpassableError(type(value).__name__)
+        raise UnsendableError(type(value).__name__)
 
     def ask(*request: "Any") -> "Any":
         message = dump(request, handle)
-        if given["rehearsal"]:
-            return _rehearsed(request[0], Anything(ask, 0))
+        if suite["dry_run"]:
+            return _dry_run_reply(request[0], Placeholder(ask, 0))
         send(pipe, message)
         try:
-            done, value = load(receive(pipe), lambda number: Remote(ask, number))
+            succeeded, value = load(receive(pipe), lambda number: Remote(ask, number))
         except (EOFError, OSError):
             raise
         except Exception as error:
-            raise ProgramError("not a reply") from error
-        if not done:
-            raise error_like(*value)
+            raise ProgramError("malformed reply") from error
+        if not succeeded:
+            raise make_program_error(*value)
         return value
 
     try:
         names = new_module("tests")
-        for source in given["before"]:
+        for source in suite["preamble"]:
             exec(source, names)
-        for name in given["names"]:
-            there, value = ask("name", name)
+        for name in suite["names"]:
+            exists, value = ask("name", name)
             names.pop(name, None)
-            if there:
+            if exists:
                 names[name] = value
-            elif hasattr(builtins, name):  # or the tests would go on with Python's own
+            elif hasattr(builtins, name):  # the tests would call the builtin instead
                 return MISSING
-        for source in given["tests"]:
+        for source in suite["tests"]:
             try:
                 exec(source, names)
-            except (UnpassableError, ImportError):
+            except (UnsendableError, ImportError):
                 raise
             except Exception:
-                if not given["rehearsal"]:
+                if not suite["dry_run"]:
                     raise
     except ProgramError:
         return RAISED
@@ -356,54 +357,54 @@ def run_tests(given: "dict[str, Any]", pipe: int) -> int:
         return ENDED
     except NameError:
         return MISSING
-    except (UnpassableError, ImportError):
+    except (UnsendableError, ImportError):
         return UNUSABLE
-    except Exception:  # a failed assertion, or one that cannot even be made of what the program returned
+    except Exception:  # a failed assertion, or one that raises on the program's result
         return FAILED
     return PASSED
 
 
 def set_limits(seconds: int, memory: int, output: int) -> None:
-    """From here on the process has so many seconds of a processor, and so many bytes of memory and of output."""
-    wanted = {
-        resource.RLIMIT_CPU: (seconds, seconds + 1),  # the first is a signal, the second the end
+    """Limits the process: CPU seconds, bytes of address space and bytes of output."""
+    limits = {
+        resource.RLIMIT_CPU: (seconds, seconds + 1),  # SIGXCPU, then SIGKILL
         resource.RLIMIT_FSIZE: (output, output),
         resource.RLIMIT_NOFILE: (64, 64),
         resource.RLIMIT_CORE: (0, 0),
     }
-    if sys.platform == "linux":  # macOS knows the name, and refuses it
-        wanted[resource.RLIMIT_AS] = (memory, memory)
-    for kind, (low, high) in wanted.items():
-        _, most = resource.getrlimit(kind)
-        if most != resource.RLIM_INFINITY:
-            low, high = min(low, most), min(high, most)
-        resource.setrlimit(kind, (low, high))
+    if sys.platform == "linux":  # macOS defines RLIMIT_AS but rejects it
+        limits[resource.RLIMIT_AS] = (memory, memory)
+    for kind, (soft, hard) in limits.items():
+        _, current_hard = resource.getrlimit(kind)
+        if current_hard != resource.RLIM_INFINITY:
+            soft, hard = min(soft, current_hard), min(hard, current_hard)
+        resource.setrlimit(kind, (soft, hard))
 
 
 def watch(control: int) -> None:
-    """Ends this process and its children when the one that started it is gone."""
-    os.read(control, 1)  # nothing is ever sent
+    """Kills this process group when the process that started it exits."""
+    os.read(control, 1)  # nothing is ever sent: it returns when the other end closes
     os.killpg(0, 9)
 
 
 def main() -> None:
-    part, seconds, memory, output, control, channel, watched = sys.argv[1], *map(int, sys.argv[2:])
+    role, seconds, memory, output, control, channel, watch_parent = sys.argv[1], *map(int, sys.argv[2:])
     sys.argv[:] = ["program.py"]
     set_limits(seconds, memory, output)
-    os.write(control, b"+")  # bubblewrap has tied us to its parent's life by now, so that the program may come
-    given = load(receive(control), lambda handle: handle)
-    if watched:
+    os.write(control, b"+")  # ready: if we run under bubblewrap, its --die-with-parent is in force by now
+    payload = load(receive(control), lambda handle: handle)
+    if watch_parent:
         import _thread
 
         _thread.start_new_thread(watch, (control,))
-    for name in ("exit", "quit"):  # of Python's site module, which is not there
+    for name in ("exit", "quit"):  # normally added by the site module, which is off
         setattr(builtins, name, sys.exit)
-    if part == "script":
-        run_script(given)
-    elif part == "program":
-        serve_program(given, channel)
+    if role == "script":
+        run_script(payload)
+    elif role == "program":
+        serve_program(payload, channel)
     else:
-        os._exit(run_tests(given, channel))
+        os._exit(run_tests(payload, channel))
 
 
 if __name__ == "__main__":

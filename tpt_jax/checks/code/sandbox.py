@@ -1,20 +1,22 @@
-"""The sandbox: one Python program written by a model runs where it can do no harm, and its outcome is told by kind.
+"""The sandbox: runs one Python program written by a model, without access to the host, and reports how it ended.
 
-Around the program stand, each enough for most of what a program could try:
+Four layers contain the program, each sufficient against most attacks:
 
-  bubblewrap  namespaces of its own: no network, no other process, no host name; as file system only the interpreter,
-              its standard library and the system's C libraries, all read-only, and /dev/null, zero and urandom. There
-              is no /proc and nothing that can be written: a verdict must not depend on which bubblewrap a host has, and
-              older ones cannot bound a scratch folder. All capabilities dropped, no environment, no terminal.
-  seccomp     the system calls on seccomp.py's list alone: one process with one thread, for limits are kept by process.
-  rlimits     processor time, memory, output, open files (harness.py).
-  wall time   kept here, by killing; whatever kills us kills bubblewrap, and bubblewrap's end is the program's end.
+  bubblewrap  Separate namespaces: no network, no other processes, no host name. The file system holds only the
+              interpreter, its standard library and the system's C libraries, all read-only, and /dev/null, zero and
+              urandom. There is no /proc and nothing is writable: older versions of bubblewrap cannot limit the size of
+              a scratch folder, and a verdict must not depend on the host's version. No capabilities, no terminal, and
+              no environment variables but our own.
+  seccomp     Only the system calls listed in seccomp.py. The program stays a single process with a single thread, as
+              rlimits apply to each process separately.
+  rlimits     CPU time, memory, output, open files (harness.py).
+  wall time   Enforced here by killing. If our process is killed, bubblewrap dies with it, and the program with
+              bubblewrap.
 
-Without the sandbox the rlimits and the wall time are left, and a program runs with the rights of whoever runs us.
+Without the sandbox only the rlimits and the wall time limit remain, and a program has all rights of the current user.
 
-What remains: a hole in the kernel behind a call on the list; that the C libraries' folders can be read; and, where we
-are killed in the milliseconds in which bubblewrap makes its namespaces, a bubblewrap that waits for ever, with no
-program in it.
+Known gaps: kernel bugs behind a listed call; the C library folders are readable; and if our process is killed in the
+few milliseconds while bubblewrap sets up its namespaces, a bubblewrap process without a program may wait forever.
 """
 
 import contextlib
@@ -43,34 +45,32 @@ from tpt_jax.checks.code.seccomp import MACHINES, make_filter
 from tpt_jax.errors import MachineError, UserError
 
 Kind = Literal["done", "error", "time limit", "memory limit", "output limit", "killed"]
-Part = Literal["script", "program", "tests"]
+Role = Literal["script", "program", "tests"]
 
-# Of a machine that is busy with other things. While traces are judged, prune.seconds_per_trace ends a start before.
-SECONDS_TO_START = 30.0
-SECONDS_TO_END = 2.0
+SECONDS_TO_START = 30.0  # for a busy machine; while judging traces, the shorter prune.seconds_per_trace applies first
+SECONDS_TO_EXIT = 2.0
 
-# No site-packages, no path of the user's, no bytecode written, and one order of sets for all: verdicts are repeatable.
-PYTHON = ("-s", "-S", "-P", "-B", "-X", "utf8")
+# No site-packages, user paths or bytecode files. The fixed hash seed gives sets one order, so verdicts are repeatable.
+PYTHON_OPTIONS = ("-s", "-S", "-P", "-B", "-X", "utf8")
 ENVIRONMENT = {"PYTHONHASHSEED": "0"}
 LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64")
 DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
 
-_CHILD = re.compile(rb'"child-pid": (\d+)\s*[,}]')  # in what bubblewrap says of itself, of which there may be half yet
+_CHILD_PID = re.compile(rb'"child-pid": (\d+)\s*[,}]')  # in bubblewrap's --info-fd output, which may be incomplete
 
-INSTEAD = (
+RUN_UNSANDBOXED = (
     "or set prune.run_code_without_sandbox (--run_code_without_sandbox): a model's programs then run with your rights"
 )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Limits:
-    """What a program may take.
+    """Resource limits of one program run.
 
     Attributes:
-      seconds: of one run from its first line to its end, whether it computes or sleeps. Less than
-        prune.seconds_per_trace, so that a slow program costs its own process and not the checker's. Where a question
-        has several inputs, each is a run of so many seconds, and all of them together end with
-        prune.seconds_per_trace, as "time limit" too.
+      seconds: wall time. Keep it below prune.seconds_per_trace, so that a slow program is killed rather than its
+        checker worker. If a question has several inputs, the limit applies to each run, and prune.seconds_per_trace to
+        their total; both give the reason "time limit".
       memory: bytes of address space.
       output: bytes on standard output.
     """
@@ -82,10 +82,11 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a program ended, and what it wrote on standard output; bytes that are not UTF-8 are replaced.
+    """How a program ended and what it wrote.
 
     Attributes:
-      kind: "done" where it ended by itself with status 0; "error" with another status, or an exception.
+      kind: "done" for exit status 0; "error" for another exit status or an exception.
+      stdout: standard output as text; bytes that are not UTF-8 are replaced.
     """
 
     kind: Kind
@@ -95,28 +96,28 @@ class Outcome:
 def run(program: str, stdin: str = "", limits: Limits = Limits(), *, sandboxed: bool = True) -> Outcome:
     """Runs a program as `python program.py` would.
 
-    Both streams are files: nothing has to be read while the program runs, none of it is more than the limit, and no
-    process can keep it open.
+    Standard input and output are files: they need no reader while the program runs, cannot exceed the output limit, and
+    cannot block us because some process holds them open.
     """
-    with tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as output:
-        source.write(stdin.encode("utf-8", "surrogatepass"))
-        source.seek(0)
-        with Process("script", limits, sandboxed=sandboxed, stdin=source, stdout=output) as process:
+    with tempfile.TemporaryFile() as stdin_file, tempfile.TemporaryFile() as stdout_file:
+        stdin_file.write(stdin.encode("utf-8", "surrogatepass"))
+        stdin_file.seek(0)
+        with Process("script", limits, sandboxed=sandboxed, stdin=stdin_file, stdout=stdout_file) as process:
             process.start(program)
             kind = process.wait(time.monotonic() + limits.seconds)
-        output.seek(0)
-        written = output.read(limits.output)
-    if len(written) == limits.output and kind != "time limit":
+        stdout_file.seek(0)
+        output = stdout_file.read(limits.output)
+    if len(output) == limits.output and kind != "time limit":
         kind = "output limit"
-    return Outcome(kind, written.decode("utf-8", "replace"))
+    return Outcome(kind, output.decode("utf-8", "replace"))
 
 
 class Process:
-    """A Python process that plays one part of harness.py; it and all that it started end with the `with` block."""
+    """A Python process in one of harness.py's roles; leaving the `with` block kills it and everything it started."""
 
     def __init__(
         self,
-        part: Part,
+        role: Role,
         limits: Limits,
         *,
         sandboxed: bool,
@@ -124,27 +125,30 @@ class Process:
         stdout: IO[bytes] | int = subprocess.DEVNULL,
         channel: socket.socket | None = None,
     ):
-        """Starts the process; the program starts when it is given.
+        """Launches the process, which waits for `start`.
 
         Args:
-          channel: to the process that plays the other part, where there are two.
+          channel: connects to the process in the other role, if there are two.
 
         Raises:
-          MachineError: it cannot be started.
+          MachineError: the process cannot be launched.
         """
         self.status: int | None = None
-        self._control, theirs = socket.socketpair()
-        passed = [theirs.fileno(), *([channel.fileno()] if channel else [])]
-        numbers = (math.ceil(limits.seconds), limits.memory, limits.output, passed[0], passed[-1], not sandboxed)
-        command = [_interpreter(), *PYTHON, "-c", _harness(), part, *(str(int(number)) for number in numbers)]
-        # A file: of writing to a pipe that nobody reads any more bubblewrap would die, and leave its child waiting.
-        self._info = tempfile.TemporaryFile()  # noqa: SIM115  # until we end
-        with theirs, contextlib.ExitStack() as stack:
+        self._control, child_control = socket.socketpair()
+        control_fd = child_control.fileno()
+        channel_fd = channel.fileno() if channel else control_fd
+        descriptors = {control_fd, channel_fd}
+        numbers = (math.ceil(limits.seconds), limits.memory, limits.output, control_fd, channel_fd, not sandboxed)
+        arguments = [role, *(str(int(number)) for number in numbers)]
+        command = [_interpreter(), *PYTHON_OPTIONS, "-c", _harness_source(), *arguments]
+        # A file, not a pipe: bubblewrap would die writing to a pipe without a reader, and leave its child waiting.
+        self._info = tempfile.TemporaryFile()  # noqa: SIM115  # closed in __exit__
+        with child_control, contextlib.ExitStack() as stack:
             if sandboxed:
-                filter_end = stack.enter_context(_filter())
-                passed += [filter_end.fileno(), self._info.fileno()]
-                options = ["--seccomp", str(filter_end.fileno()), "--info-fd", str(self._info.fileno())]
-                command = [*_bubblewrap(), *options, "--", *command]
+                filter_file = stack.enter_context(_filter_pipe())
+                descriptors |= {filter_file.fileno(), self._info.fileno()}
+                options = ["--seccomp", str(filter_file.fileno()), "--info-fd", str(self._info.fileno())]
+                command = [*_bubblewrap_command(), *options, "--", *command]
             try:
                 self._process = subprocess.Popen(
                     command,
@@ -153,13 +157,13 @@ class Process:
                     stderr=subprocess.DEVNULL,
                     env=ENVIRONMENT,
                     cwd="/",
-                    pass_fds=passed,
+                    pass_fds=sorted(descriptors),
                     start_new_session=True,
                 )
             except OSError as error:
                 self._control.close()
                 self._info.close()
-                raise MachineError(f"a process for a model's program cannot be started ({error})") from error
+                raise MachineError(f"cannot start a process for a model's program ({error})") from error
 
     def __enter__(self) -> Self:
         return self
@@ -171,43 +175,43 @@ class Process:
         try:
             with self._info:
                 if self._process.poll() is None:
-                    self._end_inside()
+                    self._kill_sandboxed_child()
         finally:
-            with contextlib.suppress(ProcessLookupError, PermissionError):  # all of its processes have ended
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # the whole group has exited
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
 
-    def _end_inside(self) -> None:
-        """Ends the program that bubblewrap waits for, and bubblewrap by that.
+    def _kill_sandboxed_child(self) -> None:
+        """Kills the program bubblewrap waits for, so that bubblewrap reaps it and exits.
 
-        If bubblewrap were killed first, the dead program would be left to the machine's init, and a container may have
-        none that reaps.
+        Killing bubblewrap first would leave the dead program to the machine's init, and in a container that init may
+        not reap.
         """
-        child = _CHILD.search(os.pread(self._info.fileno(), 2**12, 0))
-        if child:  # there is a bubblewrap, and it has started
+        child = _CHILD_PID.search(os.pread(self._info.fileno(), 2**12, 0))
+        if child:  # bubblewrap is in use and has started the program
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(child[1]), signal.SIGKILL)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(SECONDS_TO_END)
+                self._process.wait(SECONDS_TO_EXIT)
 
-    def start(self, given: Any) -> None:
-        """Gives the process what to run, once it is there and bound to end when we do.
+    def start(self, payload: Any) -> None:
+        """Sends the process its program or tests, once it reports that it will die with us.
 
         Raises:
-          MachineError: it does not start.
+          MachineError: the process does not start.
         """
         self._control.settimeout(SECONDS_TO_START)
         try:
             if self._control.recv(1) != b"+":
                 raise MachineError("the process for a model's program did not start")
-            message = harness.dump(given, _refuse)
+            message = harness.dump(payload, _reject_object)
             self._control.sendall(len(message).to_bytes(8, "big") + message)
         except OSError as error:
             raise MachineError("the process for a model's program did not start") from error
 
     def wait(self, deadline: float) -> Kind:
-        """How it ended, by time.monotonic() at the latest; the status is in `status`, if it ended in time."""
-        if sys.platform == "linux":  # elsewhere Popen.wait polls, and a process's end is noticed late
+        """Waits for the process to exit, until the deadline on time.monotonic()'s clock; sets `status` if it does."""
+        if sys.platform == "linux":  # Popen.wait polls with a delay and would notice the exit late
             descriptor = os.pidfd_open(self._process.pid)
             poll = select.poll()
             poll.register(descriptor, select.POLLIN)
@@ -228,29 +232,29 @@ def _kind(status: int | None) -> Kind:
     return "error" if status else "done"
 
 
-def _refuse(value: Any) -> int:
-    raise TypeError(f"a process cannot be given anything of type {type(value).__name__}")
+def _reject_object(value: Any) -> int:
+    raise TypeError(f"cannot send a {type(value).__name__} to a process")
 
 
 @functools.cache
-def _harness() -> str:
+def _harness_source() -> str:
     return Path(harness.__file__).read_text(encoding="utf-8")
 
 
 @functools.cache
 def _interpreter() -> str:
-    """The interpreter itself, not a virtual environment's link to it."""
+    """Path of the interpreter itself, not of a virtual environment's link to it."""
     return os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
 
 
 @functools.cache
-def _bubblewrap() -> tuple[str, ...]:
-    """The command, up to the filter; for bubblewrap 0.5 and newer."""
-    base = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix}  # those of a virtual environment are not ours
-    standard = {Path(sysconfig.get_path(name, vars=base)).resolve() for name in ("stdlib", "platstdlib")}
-    readable = dict.fromkeys([*(str(path.parent) for path in sorted(standard)), _interpreter()])
+def _bubblewrap_command() -> tuple[str, ...]:
+    """The command line before --seccomp; needs bubblewrap 0.5 or newer."""
+    base = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix}  # outside any virtual environment
+    library_paths = {Path(sysconfig.get_path(name, vars=base)).resolve() for name in ("stdlib", "platstdlib")}
+    readable = dict.fromkeys([*(str(path.parent) for path in sorted(library_paths)), _interpreter()])
     arguments = ["--unshare-all", "--unshare-user", "--hostname", "sandbox", "--die-with-parent", "--new-session"]
-    arguments.append("--as-pid-1")  # the program is the only process: bubblewrap has nobody to wait for but it
+    arguments.append("--as-pid-1")  # the program is the only process, so bubblewrap needs no init to reap others
     arguments += ["--clearenv", "--cap-drop", "ALL", "--uid", "65534", "--gid", "65534", "--chdir", "/"]
     for name, value in ENVIRONMENT.items():
         arguments += ["--setenv", name, value]
@@ -262,7 +266,7 @@ def _bubblewrap() -> tuple[str, ...]:
     arguments += ["--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
     for path in readable:
         arguments += ["--ro-bind", path, path]
-    hidden = [path / "site-packages" for path in standard if (path / "site-packages").is_dir()]
+    hidden = [path / "site-packages" for path in library_paths if (path / "site-packages").is_dir()]
     for path in hidden:
         arguments += ["--tmpfs", str(path), "--remount-ro", str(path)]
     for device in DEVICES:
@@ -271,24 +275,24 @@ def _bubblewrap() -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def _filter() -> Iterator[IO[bytes]]:
-    """What the filter can be read from; each process reads its own to the end."""
-    reader, writer = os.pipe()
-    with os.fdopen(reader, "rb") as file:
-        with os.fdopen(writer, "wb") as whole:
-            whole.write(make_filter(platform.machine()))
-        yield file
+def _filter_pipe() -> Iterator[IO[bytes]]:
+    """A pipe that holds the seccomp filter. bubblewrap reads it to the end, so each process needs its own."""
+    read_end, write_end = os.pipe()
+    with os.fdopen(read_end, "rb") as reader:
+        with os.fdopen(write_end, "wb") as writer:
+            writer.write(make_filter(platform.machine()))
+        yield reader
 
 
-# Says whether the walls stand, from inside: no other process, no file of the host's, nothing to write on.
+# Checks the sandbox from inside: no other processes, no host files, nothing writable.
 PROBE = """
 import os
-def refused(act, *arguments):
+def refused(function, *arguments):
     try:
-        act(*arguments)
+        function(*arguments)
     except OSError:
         return True
-walls = [
+checks = [
     refused(os.fork),
     refused(os.kill, os.getpid(), 0),
     refused(open, "/etc/passwd"),
@@ -297,50 +301,54 @@ walls = [
     refused(open, "/dev/file", "w"),
     not os.environ.keys() - {"PYTHONHASHSEED", "PWD", "LC_CTYPE"},
 ]
-print("confined" if all(walls) else walls)
+print("confined" if all(checks) else checks)
 """
 
 
 @functools.cache
 def require() -> None:
-    """Makes sure, by running something in it, that the sandbox works on this machine; once a process.
+    """Runs a probe program to check that the sandbox works on this machine; once per process.
 
     Raises:
-      UserError: it does not; says what to install or to set.
+      UserError: it does not work. The message says what to install or set.
     """
     if sys.platform != "linux":
-        raise UserError(f"programs that a model wrote run in a sandbox that only Linux has; use Linux, {INSTEAD}")
+        raise UserError(
+            f"the sandbox for model-written programs needs Linux, and this system is {sys.platform}; use Linux, "
+            f"{RUN_UNSANDBOXED}"
+        )
     if platform.machine() not in MACHINES:
         raise UserError(
-            f"programs that a model wrote run in a sandbox for {' and '.join(MACHINES)}, and this machine is "
-            f"{platform.machine()}; use another, {INSTEAD}"
+            f"the sandbox for model-written programs needs {' or '.join(MACHINES)}, and this machine is "
+            f"{platform.machine()}; use another machine, {RUN_UNSANDBOXED}"
         )
     if shutil.which("bwrap") is None:
         raise UserError(
-            "programs that a model wrote run in a sandbox made by bwrap, which is not installed; run apt-get install "
-            f"bubblewrap, {INSTEAD}"
+            "the sandbox for model-written programs needs bwrap, which is not installed; run apt-get install "
+            f"bubblewrap, {RUN_UNSANDBOXED}"
         )
     try:
         outcome = run(PROBE)
-        said = outcome.stdout.strip() or outcome.kind
+        result = outcome.stdout.strip() or outcome.kind
     except MachineError:
-        said = _complaint()
-    if said != "confined":
+        result = _bubblewrap_error()
+    if result != "confined":
         raise UserError(
-            f"programs that a model wrote run in a sandbox, which does not work here ({said}); let users make user "
+            f"the sandbox for model-written programs does not work here ({result}); allow unprivileged user "
             "namespaces (sysctl kernel.apparmor_restrict_unprivileged_userns=0 on Ubuntu, docker run --security-opt "
-            f"seccomp=unconfined --security-opt apparmor=unconfined in a container), {INSTEAD}"
+            f"seccomp=unconfined --security-opt apparmor=unconfined in a container), {RUN_UNSANDBOXED}"
         )
 
 
-def _complaint() -> str:
-    """What bubblewrap says when it cannot start."""
-    with _filter() as filter_end:
+def _bubblewrap_error() -> str:
+    """Runs an empty program and returns the last line bubblewrap prints, or its exit status."""
+    with _filter_pipe() as filter_file:
+        options = ["--seccomp", str(filter_file.fileno())]
         try:
             result = subprocess.run(
-                [*_bubblewrap(), "--seccomp", str(filter_end.fileno()), "--", _interpreter(), *PYTHON, "-c", ""],
+                [*_bubblewrap_command(), *options, "--", _interpreter(), *PYTHON_OPTIONS, "-c", ""],
                 env=ENVIRONMENT,
-                pass_fds=[filter_end.fileno()],
+                pass_fds=[filter_file.fileno()],
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,

@@ -1,19 +1,19 @@
-"""The system calls that a model's program may make: a filter for the kernel, put together as classic BPF.
+"""The sandbox's allow list of system calls, compiled to a seccomp filter in classic BPF.
 
-The filter is a list of what is allowed, not of what is forbidden: a call that a future kernel adds is refused until
-somebody has thought about it. What is allowed is what one Python thread needs to compute and to read. No process and
-no thread is ever made, nothing is opened to the network, mounted, traced, signalled across processes or created in a
-file system. A refused call says ENOSYS, which is what C libraries fall back from.
+The filter allows listed calls and refuses the rest, so a call added by a future kernel is refused until someone reviews
+it. The list covers what a single Python thread needs to compute and read files. No listed call creates a process or
+thread, uses the network, mounts, traces, or makes, renames or removes files; `open` could create one, but the sandbox's
+file system is read-only. Refused calls return ENOSYS, which makes C libraries fall back to older calls.
 """
 
 import errno
 import struct
 from collections.abc import Mapping
 
-# name: its number on x86_64 and on aarch64 (None: there is none), from the kernel's asm/unistd_64.h and
+# Call numbers on x86_64 and aarch64 (None: aarch64 lacks the call), from the kernel's asm/unistd_64.h and
 # asm-generic/unistd.h.
 CALLS: Mapping[str, tuple[int, int | None]] = {
-    # Files that are open already, and reading others.
+    # Using open files, and opening files to read.
     "read": (0, 63),
     "write": (1, 64),
     "readv": (19, 65),
@@ -50,7 +50,7 @@ CALLS: Mapping[str, tuple[int, int | None]] = {
     "mremap": (25, 216),
     "munmap": (11, 215),
     "madvise": (28, 233),
-    # Time, chance, and its own signals.
+    # Clocks, randomness, and signals to itself.
     "clock_gettime": (228, 113),
     "clock_getres": (229, 114),
     "clock_nanosleep": (230, 115),
@@ -68,7 +68,7 @@ CALLS: Mapping[str, tuple[int, int | None]] = {
     "restart_syscall": (219, 128),
     "sigaltstack": (131, 132),
     "tgkill": (234, 131),
-    # What it is.
+    # Its own identity and limits.
     "getpid": (39, 172),
     "gettid": (186, 178),
     "getppid": (110, 173),
@@ -88,8 +88,8 @@ CALLS: Mapping[str, tuple[int, int | None]] = {
     "prlimit64": (302, 261),
     "sched_getaffinity": (204, 123),
     "sched_yield": (24, 124),
-    # How C programs start, lock and end.
-    "execve": (59, 221),  # bubblewrap starts Python with it after the filter is in force; there is no other program
+    # Process start, locks and exit in the C library.
+    "execve": (59, 221),  # bubblewrap uses it to start Python under the filter; the sandbox has no other executable
     "arch_prctl": (158, None),
     "futex": (202, 98),
     "rseq": (334, 293),
@@ -99,42 +99,45 @@ CALLS: Mapping[str, tuple[int, int | None]] = {
     "exit_group": (231, 94),
 }
 IOCTL = (16, 29)
-IOCTL_COMMANDS = (0x5401, 0x5451)  # TCGETS: is it a terminal; FIOCLEX: close it on exec
+IOCTL_COMMANDS = (0x5401, 0x5451)  # TCGETS (isatty) and FIOCLEX (close on exec)
 
-# The kernel's names for the machines (linux/audit.h), and the column of the table.
+# Audit architecture (linux/audit.h), and the machine's column in CALLS.
 MACHINES: Mapping[str, tuple[int, int]] = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
 
 _LOAD, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x15, 0x06  # BPF_LD|BPF_W|BPF_ABS, BPF_JMP|BPF_JEQ|BPF_K, BPF_RET|BPF_K
-_NUMBER, _MACHINE, _SECOND_ARGUMENT = 0, 4, 24  # where they stand in struct seccomp_data; little-endian: the low half
+_NUMBER, _ARCHITECTURE, _SECOND_ARGUMENT = 0, 4, 24  # offsets in struct seccomp_data; the low half (little-endian)
 _ALLOW, _KILL, _REFUSE = 0x7FFF0000, 0x80000000, 0x00050000 | errno.ENOSYS
 
 
 def make_filter(machine: str) -> bytes:
-    """The filter for a machine, as `bwrap --seccomp` reads it: an array of struct sock_filter.
+    """Builds the filter for a machine in the form `bwrap --seccomp` reads: an array of struct sock_filter.
 
-    A call from another machine's table (32-bit x86 on x86_64) kills the process. The x32 calls of x86_64 have numbers
-    of their own, with bit 30 set, so that none is on the list.
+    A call through another architecture's table (32-bit x86 on x86_64) kills the process. x86_64's x32 calls have bit 30
+    set in their numbers, so none of them matches the list.
 
     Raises:
-      KeyError: we do not know the machine's calls.
+      KeyError: the machine is not in MACHINES.
     """
-    audit, column = MACHINES[machine]
+    architecture, column = MACHINES[machine]
     numbers = [number for calls in CALLS.values() if (number := calls[column]) is not None]
-    # From here on, each comparison jumps to the ALLOW at the end: so many steps forward.
-    commands = [(_JUMP_IF_EQUAL, len(IOCTL_COMMANDS) - index, 0, k) for index, k in enumerate(IOCTL_COMMANDS)]
-    listed = [
-        (_JUMP_IF_EQUAL, len(numbers) - index + len(commands) + 2, 0, number) for index, number in enumerate(numbers)
+    # A match jumps forward to the final ALLOW; the offset counts the instructions to skip.
+    ioctl_checks = [
+        (_JUMP_IF_EQUAL, len(IOCTL_COMMANDS) - index, 0, command) for index, command in enumerate(IOCTL_COMMANDS)
+    ]
+    call_checks = [
+        (_JUMP_IF_EQUAL, len(numbers) - index + len(ioctl_checks) + 2, 0, number)
+        for index, number in enumerate(numbers)
     ]
     program = [
-        (_LOAD, 0, 0, _MACHINE),
-        (_JUMP_IF_EQUAL, 1, 0, audit),
+        (_LOAD, 0, 0, _ARCHITECTURE),
+        (_JUMP_IF_EQUAL, 1, 0, architecture),
         (_RETURN, 0, 0, _KILL),
         (_LOAD, 0, 0, _NUMBER),
-        *listed,
-        (_JUMP_IF_EQUAL, 0, len(commands) + 1, IOCTL[column]),
+        *call_checks,
+        (_JUMP_IF_EQUAL, 0, len(ioctl_checks) + 1, IOCTL[column]),
         (_LOAD, 0, 0, _SECOND_ARGUMENT),
-        *commands,
+        *ioctl_checks,
         (_RETURN, 0, 0, _REFUSE),
         (_RETURN, 0, 0, _ALLOW),
     ]
-    return b"".join(struct.pack("=HBBI", *step) for step in program)
+    return b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
