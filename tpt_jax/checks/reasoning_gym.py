@@ -1,9 +1,9 @@
-"""Answers to reasoning_gym's questions, scored by the library; nothing a model wrote is evaluated.
+"""Checks answers to reasoning_gym questions with the library's own scores. No text from a model is ever evaluated.
 
-A trace is right where the library gives the full mark, partial credit is none, and the answer is nothing but an answer:
-some data sets look for theirs among other things, so that "279 or 5", "-279" and "not 279" have the full mark for 279.
-Therefore a number is compared by us too, an answer that denies itself is none, and FORMS says what an answer has to
-look like where the library does not care. What is left to forgive: rounding where a question asks for decimals.
+A trace is correct if the library gives full marks, without partial credit, and the answer contains nothing else. Some
+of the library's scorers search the text for the reference answer: "279 or 5", "-279" and "not 279" all score in full
+for 279. We therefore also compare numbers ourselves, reject negations and alternatives, and require the patterns in
+ANSWER_FORMATS from data sets with lenient scorers. Only rounding is forgiven, in data sets that ask for decimals.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-# A second to import: while a worker starts, not in the time of its first trace.
+# Takes a second, so import it while a worker starts rather than within the first trace's time limit.
 import reasoning_gym
 
 from tpt_jax.checks.answers.conclusion import conclusion, find_doubt
@@ -24,14 +24,15 @@ from tpt_jax.checks.answers.numeric import parse_number
 from tpt_jax.checks.refused_data_sets import REFUSED
 from tpt_jax.records import Question, Verdict
 
-FULL_MARK = 1.0  # not more either: calendar_arithmetic gives more than that to some wrong answers
-LONGEST_ANSWER = 10_000  # characters; the library's own answers are shorter
-BOARDS = ("arc_agi", "rearc")  # whose boards are compared as tuples; from a file they come as lists
+FULL_SCORE = 1.0  # exactly: calendar_arithmetic scores some wrong answers above 1
+MAX_ANSWER_CHARACTERS = 10_000  # the library's own answers are shorter
 
-ROUNDED = ("power_function", "polynomial_equations")  # whose questions ask for fewer digits than the reference has
-WORDS = ("letter_jumble", "word_sorting", "figlet_font")  # whose superfluous letters and words the library ignores
+# Data sets by special treatment.
+GRID_DATASETS = ("arc_agi", "rearc")  # scorers compare grids as tuples, but JSON files hold lists
+ROUNDED_DATASETS = ("power_function", "polynomial_equations")  # questions ask for fewer digits than the reference has
+WORD_DATASETS = ("letter_jumble", "word_sorting", "figlet_font")  # scorers ignore extra letters and words
 _ASSIGNMENT = r"[\w'-]+ is an? \w+"
-FORMS: Mapping[str, re.Pattern[str]] = {
+ANSWER_FORMATS: Mapping[str, re.Pattern[str]] = {
     "fraction_simplification": re.compile(r"\$?(?:\\d?frac\s*\{\s*\d+\s*\}\s*\{\s*\d+\s*\}|\d+\s*/\s*\d+)\$?"),
     "kakurasu": re.compile(r"[01\s,\[\]]+"),
     "knights_knaves": re.compile(rf"{_ASSIGNMENT}(?:(?:,|,? and) {_ASSIGNMENT})*\.?"),
@@ -41,17 +42,17 @@ FORMS: Mapping[str, re.Pattern[str]] = {
     "survo": re.compile(r"[\d\s]+"),
     "tower_of_hanoi": re.compile(r"(?:Move disk \d+ from Peg \d+ to Peg \d+\s*)+"),
 }
-_DENIAL = re.compile(r"\b(?:not|or|wrong|incorrect|false)\b|n't\b", re.IGNORECASE)
+_NEGATION = re.compile(r"\b(?:not|or|wrong|incorrect|false)\b|n't\b", re.IGNORECASE)
 _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:/\d+)?(?:e[-+]?\d+)?")
 _WORD = re.compile(r"[^\s,]+")
 
-_OPEN, _CLOSE = "<answer>", "</answer>"  # as the library's own prompts have it
-_MARK = re.compile(r"####|\\boxed\s*\{|\banswer\s*(?:is|(?:should|must|would|will) be|=|:)", re.IGNORECASE)
-_ANNOUNCED = re.compile(rf"{_CLOSE}|{_MARK.pattern}", re.IGNORECASE)
+_OPEN_TAG, _CLOSE_TAG = "<answer>", "</answer>"  # from the library's own prompts
+_MARKER = re.compile(r"####|\\boxed\s*\{|\banswer\s*(?:is|(?:should|must|would|will) be|=|:)", re.IGNORECASE)
+_MARKER_OR_TAG = re.compile(rf"{_CLOSE_TAG}|{_MARKER.pattern}", re.IGNORECASE)
 
 
 def check_reasoning_gym(question: Question, completion: str) -> Verdict:
-    """Scores the final answer; strict where it stands in the tags that the prompt asks for."""
+    """Scores the final answer; strict requires the tags that the prompt asks for."""
     data = question.data
     if not {"dataset", "options", "metadata"} <= data.keys() or data["dataset"] in REFUSED:
         return Verdict.unreadable()
@@ -60,65 +61,66 @@ def check_reasoning_gym(question: Question, completion: str) -> Verdict:
         return Verdict.wrong("no answer")
     if find_doubt(after) and not re.search(rf"(?<![\w.,-]){re.escape(answer)}\W*$", after):
         return Verdict.wrong("taken back")
-    if len(answer) > LONGEST_ANSWER:
+    if len(answer) > MAX_ANSWER_CHARACTERS:
         return Verdict.wrong("answer too long")
     scorer = _scorer(data["dataset"], json.dumps(data["options"], sort_keys=True))
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # some data sets print what a model wrote
-            score = scorer.score_answer(answer, _entry(question))
+        with contextlib.redirect_stdout(io.StringIO()):  # some scorers print the model's answer
+            score = scorer.score_answer(answer, _library_entry(question))
     except MemoryError:
         raise
-    except Exception:  # of whatever kind the library lets out for an answer that it cannot read
+    except Exception:  # the library raises various types for answers it cannot read
         return Verdict.wrong("unreadable answer", answer)
-    correct = score == FULL_MARK and _is_plain(answer, data["dataset"], question.answer)
+    correct = score == FULL_SCORE and _is_answer_only(answer, data["dataset"], question.answer)
     return Verdict(answer, strict=correct and in_tags, correct=correct)
 
 
-def _is_plain(answer: str, dataset: str, reference: str) -> bool:
-    """Whether what the library calls right is an answer and nothing else."""
-    form = FORMS.get(dataset)
-    if form and not form.fullmatch(answer):
+def _is_answer_only(answer: str, dataset: str, reference: str) -> bool:
+    """Whether an answer with a full score contains the answer and nothing else."""
+    answer_format = ANSWER_FORMATS.get(dataset)
+    if answer_format and not answer_format.fullmatch(answer):
         return False
-    if _DENIAL.search(answer) and not _DENIAL.search(reference):
+    if _NEGATION.search(answer) and not _NEGATION.search(reference):
         return False
-    if dataset in WORDS:
+    if dataset in WORD_DATASETS:
         return [len(word) for word in _WORD.findall(answer)] == [len(word) for word in _WORD.findall(reference)]
     if not _NUMBER.fullmatch(reference):
         return True
-    wanted, found = parse_number(reference), {number for _, number in find_numbers(plain(answer))}
-    return wanted is None or (len(found) == 1 and (dataset in ROUNDED or found.pop().equals(wanted)))
+    expected, numbers = parse_number(reference), {number for _, number in find_numbers(plain(answer))}
+    return expected is None or (len(numbers) == 1 and (dataset in ROUNDED_DATASETS or numbers.pop().equals(expected)))
 
 
 def extract(completion: str) -> tuple[str | None, bool, str]:
-    """The final answer, whether it stands in the tags, and what comes after it.
+    """Returns the final answer, whether it is in <answer> tags, and the text after it.
 
-    It is what the last pair of tags holds, if nothing is announced later that takes it back; else what follows the last
-    mark ("####", "\\boxed{", "answer is"); else the last line that is not empty.
+    The answer is the content of the last pair of tags, unless a later announcement corrects it; otherwise the text
+    after the last marker ("####", "\\boxed{", "answer is"); otherwise the last non-empty line.
     """
-    text = conclusion(completion, _ANNOUNCED)
-    end = text.rfind(_CLOSE)
-    start = text.rfind(_OPEN, 0, max(end, 0))
-    marks = list(_MARK.finditer(text))
+    text = conclusion(completion, _MARKER_OR_TAG)
+    end = text.rfind(_CLOSE_TAG)
+    start = text.rfind(_OPEN_TAG, 0, max(end, 0))
+    markers = list(_MARKER.finditer(text))
     if start >= 0:
-        after = text[end + len(_CLOSE) :]
-        if not marks or marks[-1].start() < end or not find_doubt(after):
-            return text[start + len(_OPEN) : end].strip(), True, after
-    if marks:
-        return _after(marks[-1], text), False, text[marks[-1].end() :]
+        after = text[end + len(_CLOSE_TAG) :]
+        if not markers or markers[-1].start() < end or not find_doubt(after):
+            return text[start + len(_OPEN_TAG) : end].strip(), True, after
+    if markers:
+        return _answer_after(markers[-1], text), False, text[markers[-1].end() :]
     lines = text.strip().splitlines()
     return (lines[-1].strip() if lines else None), False, ""
 
 
-def _after(mark: re.Match[str], text: str) -> str | None:
-    rest = text[mark.end() :]
-    if mark.group().startswith("\\boxed"):
-        return _braced(rest)
+def _answer_after(marker: re.Match[str], text: str) -> str | None:
+    """Returns the answer that follows a marker; None if there is none."""
+    rest = text[marker.end() :]
+    if marker.group().startswith("\\boxed"):
+        return _box_content(rest)
     line = rest.lstrip(":=*$` \t\n").partition("\n")[0]
-    return line.rstrip("*$` \t" if mark.group() == "####" else "*$` \t.") or None  # a sentence ends with a full stop
+    return line.rstrip("*$` \t" if marker.group() == "####" else "*$` \t.") or None  # a sentence ends with a full stop
 
 
-def _braced(text: str) -> str | None:
-    """What stands before the brace that closes one opened before the text."""
+def _box_content(text: str) -> str | None:
+    """Returns the text before the brace that closes the box; None if it is empty or the box is not closed."""
     depth = 1
     for index, character in enumerate(text):
         depth += (character == "{") - (character == "}")
@@ -132,9 +134,9 @@ def _scorer(dataset: str, options: str) -> Any:
     return reasoning_gym.create_dataset(dataset, seed=0, size=1, **json.loads(options))
 
 
-def _entry(question: Question) -> dict[str, Any]:
-    """The question as the library made it; a copy, for the library writes into what it is given."""
+def _library_entry(question: Question) -> dict[str, Any]:
+    """Returns the question in the library's form; a copy, because scorers modify their entry."""
     metadata = copy.deepcopy(question.data["metadata"])
-    if question.data["dataset"] in BOARDS:
+    if question.data["dataset"] in GRID_DATASETS:
         metadata["output"] = tuple(map(tuple, metadata["output"]))
     return {"question": question.question, "answer": question.answer or None, "metadata": metadata}
