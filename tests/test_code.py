@@ -1,42 +1,25 @@
-"""Programs found in completions and judged by tests, and the tasks that ask for programs."""
+"""The code checker: finds programs in completions and judges them by tests."""
 
-import gzip
-import json
-import os
-from pathlib import Path
 from typing import Any
 
 import pytest
+from code_checker import check
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tpt_jax.checks.code import harness, sandbox
-from tpt_jax.checks.code.check import check_code, check_code_without_sandbox, same_words
-from tpt_jax.checks.code.extract import LONGEST_COMPLETION, Program, asked_names, find_program
+from tpt_jax.checks.code.check import check_code, outputs_match
+from tpt_jax.checks.code.extract import MAX_COMPLETION_CHARACTERS, Program, find_program, undefined_names
 from tpt_jax.checks.pool import CheckerPool
-from tpt_jax.config import parse_config
-from tpt_jax.errors import InvalidRecordError, MachineError, UserError
-from tpt_jax.records import Question, QuestionSet, Trace, Verdict
-from tpt_jax.tasks import CodeContestsConfig, HumanEvalConfig, MbppConfig, Task, TaskConfig, load_task
-
-
-def has_sandbox() -> bool:
-    try:
-        sandbox.require()
-    except UserError:
-        return False
-    return True
-
-
-# Everything here but the cheats' harm is the same without the sandbox, so that it is tested everywhere.
-check = check_code if has_sandbox() else check_code_without_sandbox
+from tpt_jax.errors import MachineError
+from tpt_jax.records import Question, Trace, Verdict
 
 
 def judge(program: str, *tests: str, **data: Any) -> Verdict:
     return check(Question("q", "?", "", {"tests": tests, **data}), f"```python\n{program}\n```")
 
 
-# Finding the program.
+# Extraction.
 
 
 @pytest.mark.parametrize(
@@ -58,7 +41,7 @@ def judge(program: str, *tests: str, **data: Any) -> Verdict:
         ("```python\nf = '\0'\n```", "syntax error", False),
         ("```python\nf = " + "(" * 5000 + ")" * 5000 + "\n```", "syntax error", False),
         ("```python\nf = " + "-" * 50_000 + "1\n```", "syntax error", False),
-        ("x" * (LONGEST_COMPLETION + 1), "too long", False),
+        ("x" * (MAX_COMPLETION_CHARACTERS + 1), "too long", False),
         ("1. Do:\n   ```python\n   def f(): return 1\n   ```", "def f(): return 1\n", True),
         ("````python\ndef f(): return '```'\n````", "def f(): return '```'\n", False),
         (
@@ -89,7 +72,7 @@ def judge(program: str, *tests: str, **data: Any) -> Verdict:
         ),
     ],
 )
-def test_the_program_is_found(completion: str, source: str, strict: bool) -> None:
+def test_find_program(completion: str, source: str, strict: bool) -> None:
     found = find_program(completion, ["f"])
     if isinstance(found, Program):
         assert (found.source, found.strict) == (source, strict)
@@ -112,23 +95,22 @@ HEADER = 'import math\n\n\ndef half(x):\n    return x / 2\n\n\ndef f(x):\n    ""
         "- So:\n  ```python\n  def f(x):\n      return math.floor(half(x) * 2)\n  ```",
     ],
 )
-def test_a_header_is_gone_on_from_or_defined_again(completion: str) -> None:
+def test_completion_may_continue_or_repeat_the_header(completion: str) -> None:
     data = {"prompt": HEADER, "entry_point": "f", "setup": "def check(candidate):\n    assert candidate(3) == 3"}
     assert check(Question("q", "?", "", {**data, "tests": ["check(f)"]}), completion).correct
     wrong = completion.replace("* 2", "* 3")
     assert check(Question("q", "?", "", {**data, "tests": ["check(f)"]}), wrong).reason == "failed test"
 
 
-def test_equal_programs_have_one_digest() -> None:
-    digests = [
-        judge(text, "assert f() == 1").extracted for text in ("def f(): return 1", "def f():  # one\n  return (1)")
-    ]
-    assert digests[0] == digests[1] != judge("def f(): return 2", "assert f() == 1").extracted
+def test_checksum_ignores_whitespace_and_comments() -> None:
+    programs = ("def f(): return 1", "def f():  # one\n  return (1)", "def f(): return 2")
+    first, reformatted, other = (judge(program, "assert f() == 1").extracted for program in programs)
+    assert first == reformatted != other
 
 
-def test_names_that_are_asked_for() -> None:
+def test_undefined_names() -> None:
     tests = ["import re\nassert math.isclose(f(Pair(1, 2)), len(re.sub('a', '', 'b')))", "x = 3\nassert g(x) == x"]
-    assert asked_names(tests) == ({"f", "g", "Pair"}, {"math"})
+    assert undefined_names(tests) == ({"f", "g", "Pair"}, {"math"})
 
 
 # Verdicts.
@@ -147,7 +129,7 @@ RIGHT = "def f(x): return x + 1"
         ("def f(x): return 1 / 0", "assert f(2) == 3", "error"),
         ("raise ValueError", "assert f(2) == 3", "error"),
         ("def f(x): return [0] * 10**10", "assert f(2) == 3", "memory limit"),
-        ("def f(x): return 'x' * 2**25", "assert f(2) == 3", "error"),  # too long a message
+        ("def f(x): return 'x' * 2**25", "assert f(2) == 3", "error"),  # the reply exceeds the message limit
         ("import itertools\ndef f(x): return itertools.count()", "assert list(f(2)) == 3", "error"),
         ("def f(x): return f(x)", "assert f(2) == 3", "error"),
         ("def f(x): return object()", "assert f(2)", "failed test"),
@@ -159,7 +141,7 @@ RIGHT = "def f(x): return x + 1"
         ("def f(x): return math.floor(x)", "assert math.isclose(f(0.1), 0)", "error"),
     ],
 )
-def test_reasons(program: str, test: str, reason: str) -> None:
+def test_verdict_reasons(program: str, test: str, reason: str) -> None:
     verdict = judge(program, test)
     assert (verdict.reason, verdict.correct, verdict.strict) == (reason, not reason, not reason)
 
@@ -174,22 +156,22 @@ def test_reasons(program: str, test: str, reason: str) -> None:
         f"```python\nquit = exit\n{RIGHT}\nif f(1) != 2: exit()\n```",
     ],
 )
-def test_programs_that_small_models_write(completion: str) -> None:
+def test_formats_of_small_models_are_accepted(completion: str) -> None:
     verdict = check(Question("q", "?", "", {"tests": ["assert f(2) == 3"]}), completion)
     assert (verdict.correct, verdict.reason) == (True, "")
 
 
 @pytest.mark.parametrize("call", ["exit()", "quit()", "exit(0)", "import sys; sys.exit()"])
-def test_a_script_may_end_itself(call: str) -> None:
+def test_script_may_exit_early(call: str) -> None:
     question = Question("q", "?", "", {"inputs": ["1"], "outputs": ["1"]})
     assert check(question, f"```python\nprint(input())\n{call}\nprint(2)\n```").correct
 
 
-def test_a_program_that_python_warns_of_is_a_program() -> None:
+def test_program_with_syntax_warning_is_accepted() -> None:
     assert judge("import re\ndef f(x): return len(re.findall('\\d', x))", "assert f('a12') == 2").correct
 
 
-def test_a_name_of_pythons_own_is_the_programs_where_a_question_says_so() -> None:
+def test_entry_point_may_shadow_a_builtin() -> None:
     program, test = "def sum(a, b): return a + b", "assert sum(2, 1) == 3"
     assert not judge(program, test).correct
     assert judge(program, test, entry_point="sum").correct
@@ -222,7 +204,7 @@ def test_a_name_of_pythons_own_is_the_programs_where_a_question_says_so() -> Non
          "try:\n    f(-1)\n    assert False\nexcept ValueError as error:\n    assert error.args == ('x', -1)"),
     ],
 )  # fmt: skip
-def test_values_come_back_as_they_are(program: str, test: str) -> None:
+def test_values_survive_the_pipe(program: str, test: str) -> None:
     assert judge(program, test).correct
 
 
@@ -247,7 +229,7 @@ CHEATS = {
     "patched_eq": "import builtins\nbuiltins.AssertionError = Exception\nbuiltins.isinstance = max\nf = int",
     "patched_all": "import builtins\nfor n in dir(builtins):\n    setattr(builtins, n, lambda *a, **k: True)\nf = 1",
     "trace": "import sys\nsys.settrace(lambda *a: None)\ndef f(x): return 0",
-    "frames": "import sys\ndef f(x): return sys._getframe().f_back.f_back.f_globals.get('given')",
+    "frames": "import sys\ndef f(x): return sys._getframe().f_back.f_back.f_globals.get('suite')",
     "prints": "print('passed')\ndef f(x): print('passed')",
     "write_all": WRITE.format(f"b'passed' * 9 + bytes([{harness.PASSED}])"),
     "forged_reply": WRITE.format("(6).to_bytes(8, 'big') + b't2:v4:Truev4:True'"),
@@ -261,15 +243,15 @@ CHEATS = {
 
 
 @pytest.mark.parametrize("name", CHEATS)
-def test_a_cheat_does_not_pass(name: str) -> None:
+def test_cheats_fail(name: str) -> None:
     verdict = judge(CHEATS[name], "assert abs(f(2) - 3) < 0.1 and math.isclose(f(2), 3) and f(2) == 3")
     assert not verdict.correct
     assert not verdict.unknown
     assert verdict.reason in ("error", "failed test", "ended early", "function not defined")
 
 
-def test_the_expected_value_is_not_where_the_program_is() -> None:
-    """The program looks for it in every object of its process, and says whether it is there."""
+def test_expected_value_is_not_in_the_programs_process() -> None:
+    """The program searches every object in its process for the value, and returns whether it found it."""
     program = """
 import gc, os, sys
 def f(x, *end):
@@ -278,7 +260,7 @@ def f(x, *end):
 """
     codes = [ord(letter) for letter in reversed("wanted value")]
     assert judge(program, f"assert f({codes}) == ('wanted value' == 'another')").correct
-    assert judge(program, f"assert f({codes}, ['wanted value'])").correct  # what it is called with, it finds
+    assert judge(program, f"assert f({codes}, ['wanted value'])").correct  # it does find its arguments
 
 
 @pytest.mark.parametrize(
@@ -299,7 +281,7 @@ def f(x, *end):
         ({"inputs": [], "outputs": []}, "no tests"),
     ],
 )
-def test_what_no_program_can_pass_is_unknown(data: dict[str, Any], reason: str) -> None:
+def test_unusable_tests_give_unknown_for_any_completion(data: dict[str, Any], reason: str) -> None:
     for completion in ("", f"```python\n{RIGHT}\n```", "```python\ng = 1\n```", "```python\nraise ValueError\n```"):
         assert check(Question("q", "?", "", data), completion) == Verdict.not_known(reason)
 
@@ -313,7 +295,7 @@ def test_what_no_program_can_pass_is_unknown(data: dict[str, Any], reason: str) 
         "f(1)\nwhile True: pass",
     ],
 )
-def test_tests_that_some_program_could_pass_are_usable(test: str) -> None:
+def test_dry_run_accepts_usable_tests(test: str) -> None:
     assert not check(Question("q", "?", "", {"tests": [test]}), "").unknown
 
 
@@ -322,12 +304,12 @@ def test_tests_that_some_program_could_pass_are_usable(test: str) -> None:
     lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(st.text() | st.integers(), inner),
     max_leaves=20,
 ))  # fmt: skip
-def test_a_message_is_read_as_it_was_written(value: object) -> None:
+def test_message_round_trip(value: object) -> None:
     assert harness.load(harness.dump(value, id), id) == value
 
 
 @given(st.binary(max_size=60) | st.text("vigsbldtezrnom0123456789:-xF", max_size=60).map(str.encode))
-def test_a_message_that_is_none_is_refused(message: bytes) -> None:
+def test_malformed_messages_raise_or_load_as_values(message: bytes) -> None:
     try:
         value = harness.load(message, lambda number: number)
     except Exception:
@@ -335,7 +317,7 @@ def test_a_message_that_is_none_is_refused(message: bytes) -> None:
     assert harness.load(harness.dump(value, id), id) == value or value != value or hasattr(value, "__next__")
 
 
-# Programs that read and write.
+# Programs judged by their output.
 
 
 @pytest.mark.parametrize(
@@ -346,7 +328,7 @@ def test_a_message_that_is_none_is_refused(message: bytes) -> None:
         ("0.3333333", "0.333333333", True),
         ("0.3334", "0.333333333", False),
         ("1e3", "1000.0", True),
-        ("1000000001", "1000000000", False),  # an integer is exact
+        ("1000000001", "1000000000", False),  # integers must match exactly
         ("1000000.0", "1000000", False),
         ("nan", "1.0", False),
         ("YES", "Yes", False),
@@ -354,10 +336,10 @@ def test_a_message_that_is_none_is_refused(message: bytes) -> None:
     ],
 )
 def test_outputs_are_compared_word_by_word(output: str, expected: str, same: bool) -> None:
-    assert same_words(output, expected) == same
+    assert outputs_match(output, expected) == same
 
 
-def test_every_input_is_tried() -> None:
+def test_every_input_is_run() -> None:
     data = {"inputs": ["1 2", "3 4"], "outputs": ["3\n", "7"]}
 
     def verdict(program: str) -> Verdict:
@@ -370,16 +352,16 @@ def test_every_input_is_tried() -> None:
     assert verdict("import os\nprint(sum(map(int, open(0).read().split())), flush=True)\nos._exit(0)").correct
 
 
-def test_a_machine_that_fails_is_asked_again_and_then_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_machine_errors_are_retried_once(monkeypatch: pytest.MonkeyPatch) -> None:
     question = Question("q", "?", "", {"inputs": ["1"], "outputs": ["1"]})
     start, failures = sandbox.Process.start, [MachineError("late")]
 
-    def start_late(process: sandbox.Process, given: Any) -> None:
+    def start_or_fail(process: sandbox.Process, payload: Any) -> None:
         if failures:
             raise failures.pop()
-        start(process, given)
+        start(process, payload)
 
-    monkeypatch.setattr(sandbox.Process, "start", start_late)
+    monkeypatch.setattr(sandbox.Process, "start", start_or_fail)
     assert check(question, "```python\nprint(1)\n```").correct
     failures += [OSError("no room left")]
     assert check(question, "```python\nprint(1)\n```").correct
@@ -388,7 +370,7 @@ def test_a_machine_that_fails_is_asked_again_and_then_told_of(monkeypatch: pytes
         check(question, "```python\nprint(1)\n```")
 
 
-def test_a_pool_judges_programs() -> None:
+def test_pool_judges_programs() -> None:
     question = Question("q", "?", "", {"tests": ["assert f(2) == 3"]})
     programs = [RIGHT, "def f(x): return 0", "while True: pass", RIGHT]
     traces = [(question, Trace("q", n, f"```python\n{program}\n```")) for n, program in enumerate(programs)]
@@ -396,147 +378,3 @@ def test_a_pool_judges_programs() -> None:
     with CheckerPool(name, 2, seconds_per_trace=10.0) as pool:
         verdicts = list(pool.judge(traces))
     assert [verdict.reason for verdict in verdicts] == ["", "failed test", "time limit", ""]
-
-
-# The tasks.
-
-
-def write(path: Path, lines: list[dict[str, Any]]) -> None:
-    path.write_text("\n".join(map(json.dumps, lines)))
-
-
-def mbpp_line(number: int, **changes: Any) -> dict[str, Any]:
-    code = f"def add_{number}(a):\n    return a + {number}"
-    tests = [f"assert add_{number}(1) == {number + 1}", f"assert add_{number}(0) == {number}"]
-    line = {"task_id": number, "text": f"Add {number}.", "code": code, "test_list": tests, "test_setup_code": ""}
-    return {**line, "challenge_test_list": [], **changes}
-
-
-def test_mbpp_reads_googles_file(tmp_path: Path) -> None:
-    write(tmp_path / "mbpp.jsonl", [mbpp_line(number) for number in (1, 10, 11, 510, 511, 600, 601, 974)])
-    task = load_task(MbppConfig("mbpp", folder=tmp_path))
-    assert [question.id for question in task.train] == ["mbpp/601", "mbpp/974"]
-    assert [question.id for question in task.test] == ["mbpp/11", "mbpp/510"]
-    assert "assert add_601(1) == 602" in task.train[0].question
-    assert check(task.train[0], "```python\ndef add_601(a):\n    return a + 601\n```").strict
-    assert not check(task.train[0], "```python\ndef add_601(a):\n    return 602\n```").correct
-
-
-def test_mbpp_has_a_function_that_is_called_as_pythons_own() -> None:
-    line = mbpp_line(126, code="def sum(a, b):\n    return a * b", test_list=["assert set([sum(2, 3)]) == set([6])"])
-    question = MbppConfig.read_question("q", line)
-    assert check(question, f"```python\n{line['code']}\n```").correct
-    patched = "def sum(a, b):\n    return 0\ndef set(a):\n    return 1"
-    assert check(question, f"```python\n{patched}\n```").reason == "failed test"
-
-
-def test_mbpp_without_a_reference_program() -> None:
-    line = {"text": "Add them.", "test_list": ["assert sum([1, 2]) == 3"]}
-    question = MbppConfig.read_question("q", line)
-    assert check(question, "```python\ndef whatever(): pass\n```").reason == "function not defined"
-    assert check(question, "```python\ndef sum(a): return a[0] + a[1]\n```").correct
-    unclear = MbppConfig.read_question("q", {**line, "test_list": ["assert len(sorted([1, 2])) == 2"]})
-    assert check(unclear, "```python\ndef whatever(): pass\n```").reason == "tests call no function"
-    usual = MbppConfig.read_question("q", {**line, "test_list": ["assert len(s.of(2)) == 2"]})
-    assert check(usual, "```python\nclass s:\n    of = range\n```").correct
-
-
-def humaneval_line(number: int) -> dict[str, Any]:
-    prompt = f'from typing import List\n\n\ndef add(numbers: List[int]) -> int:\n    """ Their sum and {number}. """\n'
-    test = f"\nMETADATA = {{}}\n\n\ndef check(candidate):\n    assert candidate([1, 2]) == {number + 3}\n"
-    solution = f"    return sum(numbers) + {number}\n"
-    line = {"task_id": f"HumanEval/{number}", "prompt": prompt, "entry_point": "add", "test": test}
-    return {**line, "canonical_solution": solution}
-
-
-@pytest.mark.parametrize("packed", [True, False])
-def test_humaneval_reads_openais_file(tmp_path: Path, packed: bool) -> None:
-    lines = [humaneval_line(number) for number in range(20)]
-    content = "\n".join(map(json.dumps, lines)).encode()
-    (tmp_path / ("HumanEval.jsonl.gz" if packed else "HumanEval.jsonl")).write_bytes(
-        gzip.compress(content) if packed else content
-    )
-    task = load_task(HumanEvalConfig("humaneval", folder=tmp_path, train_share=0.25))
-    assert (len(task.train), len(task.test)) == (5, 15)
-    solutions = {line["task_id"]: line["canonical_solution"] for line in lines}
-    assert {question.id for question in (*task.train, *task.test)} == set(solutions)
-    question = task.train[0]
-    assert check(question, solutions[question.id]).correct
-    assert check(question, "    return 0\n").reason == "failed test"
-
-
-def test_code_contests_reads_our_form(tmp_path: Path) -> None:
-    line = {"question": "Double it.", "inputs": ["1", "2", "3"], "outputs": ["2", "4", "0"]}
-    for split in ("train", "test"):
-        write(tmp_path / f"{split}.jsonl", [{"id": split, **line, "question": f"Double it, {split}."}])
-    config = CodeContestsConfig("code_contests", folder=tmp_path, max_tests=2)
-    assert check(load_task(config).train[0], "```python\nprint(2 * int(input()))\n```").strict  # the third is not tried
-    assert check(config.read_question("q", line), "```python\nprint(2 * int(input()))\n```").reason == "failed test"
-
-
-def test_code_contests_reads_its_publishers_fields(tmp_path: Path) -> None:
-    tests = {"public_tests": {"input": ["1"], "output": ["2"]}, "generated_tests": {"input": ["3"], "output": ["6"]}}
-    for split in ("train", "test"):
-        write(tmp_path / f"{split}.jsonl", [{"name": f"1_A {split}", "description": f"Double, {split}.", **tests}])
-    question = load_task(CodeContestsConfig("code_contests", folder=tmp_path)).test[0]
-    assert (question.id, question.question) == ("1_A test", "Double, test.")
-    assert question.data == {"inputs": ["1", "3"], "outputs": ["2", "6"]}
-
-
-@pytest.mark.parametrize(
-    ("config", "line", "message"),
-    [
-        (MbppConfig, {"text": "?"}, 'lacks "text" or "test_list"'),
-        (MbppConfig, {"text": "?", "test_list": []}, "has no tests"),
-        (MbppConfig, {"text": "?", "test_list": ["assert"]}, "not Python"),
-        (HumanEvalConfig, {"prompt": "?", "test": "?"}, 'lacks "entry_point"'),
-        (CodeContestsConfig, {"inputs": [], "outputs": []}, '"question"'),
-        (CodeContestsConfig, {"question": "?", "inputs": "1", "outputs": ["1"]}, "a list of texts"),
-        (CodeContestsConfig, {"question": "?", "inputs": [], "outputs": ["1"]}, 'has 0 "inputs" and 1 "outputs"'),
-    ],
-)
-def test_a_line_that_is_no_question_is_named(config: type[TaskConfig], line: dict[str, Any], message: str) -> None:
-    with pytest.raises(InvalidRecordError, match=message):
-        config.read_question("q", line)
-
-
-@pytest.mark.parametrize("name", ["mbpp", "humaneval", "code_contests"])
-def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
-    task = {"name": name, "folder": str(tmp_path)}
-    config = parse_config({"name": "n", "model": {"path": "p"}, "task": task})
-    assert config.think.max_new_tokens == config.task.generation.max_new_tokens > 512
-    with pytest.raises(UserError, match="no such file"):
-        load_task(config.task)
-
-
-def test_a_broken_download_is_named(tmp_path: Path) -> None:
-    whole = gzip.compress(json.dumps(humaneval_line(0)).encode())
-    middle = len(whole) // 2
-    flipped = whole[:middle] + bytes(~byte & 255 for byte in whole[middle : middle + 20]) + whole[middle + 20 :]
-    for content in (os.urandom(99), whole[:middle], flipped):
-        (tmp_path / "HumanEval.jsonl.gz").write_bytes(content)
-        with pytest.raises(UserError, match="cannot be unpacked"):
-            load_task(HumanEvalConfig("humaneval", folder=tmp_path))
-
-
-def shots() -> list[tuple[str, Task]]:
-    from tpt_jax.tasks import code_contests, humaneval, mbpp
-
-    question = (Question("q", "?", ""),)
-    modules = {"mbpp": mbpp, "humaneval": humaneval, "code_contests": code_contests}
-    return [(n, Task(n, *[QuestionSet(question, m.INSTRUCTION, "code", m.SHOTS)] * 2)) for n, m in modules.items()]
-
-
-@pytest.mark.parametrize(("name", "task"), shots())
-def test_worked_examples_are_right(name: str, task: Task) -> None:
-    """A model is to imitate them: each passes the tests, or gives the outputs, that stand in its own question."""
-    for shot in task.train.shots:
-        if name == "mbpp":
-            data: dict[str, Any] = {"tests": shot.question.partition("tests:\n")[2].splitlines()}
-        elif name == "humaneval":
-            example = shot.question.partition(">>> ")[2].splitlines()
-            data = {"tests": [f"assert {example[0]} == {example[1].strip()}"]}
-        else:
-            given, _, wanted = shot.question.partition("Example\nInput\n")[2].partition("\nOutput\n")
-            data = {"inputs": [given], "outputs": [wanted]}
-        assert check(Question("q", shot.question, "", data), shot.completion).strict

@@ -1,4 +1,4 @@
-"""reasoning_gym's data sets: each that is used judges its own answers, and none is used that runs a stranger's text."""
+"""reasoning_gym: supported data sets accept their own answers only, and those that evaluate text are refused."""
 
 import ast
 import contextlib
@@ -28,23 +28,24 @@ from tpt_jax.records import Question, Trace, Verdict
 from tpt_jax.tasks import ReasoningGymConfig, load_task
 from tpt_jax.tasks.decontamination import normalised
 
-USED = sorted(DATASETS.keys() - REFUSED.keys())
+SUPPORTED = sorted(DATASETS.keys() - REFUSED.keys())
 LIBRARY = Path(inspect.getfile(reasoning_gym)).parent
-# Puzzles that are solved quickly here, for the library does not tell their solutions.
+# The library gives no solution for these puzzles: make them easy enough to solve here.
 OPTIONS: dict[str, dict[str, Any]] = {"rush_hour": {"max_moves": 2}}
 
 
-# A package from which the library has its boards leaves their file open.
+# A dependency of the library leaves its puzzle file open.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 
 
 def draw(dataset: str, count: int, **options: Any) -> list[dict[str, Any]]:
     with contextlib.redirect_stdout(io.StringIO()):
-        made = reasoning_gym.create_dataset(dataset, seed=5, size=count, **options)
-        return [made[index] for index in range(count)]
+        entries = reasoning_gym.create_dataset(dataset, seed=5, size=count, **options)
+        return [entries[index] for index in range(count)]
 
 
-def through_a_file(entry: dict[str, Any], options: dict[str, Any] | None = None) -> Question:
+def read_from_json(entry: dict[str, Any], options: dict[str, Any] | None = None) -> Question:
+    """Converts a library entry to a question by way of JSON, as when it is read from a file."""
     line = json.loads(json.dumps({**entry, "options": options or {}}))
     return ReasoningGymConfig.read_question("q", line)
 
@@ -53,24 +54,24 @@ def judge(question: Question, answer: str) -> Verdict:
     return check_reasoning_gym(question, f"Let me think.\n<answer>{answer}</answer>")
 
 
-# What the library calls right is right, also after a way through a file.
+# Reference answers are correct, also after a JSON round trip, and variations of them are not.
 
 
-@pytest.mark.parametrize("dataset", USED)
-def test_the_librarys_own_answer_is_right(dataset: str) -> None:
+@pytest.mark.parametrize("dataset", SUPPORTED)
+def test_only_the_reference_answer_is_correct(dataset: str) -> None:
     options = OPTIONS.get(dataset, {})
     for entry in draw(dataset, 2, **options):
-        question = through_a_file(entry, options)
-        answer = reference(dataset, entry)
+        question = read_from_json(entry, options)
+        answer = reference_answer(dataset, entry)
         assert judge(question, answer) == Verdict(answer.strip(), strict=True, correct=True)
-        assert question == through_a_file(entry, options)  # though the library writes into what it is given
-        passed = [wrong for wrong in spoilt(answer) if judge(question, wrong).correct]
-        assert not passed
+        assert question == read_from_json(entry, options)  # scorers modify their entry, but not our question
+        accepted = [wrong for wrong in wrong_answers(answer) if judge(question, wrong).correct]
+        assert not accepted
 
 
-def spoilt(answer: str) -> list[str]:
-    """Wrong answers, some of which hold the right one."""
-    around = (
+def wrong_answers(answer: str) -> list[str]:
+    """Wrong answers, some of which contain the correct one."""
+    templates = (
         "not {}",
         "999 or {}",
         "{} or 999",
@@ -80,11 +81,11 @@ def spoilt(answer: str) -> list[str]:
         "{0}\n{0}1",
     )
     minus = [f"-{answer}"] if answer not in ("0", "0.0") else []
-    return ["no idea", "nan", "[]", "-12345", "0.123", *(form.format(answer) for form in around), *minus]
+    return ["no idea", "nan", "[]", "-12345", "0.123", *(template.format(answer) for template in templates), *minus]
 
 
-def reference(dataset: str, entry: dict[str, Any]) -> str:
-    """The library's answer; where it has none, for many are right, its example or one that we find."""
+def reference_answer(dataset: str, entry: dict[str, Any]) -> str:
+    """Returns the library's answer; for puzzles with many solutions, its example or a solution found here."""
     metadata = entry["metadata"]
     match dataset:
         case "graph_color":
@@ -94,118 +95,126 @@ def reference(dataset: str, entry: dict[str, Any]) -> str:
         case "rubiks_cube":
             return metadata["example_correct_answer"]
         case "boxnet":
-            return json.dumps(list(boxes_to_targets(metadata["initial_state"])))
+            return json.dumps(list(solve_boxnet(metadata["initial_state"])))
         case "rush_hour":
-            return cars_out_of_the_way(metadata["board_config"])
+            return solve_rush_hour(metadata["board_config"])
         case _:
             return entry["answer"]
 
 
-def boxes_to_targets(state: dict[str, list[str]]) -> Iterator[dict[str, str]]:
-    """One box after another goes along its column, then along its row."""
-    for place, items in state.items():
+def solve_boxnet(state: dict[str, list[str]]) -> Iterator[dict[str, str]]:
+    """Moves one box after another to its target, first to the target's row, then to its column."""
+    for square, items in state.items():
         for box in (item for item in items if item.startswith("box_")):
             target = box.replace("box_", "target_")
-            (row, column), goal = map(float, place.split("_")), next(key for key in state if target in state[key])
-            goal_row, goal_column = map(float, goal.split("_"))
+            row, column = map(float, square.split("_"))
+            goal_row, goal_column = map(float, next(key for key in state if target in state[key]).split("_"))
             while (row, column) != (goal_row, goal_column):
-                here = f"Agent[{row}, {column}]"
+                agent = f"Agent[{row}, {column}]"
                 if row != goal_row:
                     row += 1 if goal_row > row else -1
                 else:
                     column += 1 if goal_column > column else -1
-                yield {here: f"move({box}, square[{row}, {column}])"}
+                yield {agent: f"move({box}, square[{row}, {column}])"}
             yield {f"Agent[{row}, {column}]": f"move({box}, {target})"}
 
 
-def cars_out_of_the_way(config: str) -> str:
-    """The moves of one car by one place that lead to the exit: breadth first."""
-    letters = [chr(ord("A") + index) for index in range(len(set(config) - set("ox.")))]
-    waiting, seen = [""], {str(rush_hour.Board(config))}
-    for moves in waiting:
-        for letter, step in itertools.product(letters, ("+1", "-1")):
+def solve_rush_hour(config: str) -> str:
+    """Searches breadth-first for single-square moves that lead to the exit."""
+    cars = [chr(ord("A") + index) for index in range(len(set(config) - set("ox.")))]
+    queue, seen = [""], {str(rush_hour.Board(config))}
+    for moves in queue:
+        for car, step in itertools.product(cars, ("+1", "-1")):
             board = rush_hour.Board(config)
-            board.perform_moves(f"{moves} {letter}{step}")
+            board.perform_moves(f"{moves} {car}{step}")
             if board.solved:
-                return f"{moves} {letter}{step}"
+                return f"{moves} {car}{step}"
             if str(board) not in seen:
                 seen.add(str(board))
-                waiting.append(f"{moves} {letter}{step}")
-    raise AssertionError("no way out")
+                queue.append(f"{moves} {car}{step}")
+    raise AssertionError("the puzzle has no solution")
 
 
-# What is refused, and why.
+# Refused data sets.
 
-# Calls by which text could become code; and modules that have such calls of their own.
-RUNS = {"eval", "exec", "compile", "__import__", "sympify", "parse_expr", "parse_latex", "lambdify", "system", "popen"}
-MODULES = {"subprocess", "pickle", "marshal", "shelve", "ctypes", "importlib", "runpy", "socket", "urllib", "requests"}
-# Read by us: what is run there is text of the library's own making, when a question is made; never an answer.
-HARMLESS = {
+# Calls that may execute text as code, and modules that offer such calls.
+DANGEROUS_CALLS = {
+    "eval", "exec", "compile", "__import__", "sympify", "parse_expr",
+    "parse_latex", "lambdify", "system", "popen",
+}  # fmt: skip
+DANGEROUS_MODULES = {
+    "subprocess", "pickle", "marshal", "shelve", "ctypes", "importlib",
+    "runpy", "socket", "urllib", "requests",
+}  # fmt: skip
+# Reviewed: these evaluate text the library itself writes while it generates a question, never an answer.
+REVIEWED = {
     "arithmetic/basic_arithmetic.py": {"eval"},
     "arithmetic/gsm_symbolic/generators_00_49.py": {"eval"},
     "arithmetic/gsm_symbolic/generators_50_99.py": {"eval"},
-    "code/bf.py": {"compile"},  # of a toy language, by functions of the library
+    "code/bf.py": {"compile"},  # a toy language, compiled by the library's own functions
     "code/contrib/bfit/BF-it.py": {"compile"},
     "code/contrib/bfit/Compiler/Compiler.py": {"compile"},
-    "logic/propositional_logic.py": {"parse_expr"},  # a parser of its own
+    "logic/propositional_logic.py": {"parse_expr"},  # the library's own parser
 }
 
 
-def test_all_that_runs_text_is_refused() -> None:
-    """A version of the library that runs text elsewhere is to be read before it is used."""
+def test_every_data_set_that_executes_text_is_refused() -> None:
+    """Fails for a library version that executes text in new files: review them before supporting it."""
     found: dict[str, set[str]] = {}
     for path in LIBRARY.rglob("*.py"):
         text = path.read_text(encoding="utf-8")
-        if not any(name in text for name in RUNS | MODULES):
-            continue  # parsing takes longer
-        names = set(dangerous(ast.parse(text)))
-        rest = names - HARMLESS.get(path.relative_to(LIBRARY).as_posix(), set())
-        if rest:
-            found[path.relative_to(LIBRARY).as_posix()] = rest
+        if not any(name in text for name in DANGEROUS_CALLS | DANGEROUS_MODULES):
+            continue  # saves parsing the file
+        names = set(find_dangerous_names(ast.parse(text)))
+        unreviewed = names - REVIEWED.get(path.relative_to(LIBRARY).as_posix(), set())
+        if unreviewed:
+            found[path.relative_to(LIBRARY).as_posix()] = unreviewed
     refused = {
         Path(inspect.getfile(DATASETS[name][0])).relative_to(LIBRARY).as_posix()
         for name, reason in REFUSED.items()
-        if "evaluates" in reason or "runs programs" in reason
+        if "evaluates" in reason or "runs model-written programs" in reason
     }
     assert found.keys() == refused, found
 
 
-def dangerous(tree: ast.Module) -> Iterator[str]:
+def find_dangerous_names(tree: ast.Module) -> Iterator[str]:
     for node in ast.walk(tree):
         match node:
-            case ast.Call(func=ast.Name(id=name)) if name in RUNS:
+            case ast.Call(func=ast.Name(id=name)) if name in DANGEROUS_CALLS:
                 yield name
-            case ast.Call(func=ast.Attribute(value=owner, attr=name)) if name in RUNS:
+            case ast.Call(func=ast.Attribute(value=owner, attr=name)) if name in DANGEROUS_CALLS:
                 if not (isinstance(owner, ast.Name) and owner.id == "re"):
                     yield name
             case ast.Import(names=aliases):
-                yield from MODULES & {alias.name.partition(".")[0] for alias in aliases}
-            case ast.ImportFrom(module=str(module)) if module.partition(".")[0] in MODULES and not node.level:
+                yield from DANGEROUS_MODULES & {alias.name.partition(".")[0] for alias in aliases}
+            case ast.ImportFrom(module=str(module)) if module.partition(".")[0] in DANGEROUS_MODULES and not node.level:
                 if module != "importlib" or {alias.name for alias in node.names} != {"resources"}:
                     yield module
 
 
-def test_what_is_refused_for_its_marks_still_gives_them() -> None:
+def test_data_sets_refused_for_lenient_scores_still_give_them() -> None:
     for dataset, wrong in (("game_of_life_halting", "no idea"), ("coin_flip", "0"), ("complex_arithmetic", "nan")):
         entry = draw(dataset, 1)[0]
         assert entry["answer"] != wrong
         assert reasoning_gym.create_dataset(dataset, seed=0, size=1).score_answer(wrong, entry) == 1.0
 
 
-def test_a_refused_data_set_is_never_asked(tmp_path: Path) -> None:
+def test_refused_data_set_is_never_loaded_or_scored(tmp_path: Path) -> None:
     trap = tmp_path / "trap"
-    with pytest.raises(UserError, match=r"task\.dataset \('n_queens'\): not used: the library evaluates what a model"):
+    with pytest.raises(
+        UserError, match=r"task\.dataset \('n_queens'\): not used: the library evaluates the model's answer"
+    ):
         load_task(ReasoningGymConfig("reasoning_gym", "n_queens"))
     entry = draw("n_queens", 1)[0]
     with pytest.raises(InvalidRecordError, match="n_queens, which is not used"):
-        through_a_file(entry)
+        read_from_json(entry)
     smuggled = Question("q", "?", "", {"dataset": "n_queens", "options": {}, "metadata": entry["metadata"]})
     assert judge(smuggled, f"open({str(trap)!r}, 'w')").unknown
     assert not trap.exists()
 
 
 def test_other_processes_draw_the_same_questions() -> None:
-    """All hosts of a run, and a run that goes on, have to have the same ones: sets must not be in the way."""
+    """All hosts need the same questions, and so does a resumed run, whatever the hash seed."""
     program = (
         "import sys; sys.path[:0] = sys.argv[1:]; from test_reasoning_gym import fingerprints; "
         "print(*fingerprints().items(), sep='\\n')"
@@ -219,13 +228,13 @@ def test_other_processes_draw_the_same_questions() -> None:
 
 
 def fingerprints() -> dict[str, str]:
-    texts = {name: draw(name, 1)[0]["question"] for name in USED}
+    texts = {name: draw(name, 1)[0]["question"] for name in SUPPORTED}
     return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
 
 
 # The checker.
 
-SUM = through_a_file(draw("chain_sum", 1, min_terms=2, max_terms=2, min_digits=1, max_digits=1)[0])
+SUM = read_from_json(draw("chain_sum", 1, min_terms=2, max_terms=2, min_digits=1, max_digits=1)[0])
 
 
 @pytest.mark.parametrize(
@@ -258,18 +267,19 @@ def test_extraction(completion: str, answer: str | None, in_tags: bool) -> None:
 
 
 def test_verdicts() -> None:
-    right = SUM.answer
-    assert check_reasoning_gym(SUM, f"<answer>{right}</answer>") == Verdict(right, strict=True, correct=True)
-    assert check_reasoning_gym(SUM, f"#### {right}") == Verdict(right, strict=False, correct=True)
-    assert check_reasoning_gym(SUM, f"<answer>{right}, I think</answer>").correct is False  # partial credit is none
+    answer = SUM.answer
+    assert check_reasoning_gym(SUM, f"<answer>{answer}</answer>") == Verdict(answer, strict=True, correct=True)
+    assert check_reasoning_gym(SUM, f"#### {answer}") == Verdict(answer, strict=False, correct=True)
+    partial_credit = f"<answer>{answer}, I think</answer>"
+    assert check_reasoning_gym(SUM, partial_credit).correct is False
     assert check_reasoning_gym(SUM, "").reason == "no answer"
     assert check_reasoning_gym(SUM, f"<answer>{'1' * 20_000}</answer>").reason == "answer too long"
-    assert judge(through_a_file(draw("prime_factorization", 1)[0]), "two").reason == "unreadable answer"
+    assert judge(read_from_json(draw("prime_factorization", 1)[0]), "two").reason == "unreadable answer"
     assert judge(Question("q", "?", "7"), "7").unknown
 
 
 @pytest.mark.parametrize(
-    ("dataset", "form", "right"),
+    ("dataset", "template", "correct"),
     [
         ("gsm_symbolic", "<answer>{} apples</answer>", True),
         ("gsm_symbolic", "<answer>{}.5</answer>", False),
@@ -286,28 +296,28 @@ def test_verdicts() -> None:
         ("kakurasu", "#### {}7", False),
     ],
 )
-def test_an_answer_is_the_answer_and_nothing_else(dataset: str, form: str, right: bool) -> None:
-    question = through_a_file(draw(dataset, 1)[0])
-    assert check_reasoning_gym(question, form.format(question.answer)).correct is right
+def test_correct_answers_contain_nothing_else(dataset: str, template: str, correct: bool) -> None:
+    question = read_from_json(draw(dataset, 1)[0])
+    assert check_reasoning_gym(question, template.format(question.answer)).correct is correct
 
 
-def test_more_than_the_full_mark_is_not_right() -> None:
+def test_score_above_one_is_not_correct() -> None:
     entry = {"question": "?", "answer": "-1", "metadata": {"source_dataset": "calendar_arithmetic"}}
     entry["metadata"]["task"] = "recurring_event_day"
     assert reasoning_gym.create_dataset("calendar_arithmetic", seed=0, size=1).score_answer("5", entry) > 1
-    assert not judge(through_a_file(entry), "5").correct
-    assert judge(through_a_file(entry), "-1").correct
+    assert not judge(read_from_json(entry), "5").correct
+    assert judge(read_from_json(entry), "-1").correct
 
 
-def test_what_a_model_wrote_is_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    question = through_a_file(draw("tower_of_hanoi", 1)[0])
+def test_answers_are_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    question = read_from_json(draw("tower_of_hanoi", 1)[0])
     assert not judge(question, "Move disk 99 from Peg 1 to Peg 77").correct
     assert capsys.readouterr().out == ""
 
 
-def test_in_checker_processes() -> None:
-    """A new process makes each data set anew, and judges one trace after another."""
-    questions = [through_a_file(entry) for name in ("knight_swap", "arc_agi", "chain_sum") for entry in draw(name, 1)]
+def test_pool_judges_answers() -> None:
+    """A worker creates each data set itself and judges several traces with it."""
+    questions = [read_from_json(entry) for name in ("knight_swap", "arc_agi", "chain_sum") for entry in draw(name, 1)]
     pairs = [
         (question, Trace("q", sample, f"<answer>{question.answer if sample % 2 else 'x'}</answer>"))
         for question in questions
@@ -322,7 +332,7 @@ def test_in_checker_processes() -> None:
 # The task.
 
 
-def test_splits_are_distinct_and_drawn_the_same_each_time() -> None:
+def test_splits_are_disjoint_and_reproducible() -> None:
     config = ReasoningGymConfig("reasoning_gym", "tower_of_hanoi", {"max_disks": 4}, num_train=20, num_test=5)
     task = load_task(config)
     assert (len(task.train), len(task.test), task.num_contaminated) == (20, 5, 0)
@@ -331,7 +341,7 @@ def test_splits_are_distinct_and_drawn_the_same_each_time() -> None:
 
 
 @pytest.mark.parametrize("dataset", ["emoji_mystery", "modulo_grid", "rectangle_count"])
-def test_puzzles_that_are_drawn_with_signs_are_not_all_one(dataset: str) -> None:
+def test_puzzles_made_of_symbols_are_not_mistaken_for_duplicates(dataset: str) -> None:
     assert load_task(ReasoningGymConfig("reasoning_gym", dataset, num_train=20, num_test=5)).num_contaminated == 0
 
 
@@ -341,7 +351,7 @@ def test_puzzles_that_are_drawn_with_signs_are_not_all_one(dataset: str) -> None
         (
             "chain_sums",
             {},
-            r"task\.dataset \('chain_sums'\): reasoning_gym has none of that name; did you mean",
+            r"task\.dataset \('chain_sums'\): unknown to reasoning_gym; did you mean",
         ),
         ("?", {}, "choose from ab, acre, "),
         (
@@ -349,23 +359,23 @@ def test_puzzles_that_are_drawn_with_signs_are_not_all_one(dataset: str) -> None
             {"min_term": 2},
             r"task\.options\.min_term: unknown to reasoning_gym's chain_sum; did you",
         ),
-        ("chain_sum", {"seed": 2}, r"task\.options\.seed: not for you to set; set task\.num_train"),
+        ("chain_sum", {"seed": 2}, r"task\.options\.seed: cannot be set; set task\.num_train"),
         (
             "chain_sum",
             {"min_terms": 0},
-            r"cannot work with them \(min_terms must be positive\); its options are",
+            r"fails with these options \(min_terms must be positive\); its options are",
         ),
-        ("chain_sum", {"min_terms": "two"}, r"chain_sum cannot work with them \('"),
+        ("chain_sum", {"min_terms": "two"}, r"chain_sum fails with these options \('"),
         ("tower_of_hanoi", {"max_disks": 3}, r"task\.num_train \(90\): only \d+ different questions in 1800"),
     ],
 )
-def test_mistakes_are_named(dataset: str, options: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_refused(dataset: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as raised:
         load_task(ReasoningGymConfig("reasoning_gym", dataset, options, num_train=90, num_test=3))
     assert "\n" not in str(raised.value)
     assert not re.search(r"<\w", str(raised.value))
 
 
-def test_entries_that_are_none_are_named() -> None:
+def test_invalid_entries_are_refused() -> None:
     with pytest.raises(InvalidRecordError, match='lacks "question" or "metadata"'):
         ReasoningGymConfig.read_question("q", {"question": "1 + 1?", "answer": "2"})
