@@ -81,7 +81,7 @@ def test_shots_come_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "shots.yml").write_text("- question: 1 + 1?\n  completion: |-\n    Two.\n    #### 2\n")
     assert load_task(write(tmp_path, shots=tmp_path / "shots.yml")).train.shots == (Shot("1 + 1?", "Two.\n#### 2"),)
     (tmp_path / "shots.yml").write_text("- question: 1 + 1?\n")
-    with pytest.raises(UserError, match=r'shots\.yml, item 1: lacks a text under "completion"'):
+    with pytest.raises(UserError, match=r'shots\.yml, item 1: lacks text under "completion"'):
         load_task(write(tmp_path, shots=tmp_path / "shots.yml"))
 
 
@@ -91,10 +91,10 @@ def test_a_few_broken_lines_are_left_out_and_named(tmp_path: Path, capsys: pytes
     task = load_task(write(tmp_path, train="\n".join(lines)))
     assert [question.id for question in task.train] == [str(n) for n in range(300) if n not in (10, 20, 30)]
     said = capsys.readouterr().err
-    assert "3 of 300 records are left out" in said
+    assert "leaving out 3 of 300 records" in said
     for place in (
         "train.jsonl:11: not JSON",
-        "train.jsonl:21: has the id '19' of an earlier one",
+        "train.jsonl:21: repeats the id '19'",
         'train.jsonl:31: lacks "a',
     ):
         assert place in said
@@ -103,21 +103,21 @@ def test_a_few_broken_lines_are_left_out_and_named(tmp_path: Path, capsys: pytes
 @pytest.mark.parametrize(
     ("train", "message"),
     [
-        ([{"answer": "7"}], r'train\.jsonl:1: lacks a text under "question"'),
+        ([{"answer": "7"}], r'train\.jsonl:1: lacks text under "question"'),
         ([{"question": "?"}], r'train\.jsonl:1: lacks "answer"'),
-        ([{"question": "?", "level": "easy"}], r'lacks "answer", with which the checker numeric compares'),
-        ([{"question": "?", "answer": True}], r"has an answer of type bool; write a number or a quoted text"),
-        ([{"question": "?", "answer": ["7"]}], r"has an answer of type list"),
-        ([{"id": 1.5, "question": "?", "answer": 7}], r'has an "id" of type float; write a text or a whole number'),
-        ([*LINES, LINES[0]], r"train\.jsonl:3: has the id 'a' of an earlier one; make ids unique"),
+        ([{"question": "?", "level": "easy"}], r'lacks "answer", which the checker numeric needs'),
+        ([{"question": "?", "answer": True}], r'has an "answer" of type bool; write a number or quoted text'),
+        ([{"question": "?", "answer": ["7"]}], 'has an "answer" of type list'),
+        ([{"id": 1.5, "question": "?", "answer": 7}], r'has an "id" of type float; write text or an integer'),
+        ([*LINES, LINES[0]], r"train\.jsonl:3: repeats the id 'a'; make ids unique"),
         (
             [*LINES, {"id": "file/train/1", "question": "?", "answer": "7"}],
-            r"train\.jsonl:3: has the id 'file/train/1' of an earlier one",
+            r"train\.jsonl:3: repeats the id 'file/train/1'",
         ),
         ("", r"no training questions"),
         ('[{"question": "?"', r"train\.jsonl: not JSON"),
         ("[7]", r"train\.jsonl, item 1: of type int, not an object"),
-        ("x\n" * 7, r"7 of 7 records cannot be used.*jsonl:5: [^;]*; write one object a line; \.\.\.$"),
+        ("x\n" * 7, r"7 of 7 records cannot be used.*jsonl:5: [^;]*; write one object per line; \.\.\.$"),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, train: Any, message: str) -> None:
@@ -130,7 +130,7 @@ def test_mistakes_are_named(tmp_path: Path, train: Any, message: str) -> None:
     [
         ("- question: [", r"train\.yaml: not YAML"),
         ("question: 1 + 1?\nanswer: 2", r"train\.yaml: of type dict, not a list"),
-        ("- question: 1 + 1?\n  answer: false", r"train\.yaml, item 1: has an answer of type bool"),
+        ("- question: 1 + 1?\n  answer: false", r'train\.yaml, item 1: has an "answer" of type bool'),
         ("- !!python/object/apply:os.getcwd []", r"train\.yaml: not YAML"),
         ("", r"no training questions"),
     ],

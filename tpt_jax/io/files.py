@@ -1,4 +1,4 @@
-"""Files: JSON lines read with every mistake named by its line, and whatever is written there whole or not at all."""
+"""JSON-lines files whose errors name the line, and atomic writes."""
 
 import hashlib
 import json
@@ -12,10 +12,10 @@ from tpt_jax.io.paths import AnyPath, Path, is_remote, to_path
 
 
 def read_jsonl(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
-    """Yields the objects of a JSON-lines file; blank lines are skipped.
+    """Yields the objects in a JSON-lines file; skips blank lines.
 
     Raises:
-      UserError: the file is missing, or a line is not a JSON object (named by file and line).
+      UserError: the file is missing, or a line is not a JSON object; names file and line.
     """
     path = existing_file(path)
     with path.open("rb") as lines:
@@ -29,38 +29,38 @@ def read_jsonl(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
 
 
 def existing_file(path: str | os.PathLike[str]) -> Path:
-    """The path of a file of JSON lines that is there.
+    """The path of an existing file.
 
     Raises:
-      UserError: it is not.
+      UserError: there is no such file.
     """
     path = to_path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such file; give a JSON-lines file, one object a line")
+        raise UserError(f"{path}: no such file; give a JSON-lines file, one object per line")
     return path
 
 
 def parse_line(line: bytes) -> dict[str, Any]:
-    """The object in a line.
+    """Parses a line that holds one JSON object.
 
     Raises:
-      InvalidRecordError: there is none.
+      InvalidRecordError: it does not; says why not.
     """
     try:
         value = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise InvalidRecordError(f"not UTF-8 ({error.reason}); write the file in UTF-8") from error
     except json.JSONDecodeError as error:
-        raise InvalidRecordError(f"not JSON ({error.msg}); write one object a line") from error
-    except (ValueError, RecursionError) as error:  # a number of too many digits, too many brackets
-        raise InvalidRecordError(f"not JSON that can be read ({error}); write one object a line") from error
+        raise InvalidRecordError(f"not JSON ({error.msg}); write one object per line") from error
+    except (ValueError, RecursionError) as error:  # too many digits in a number, or nested too deeply
+        raise InvalidRecordError(f"not JSON that can be read ({error}); write one object per line") from error
     if not isinstance(value, dict):
-        raise InvalidRecordError(f"of type {type(value).__name__}, not an object; write one object a line")
+        raise InvalidRecordError(f"of type {type(value).__name__}, not an object; write one object per line")
     return value
 
 
-def digest(path: str | os.PathLike[str]) -> str:
-    """What a file's content is known by.
+def checksum(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's content, in hexadecimal.
 
     Raises:
       UserError: there is no such file.
@@ -70,45 +70,45 @@ def digest(path: str | os.PathLike[str]) -> str:
 
 
 def check_output(path: pathlib.Path, inputs: Iterable[pathlib.Path]) -> None:
-    """Makes sure, before the work, that its result can be written; makes the folder.
+    """Checks that an output file can be written, before any work is done; creates its folder.
 
     Raises:
-      UserError: it cannot, or would take the place of an input or of what is no plain file.
+      UserError: it cannot be written, is an input too, or is something other than a plain file.
     """
     if path.exists() and not path.is_file():
-        raise UserError(f"--output {path}: not a plain file; give the name of one")
-    for given in inputs:
-        if path.exists() and given.exists() and path.samefile(given):
-            raise UserError(f"--output {path}: this is {given}, which is read; give another file")
+        raise UserError(f"--output {path}: not a plain file; give a file name")
+    for source in inputs:
+        if path.exists() and source.exists() and path.samefile(source):
+            raise UserError(f"--output {path}: would overwrite the input {source}; give another file")
     make_folder(path.parent)
     if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise UserError(f"--output {path}: may not be written; give a file that may")
+        raise UserError(f"--output {path}: no permission to write; give a file that you may write")
 
 
 def make_folder(path: AnyPath) -> None:
-    """Makes a folder where there is none.
+    """Creates a folder, and its parents, unless it exists.
 
     Raises:
-      UserError: it cannot be made.
+      UserError: it cannot be created.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{path}: cannot be made ({error.strerror}); give a folder that can") from error
+        raise UserError(f"{path}: cannot be created ({error.strerror}); give another folder") from error
 
 
 def write_atomically(path: str | os.PathLike[str], text: str) -> None:
-    """Writes a file that is there whole or not at all, whenever the process is killed.
+    """Writes a text file so that it is complete or absent, even if the process is killed.
 
     Raises:
-      UserError: its folder cannot be made.
+      UserError: its folder cannot be created.
     """
     path = to_path(path)
     make_folder(path.parent)
     if is_remote(path):
         path.write_text(text)
         return
-    path = to_path(os.path.realpath(path))  # of a link, what it leads to is replaced
+    path = to_path(os.path.realpath(path))  # replace a link's target, not the link
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "w", encoding="utf-8") as file:

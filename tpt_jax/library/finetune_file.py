@@ -11,9 +11,9 @@ from tpt_jax.checkpoints.model_folder import ModelFolder
 from tpt_jax.checkpoints.writer import CheckpointWriter, is_complete
 from tpt_jax.config import RunConfig, dump_config
 from tpt_jax.errors import InvalidRecordError, UserError
-from tpt_jax.io.files import digest, write_atomically
+from tpt_jax.io.files import checksum, write_atomically
 from tpt_jax.io.paths import AnyPath, to_path
-from tpt_jax.io.record_files import finish_reason_of, id_of, read_records, sample_of
+from tpt_jax.io.record_files import parse_finish_reason, parse_id, parse_sample, read_records
 from tpt_jax.loop.metrics import MetricsLog, import_wandb
 from tpt_jax.loop.run_folder import num_saved_steps
 from tpt_jax.loop.setup import make_prompt
@@ -22,8 +22,8 @@ from tpt_jax.prompts import Example, Prompt
 from tpt_jax.runtime import environment, hosts
 from tpt_jax.runtime.mesh import make_mesh
 from tpt_jax.tasks import Task, load_task
-from tpt_jax.tasks.decontamination import normalised, texts_of
-from tpt_jax.tasks.task import text_of
+from tpt_jax.tasks.decontamination import normalised, normalised_texts
+from tpt_jax.tasks.task import parse_text
 from tpt_jax.terminal import say
 from tpt_jax.train.compile import compile_trainer
 from tpt_jax.train.data import split_by_length
@@ -61,7 +61,7 @@ def finetune_file(
             "give a file with traces, or a larger train.sequence_length"
         )
     partial = target.with_name(f"{target.name}.partial")
-    settings = {"config": dump_config(config), "model": os.fspath(model), "traces": digest(traces)}
+    settings = {"config": dump_config(config), "model": os.fspath(model), "traces": checksum(traces)}
     _check_same_training(partial, settings)
     hosts.barrier("partial folder checked")
     if hosts.is_first():
@@ -117,7 +117,7 @@ def read_examples(path: AnyPath, task: Task, prompt: Prompt, vocab_size: int) ->
     texts: collections.defaultdict[str, set[str]] = collections.defaultdict(set)
     for question in (*task.train, *task.test):
         texts[question.id].add(question.question)
-    tested = texts_of(task.test)
+    tested = normalised_texts(task.test)
     left_out: collections.Counter[str] = collections.Counter()
 
     def read(index: int, line: dict[str, Any]) -> Example | None:
@@ -125,10 +125,10 @@ def read_examples(path: AnyPath, task: Task, prompt: Prompt, vocab_size: int) ->
             return None
         completion = line.get("completion", line.get("trace"))
         if not isinstance(completion, str):
-            raise InvalidRecordError('lacks a text under "completion"')
+            raise InvalidRecordError('lacks text under "completion"')
         question = _question_text(line, texts)
-        name = f"{id_of(line, index)}/{sample_of(line, default=0)}"
-        if finish_reason_of(line) != "stop":
+        name = f"{parse_id(line, index)}/{parse_sample(line, default=0)}"
+        if parse_finish_reason(line) != "stop":
             left_out["cut short"] += 1  # an end of turn after it would teach the model to stop in the middle
             return None
         if normalised(question) in tested:
@@ -156,8 +156,8 @@ def _question_text(line: Mapping[str, Any], texts: Mapping[str, set[str]]) -> st
       InvalidRecordError: there is neither, or a training and a test question share the id.
     """
     if line.get("question") is not None:
-        return text_of(line, "question", '{"id", "question", "completion"}')
-    name = id_of(line, None)
+        return parse_text(line, "question", '{"id", "question", "completion"}')
+    name = parse_id(line, None)
     found = texts.get(name, set())
     if not found:
         raise InvalidRecordError(f'lacks a "question", and no question of the task has the id {name!r}')

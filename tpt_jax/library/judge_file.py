@@ -9,12 +9,12 @@ from tpt_jax.checks.pool import CheckerPool
 from tpt_jax.checks.registry import require, without_sandbox
 from tpt_jax.errors import InvalidRecordError, UserError
 from tpt_jax.io.files import check_output, write_jsonl
-from tpt_jax.io.record_files import MAX_BROKEN_SHARE, finish_reason_of, id_of, read_records, sample_of
+from tpt_jax.io.record_files import MAX_BROKEN_SHARE, parse_finish_reason, parse_id, parse_sample, read_records
 from tpt_jax.prune.selection import Selection, select
 from tpt_jax.prune.summary import failed_on_all
 from tpt_jax.records import JudgedTrace, Keep, Question, Trace
 from tpt_jax.tasks import task_class
-from tpt_jax.tasks.decontamination import normalised, texts_of
+from tpt_jax.tasks.decontamination import normalised, normalised_texts
 from tpt_jax.terminal import listed, progress
 
 LIMITS = frozenset({"time limit", "memory limit"})  # verdict reasons
@@ -79,7 +79,7 @@ def judge_file(
         task, questions, traces, checker, seconds_per_trace, run_code_without_sandbox=run_code_without_sandbox
     )
     held_out_questions = read_questions(held_out, task_class(task).read_question) if held_out else {}
-    tested = texts_of(held_out_questions.values())
+    tested = normalised_texts(held_out_questions.values())
     verdicts = []
     with (
         CheckerPool(read.checker, num_workers, read.seconds_per_trace) as pool,
@@ -94,7 +94,7 @@ def judge_file(
         max_per_question=max_per_question,
         max_traces=max_traces,
         seed=seed,
-        use=keep,
+        keep=keep,
         is_held_out=lambda name: normalised(read.questions[name].question) in tested,
     )
     kept = {(each.trace.id, each.trace.sample) for each in selection.kept}
@@ -171,7 +171,7 @@ def read_questions(
     questions: dict[str, Question] = {}
 
     def add(index: int, line: dict[str, Any]) -> None:
-        own_names = [*names(index, line)] if line.get("id") is None else [id_of(line, None)]
+        own_names = [*names(index, line)] if line.get("id") is None else [parse_id(line, None)]
         for name in own_names:
             if name in questions:
                 raise InvalidRecordError(f"the id {name!r} is that of an earlier question; make ids unique")
@@ -193,16 +193,16 @@ def read_traces(path: Path, questions: Mapping[str, Question]) -> list[tuple[dic
     samples: dict[str, set[int]] = {question.id: set() for question in questions.values()}
 
     def read(_: int, line: dict[str, Any]) -> tuple[dict[str, Any], Trace]:
-        name, completion = id_of(line, line.get("task_id")), line.get("completion", line.get("trace"))
+        name, completion = parse_id(line, line.get("task_id")), line.get("completion", line.get("trace"))
         if name not in questions:
             raise InvalidRecordError(f"no question has the id {name!r}; the questions' ids are {listed([*samples], 3)}")
         if not isinstance(completion, str):
-            raise InvalidRecordError('lacks a text under "completion" or "trace"')
+            raise InvalidRecordError('lacks text under "completion" or "trace"')
         question_id = questions[name].id
-        sample = sample_of(line, default=len(samples[question_id]))
+        sample = parse_sample(line, default=len(samples[question_id]))
         if sample in samples[question_id]:
             raise InvalidRecordError(f"sample {sample} of question {question_id!r} a second time; number them apart")
-        trace = Trace(question_id, sample, completion, finish_reason=finish_reason_of(line))
+        trace = Trace(question_id, sample, completion, finish_reason=parse_finish_reason(line))
         samples[question_id].add(sample)
         return line, trace
 

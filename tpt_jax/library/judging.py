@@ -11,7 +11,7 @@ from tpt_jax.prune import selection
 from tpt_jax.prune.summary import failed_on_all
 from tpt_jax.records import CheckerSpec, JudgedTrace, Keep, QuestionSet, Trace, Traces
 from tpt_jax.tasks import Task
-from tpt_jax.tasks.decontamination import normalised, texts_of
+from tpt_jax.tasks.decontamination import normalised, normalised_texts
 from tpt_jax.terminal import progress
 
 
@@ -95,14 +95,14 @@ def select(
     Returns:
       The kept traces, sorted by question and sample; `num_dropped` counts the others by reason.
     """
-    tested = frozenset[str]().union(*(texts_of(questions) for questions in held_out))
+    tested = frozenset[str]().union(*(normalised_texts(questions) for questions in held_out))
     texts = {question.id: question.question for question in judged.questions}
     selected = selection.select(
         judged,
         max_per_question=max_per_question,
         max_traces=max_traces,
         seed=seed,
-        use=keep,
+        keep=keep,
         is_held_out=lambda name: normalised(texts[name]) in tested,
     )
     return Traces(selected.kept, judged.questions, selected.num_dropped)

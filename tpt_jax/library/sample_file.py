@@ -10,8 +10,8 @@ from typing import Any, Literal, TextIO
 from tpt_jax.checkpoints.model_folder import ModelFolder
 from tpt_jax.config import MeshConfig, SamplingConfig, settings
 from tpt_jax.errors import InvalidRecordError, UserError
-from tpt_jax.io.files import digest, write_jsonl
-from tpt_jax.io.record_files import id_of, read_records
+from tpt_jax.io.files import checksum, write_jsonl
+from tpt_jax.io.record_files import parse_id, read_records
 from tpt_jax.library.sampling import sample_batches
 from tpt_jax.loop.setup import plan_prompts
 from tpt_jax.prompts import load_prompt
@@ -64,7 +64,7 @@ def sample_file(
         "max_prompt_tokens": config.max_prompt_tokens,
         "compute_dtype": compute_dtype,
         "cache_type": config.cache_type,
-        "prompts": digest(prompts),
+        "prompts": checksum(prompts),
     }
     partial = PartialOutput(output, fixed)
     written = partial.read_own()
@@ -108,9 +108,9 @@ def read_prompts(path: Path) -> dict[str, str]:
     prompts: dict[str, str] = {}
 
     def read(index: int, line: dict[str, Any]) -> None:
-        text, name = line.get("prompt"), id_of(line, index)
+        text, name = line.get("prompt"), parse_id(line, index)
         if not isinstance(text, str):
-            raise InvalidRecordError('lacks a text under "prompt"; write {"id", "prompt"}')
+            raise InvalidRecordError('lacks text under "prompt"; write {"id", "prompt"}')
         if name in prompts:
             raise InvalidRecordError(f"the id {name!r} is that of an earlier prompt; make ids unique")
         prompts[name] = text

@@ -1,4 +1,4 @@
-"""Tasks: questions whose answers can be checked, one file each."""
+"""Tasks: questions with checkable answers, one file per task."""
 
 from collections.abc import Mapping
 
@@ -42,19 +42,19 @@ TASKS: Mapping[str, type[TaskConfig]] = {
 
 
 def load_task(config: TaskConfig) -> Task:
-    """The questions of a task; a training question that is a test question too is left out and counted.
+    """Loads a task's questions, without training questions that are test questions too.
 
     Raises:
-      UserError: they cannot be had; says what to do.
+      UserError: they cannot be loaded; says what to do.
     """
     return without_test_questions(config.load())
 
 
 def task_class(name: str) -> type[TaskConfig]:
-    """The task of that name.
+    """The config class of a task.
 
     Raises:
-      UserError: there is none.
+      UserError: the name is unknown.
     """
     if name not in TASKS:
         raise UserError(f"task {name!r}: unknown; {suggestion(name, TASKS)}")

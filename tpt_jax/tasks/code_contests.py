@@ -1,12 +1,13 @@
-"""Programming contests: programs that read standard input and write standard output, judged by their output.
+"""Programming contests: programs from standard input to standard output, judged by their output.
 
-The files hold one object a line, {"id", "question", "inputs", "outputs"}, the last two lists of texts of one length; or
-CodeContests' own fields (arXiv 2203.07814), {"name", "description", "public_tests": {"input", "output"},
-"private_tests", "generated_tests"}, as its conversions to JSON and Parquet have them. It is published as RecordIO files
-of protobufs, which are not read here. A problem that has several right outputs is not for this task: CodeContests has
-no judge for it.
+Each line of the files is {"id", "question", "inputs", "outputs"}, where inputs and outputs are lists of texts of equal
+length; or it has CodeContests' own fields (arXiv 2203.07814), {"name", "description", "public_tests": {"input",
+"output"}, "private_tests", "generated_tests"}, as in conversions to JSON and Parquet. CodeContests itself is published
+as RecordIO files of protobufs, which are not read here. Leave out problems with several right outputs: CodeContests has
+no judge for them.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -15,7 +16,7 @@ from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass
 
 from tpt_jax.errors import STRICT, InvalidRecordError
-from tpt_jax.io.record_files import id_of, read_records
+from tpt_jax.io.record_files import parse_id, read_records
 from tpt_jax.records import Generation, Question, Shot
 from tpt_jax.tasks.task import Task, TaskConfig
 
@@ -25,7 +26,7 @@ INSTRUCTION = (
     "fenced block: a line ```python, the whole program, a line ```. Write no other fenced block."
 )
 
-# Our own, in the manner of the data set.
+# Written for this project in the style of the data set.
 SHOTS = (
     Shot(
         "A shelf holds n books in a row; book i is h_i centimetres high. How many books are higher than every book to "
@@ -51,12 +52,12 @@ SHOTS = (
 
 @dataclass(frozen=True, config=STRICT)
 class CodeContestsConfig(TaskConfig):
-    """Where the questions are.
+    """Where to read the questions from, and how many tests to run.
 
     Attributes:
       folder: holds train.jsonl and test.jsonl.
-      max_tests: of a question, the first ones. A program runs once for each, for 4 s at most; all runs together have
-        prune.seconds_per_trace (20 s, where it is not set), and end with "time limit" too. Raise both together.
+      max_tests: number of tests per question, the first ones. A program runs once per test, for at most 4 s; all runs
+        together may take prune.seconds_per_trace (20 s by default), or end with "time limit" too. Raise both together.
     """
 
     name: Literal["code_contests"]
@@ -71,19 +72,18 @@ class CodeContestsConfig(TaskConfig):
         """Reads both splits.
 
         Raises:
-          UserError: a file is missing, or holds something else.
+          UserError: a file is missing, or more than 1% of its questions are invalid.
         """
+        return self.task(self._read("train"), self._read("test"), instruction=INSTRUCTION, shots=SHOTS)
 
-        def questions(split: str) -> tuple[Question, ...]:
-            def question(index: int, line: Mapping[str, Any]) -> Question:
-                name = id_of(line, line.get("name", f"{self.name}/{split}/{index}"))
-                of_line = self.read_question(name, line)
-                first = {key: texts[: self.max_tests] for key, texts in of_line.data.items()}
-                return Question(of_line.id, of_line.question, "", first)
+    def _read(self, split: str) -> tuple[Question, ...]:
+        def read(index: int, line: Mapping[str, Any]) -> Question:
+            name = parse_id(line, line.get("name", f"{self.name}/{split}/{index}"))
+            question = self.read_question(name, line)
+            tests = {key: texts[: self.max_tests] for key, texts in question.data.items()}
+            return dataclasses.replace(question, data=tests)
 
-            return tuple(read_records(self.folder.expanduser() / f"{split}.jsonl", question))
-
-        return self.task(questions("train"), questions("test"), instruction=INSTRUCTION, shots=SHOTS)
+        return tuple(read_records(self.folder.expanduser() / f"{split}.jsonl", read))
 
     @staticmethod
     def default_id(index: int, line: Mapping[str, Any]) -> str:
@@ -94,25 +94,26 @@ class CodeContestsConfig(TaskConfig):
 
     @staticmethod
     def read_question(name: str, line: Mapping[str, Any]) -> Question:
-        """{"question", "inputs", "outputs"}, or CodeContests' own fields."""
-        line = _in_our_form(line)
+        """Reads {"question", "inputs", "outputs"}, or CodeContests' own fields."""
+        line = _convert(line)
         question, inputs, outputs = (line.get(key) for key in ("question", "inputs", "outputs"))
         if not isinstance(question, str) or not question.strip():
-            raise InvalidRecordError('lacks a text under "question"; write {"id", "question", "inputs", "outputs"}')
+            raise InvalidRecordError('lacks text under "question"; write {"id", "question", "inputs", "outputs"}')
         lists = [texts for texts in (inputs, outputs) if isinstance(texts, list)]
         if len(lists) < 2 or not all(isinstance(text, str) for texts in lists for text in texts):
-            raise InvalidRecordError('lacks a list of texts under "inputs" or "outputs"; write one text a test in both')
+            raise InvalidRecordError('lacks a list of texts under "inputs" or "outputs"; write one per test in both')
         if len(lists[0]) != len(lists[1]) or not lists[0]:
             raise InvalidRecordError(
-                f'has {len(lists[0])} "inputs" and {len(lists[1])} "outputs"; write one of each a test, one at least'
+                f'has {len(lists[0])} "inputs" and {len(lists[1])} "outputs"; write one of each per test, at least one'
             )
         return Question(name, question.strip(), "", {"inputs": lists[0], "outputs": lists[1]})
 
 
-def _in_our_form(line: Mapping[str, Any]) -> Mapping[str, Any]:
+def _convert(line: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A line with CodeContests' own fields as {"question", "inputs", "outputs"}; any other line unchanged."""
     if "description" not in line:
         return line
-    kinds = (line.get(f"{kind}_tests") for kind in ("public", "private", "generated"))
-    tests = [of_kind for of_kind in kinds if isinstance(of_kind, Mapping)]
-    texts = {key: [text for of_kind in tests for text in of_kind.get(key) or ()] for key in ("input", "output")}
+    groups = [line.get(f"{kind}_tests") for kind in ("public", "private", "generated")]
+    tests = [group for group in groups if isinstance(group, Mapping)]
+    texts = {key: [text for group in tests for text in group.get(key) or ()] for key in ("input", "output")}
     return {"question": line["description"], "inputs": texts["input"], "outputs": texts["output"]}

@@ -1,4 +1,4 @@
-"""A question that is tested must not be trained on, whatever it is called and however it is spaced."""
+"""Keeps test questions out of the training set, whatever their ids and however they are written."""
 
 import dataclasses
 import re
@@ -9,33 +9,33 @@ from tpt_jax.errors import UserError
 from tpt_jax.records import Question
 from tpt_jax.tasks.task import Task
 
-# Curly quotes by their numbers; a price is the same with its $ and without it.
+# Ignored when questions are compared: \u2018 to \u201d are curly quotes; a price is the same with and without its $.
 PUNCTUATION = r".,;:!?()$'\"\u2018\u2019\u201c\u201d"
 
 
 def normalised(text: str) -> str:
-    """What two spellings of one question share: words and signs, in lower case, without spacing and punctuation.
+    """A text's words and symbols in lower case, without punctuation and spacing: equal for two spellings of a question.
 
-    "What's  5 + 3?" and "what's 5+3" are one question; "5 + 3" and "5 - 3" are two: signs stay, and so do those that
+    "What's  5 + 3?" equals "what's 5+3". "5 + 3" differs from "5 - 3": operators are kept, and so are the symbols that
     puzzles are drawn with.
     """
     text = unicodedata.normalize("NFKC", text).casefold()
     return " ".join(re.findall(rf"\w+|[^\w\s{PUNCTUATION}]", text))
 
 
-def texts_of(questions: Iterable[Question]) -> frozenset[str]:
-    """The questions' normalised texts, to look others up in."""
+def normalised_texts(questions: Iterable[Question]) -> frozenset[str]:
+    """The normalised texts of questions."""
     return frozenset(normalised(question.question) for question in questions)
 
 
 def without_test_questions(task: Task) -> Task:
-    """The task without those training questions whose text is a test question's; they are counted.
+    """Leaves out training questions whose text is a test question's, and counts them in `num_contaminated`.
 
     Raises:
-      UserError: nothing is left to train on.
+      UserError: no training question is left.
     """
-    tested = texts_of(task.test)
-    train = task.train.only([question for question in task.train if normalised(question.question) not in tested])
+    test_texts = normalised_texts(task.test)
+    train = task.train.only([question for question in task.train if normalised(question.question) not in test_texts])
     if not train:
-        raise UserError(f"task {task.name}: every training question is a test question too; give two sets")
+        raise UserError(f"task {task.name}: every training question is a test question too; give disjoint sets")
     return dataclasses.replace(task, train=train, num_contaminated=len(task.train) - len(train))

@@ -1,4 +1,4 @@
-"""Published data sets through tensorflow-datasets: downloaded once, kept as array_record files, read with grain."""
+"""Published data sets through tensorflow-datasets: downloaded once, stored as array_record files, read with grain."""
 
 import contextlib
 import functools
@@ -15,20 +15,20 @@ from tpt_jax.terminal import say
 Name = Literal["gsm8k", "math", "mbpp"]
 
 
-def read_builder(
+def read_dataset(
     name: Name, split: str, manual_dir: Path | None = None, data_dir: Path | None = None
 ) -> list[dict[str, Any]]:
-    """The examples of a split, in the order and with the fields that they are published with.
+    """Reads a split's examples, in their published order and with their published fields.
 
     Args:
-      manual_dir: holds the raw files as they are published: nothing is downloaded.
-      data_dir: where the array_record files are kept; None for where tensorflow-datasets keeps its own
-        ($TFDS_DATA_DIR or ~/tensorflow_datasets).
+      manual_dir: folder with the published raw files, to convert instead of downloading.
+      data_dir: folder for the array_record files; None for tensorflow-datasets' own, $TFDS_DATA_DIR or
+        ~/tensorflow_datasets.
 
     Raises:
-      UserError: no raw files, no network, or files that are not what they should be.
+      UserError: raw files are missing or invalid, or the download fails.
     """
-    # Slow to import, and grain imports JAX: only when it is used.
+    # Slow to import, and grain imports JAX, so only when needed.
     import grain
     import tensorflow_datasets as tfds
 
@@ -36,61 +36,62 @@ def read_builder(
     from tpt_jax.tasks.builders.math import TptMath
     from tpt_jax.tasks.builders.mbpp import TptMbpp
 
-    kind = {"gsm8k": TptGsm8k, "math": TptMath, "mbpp": TptMbpp}[name]
+    builder_class = {"gsm8k": TptGsm8k, "math": TptMath, "mbpp": TptMbpp}[name]
     config = None
     if manual_dir is not None:
         manual_dir = manual_dir.expanduser()
-        _check_files(manual_dir, kind.FILES, kind.SOURCE)
-        # Known by what is in them: other files in the same folder are another data set, not the one that is kept.
-        config = tfds.core.BuilderConfig(name=f"manual_{_digest(manual_dir, kind.FILES)}")
-    make = functools.partial(kind, data_dir=data_dir, config=config, file_format="array_record")
+        _check_files(manual_dir, builder_class.FILES, builder_class.SOURCE)
+        # Named by content: if the raw files change, they are converted again.
+        config = tfds.core.BuilderConfig(name=f"manual_{_checksum(manual_dir, builder_class.FILES)}")
+    make_builder = functools.partial(builder_class, data_dir=data_dir, config=config, file_format="array_record")
     try:
-        with _quietly():
-            builder = make()
+        with _quiet_libraries():
+            builder = make_builder()
             if not builder.is_prepared():
-                say(f"{name}: making array_record files of {manual_dir or kind.SOURCE} in {builder.data_dir}")
-                builder = _prepared(make, tfds.download.DownloadConfig(manual_dir=manual_dir))
+                say(f"{name}: converting {manual_dir or builder_class.SOURCE} to array_record in {builder.data_dir}")
+                builder = _prepare(make_builder, tfds.download.DownloadConfig(manual_dir=manual_dir))
             source: Any = builder.as_data_source(split=split)
     except UserError:
         raise
-    except Exception as error:  # of many kinds: no network, a proxy, a full disk, other bytes than expected
+    except Exception as error:  # of any type: no network, a proxy, a full disk, a wrong checksum
         reason = " ".join(str(error).split())
+        files = " and ".join(builder_class.FILES)
         raise UserError(
-            f"{name}: tensorflow-datasets could not make it of {manual_dir or kind.SOURCE} ({reason}); put "
-            f"{' and '.join(kind.FILES)} from {kind.SOURCE} into a folder and set task.manual_dir to it"
+            f"{name}: tensorflow-datasets failed on {manual_dir or builder_class.SOURCE} ({reason}); put {files} from "
+            f"{builder_class.SOURCE} into a folder and set task.manual_dir to it"
         ) from error
-    examples: Any = grain.MapDataset.source(source).map(_plain)
+    examples: Any = grain.MapDataset.source(source).map(_to_plain_values)
     return [examples[index] for index in range(len(examples))]
 
 
-def refuse_both(folder: Path | None, manual_dir: Path | None) -> None:
-    """For a task's config, which may name one place for the published files.
+def check_one_source(folder: Path | None, manual_dir: Path | None) -> None:
+    """Checks that a task's config names at most one folder of published files.
 
     Raises:
       UserError: it names two.
     """
     if folder is not None and manual_dir is not None:
-        raise UserError("task.folder and task.manual_dir: both are given; give one")
+        raise UserError("task.folder and task.manual_dir: both are set; set one")
 
 
-def _prepared(make: Callable[[], Any], config: Any) -> Any:
-    """A builder with its files made: by us, or by another process of the run that was quicker."""
+def _prepare(make_builder: Callable[[], Any], config: Any) -> Any:
+    """A builder whose files are prepared, here or by another process of the run that was faster."""
     import tensorflow_datasets as tfds
 
     tfds.disable_progress_bar()
-    builder = make()
+    builder = make_builder()
     try:
         builder.download_and_prepare(download_config=config)
     except Exception:
-        builder = make()
+        builder = make_builder()
         if not builder.is_prepared():
             raise
     return builder
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Libraries tell what they do on standard output, and warn of what a first time and a retry always bring."""
+def _quiet_libraries() -> Iterator[None]:
+    """Silences libraries that print progress and log warnings about every first download and retry."""
     loggers = [logging.getLogger(name) for name in ("absl", "urllib3")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -112,20 +113,20 @@ def _check_files(folder: Path, files: Iterable[str], source: str) -> None:
             )
 
 
-def _digest(folder: Path, files: Iterable[str]) -> str:
-    """What the files, and those in folders, are known by."""
-    hashed = hashlib.sha256()
+def _checksum(folder: Path, files: Iterable[str]) -> str:
+    """Checksum of the files' names and contents; a folder among them stands for all files in it."""
+    total = hashlib.sha256()
     for name in files:
-        top = folder / name
-        for path in sorted(top.rglob("*")) if top.is_dir() else [top]:
+        root = folder / name
+        for path in sorted(root.rglob("*")) if root.is_dir() else [root]:
             if path.is_file():
                 content = hashlib.sha256(path.read_bytes()).hexdigest()
-                hashed.update(f"{path.relative_to(folder)} {content}\n".encode())
-    return hashed.hexdigest()[:16]
+                total.update(f"{path.relative_to(folder)} {content}\n".encode())
+    return total.hexdigest()[:16]
 
 
-def _plain(example: Mapping[str, Any]) -> dict[str, Any]:
-    """An example with plain values, for the library gives bytes and NumPy's own."""
+def _to_plain_values(example: Mapping[str, Any]) -> dict[str, Any]:
+    """An example with Python's own types instead of bytes and NumPy's."""
     return {key: _plain_value(value) for key, value in example.items()}
 
 

@@ -1,4 +1,4 @@
-"""A task of the user's own: questions, answers and worked examples from files, judged by a checker of their choice."""
+"""A user-defined task: questions, answers and worked examples from files, judged by any checker."""
 
 import dataclasses
 import functools
@@ -10,26 +10,26 @@ from pydantic.dataclasses import dataclass
 
 from tpt_jax.checks.registry import get_checker
 from tpt_jax.errors import STRICT, InvalidRecordError
-from tpt_jax.io.record_files import id_of, read_records
+from tpt_jax.io.record_files import parse_id, read_records
 from tpt_jax.records import Question, Shot
-from tpt_jax.tasks.task import Task, TaskConfig, answer_of, read_plain_question, text_of
+from tpt_jax.tasks.task import Task, TaskConfig, parse_answer, parse_text, read_plain_question
 
 FORM = '{"id", "question", "answer"}'
-NEED_AN_ANSWER = ("numeric", "math", "choice")  # checkers that compare with nothing else
+NEED_AN_ANSWER = ("numeric", "math", "choice")  # checkers that compare with the answer alone
 
 
 @dataclass(frozen=True, config=STRICT)
 class FileConfig(TaskConfig):
-    """Where the questions are, and who judges.
+    """The files with the questions, and their checker.
 
-    A question is {"id", "question", "answer"}; what else stands there is given to the checker as the question's data.
-    Without an id, the eighth one is file/train/7; a checker that does not look at the answer needs none.
+    A question is {"id", "question", "answer"}; any other keys are passed to the checker as the question's data. Without
+    an id, the eighth training question is file/train/7. The answer may be missing if the checker does not use it.
 
     Attributes:
       train, test: files of questions: JSON lines, a JSON list, or a YAML list (.yaml, .yml).
-      checker: a name from prune.checkers, or "module:function" of one's own; see get_checker.
-      instruction: stands after the question in every prompt.
-      shots: a file of worked examples, {"question", "completion"}, of the same kinds.
+      checker: a name from checks.registry, or your own function as "module:function"; see get_checker there.
+      instruction: follows the question in every prompt.
+      shots: a file of worked examples, {"question", "completion"}, in one of the same formats.
     """
 
     name: Literal["file"]
@@ -42,10 +42,10 @@ class FileConfig(TaskConfig):
     checker_name: ClassVar[str] = "numeric"
 
     def load(self) -> Task:
-        """Reads the files. Questions that cannot be used are named and left out, as read_records says.
+        """Reads the files; a few broken records are reported and left out.
 
         Raises:
-          UserError: a file is missing or broken, or there is no such checker.
+          UserError: a file is missing, more than 1% of its records are broken, or the checker is unknown.
         """
         get_checker(self.checker)
         shots = () if self.shots is None else tuple(read_records(self.shots.expanduser(), _read_shot))
@@ -58,36 +58,36 @@ class FileConfig(TaskConfig):
         )
 
     def num_questions(self) -> tuple[int, int]:
-        """Those in the files: they have to be there."""
+        """Counts the questions in the files."""
         return len(self._read("train")), len(self._read("test"))
 
     @staticmethod
     def read_question(name: str, line: Mapping[str, Any]) -> Question:
-        """A question from an object with whatever its checker needs.
+        """Reads {"question", "answer"} and any other keys, as data for the checker.
 
         Raises:
-          InvalidRecordError: there is no question, or nothing that tells right from wrong.
+          InvalidRecordError: the question is missing, or there is neither an answer nor data.
         """
         data = {key: value for key, value in line.items() if key not in ("id", "question", "answer")}
-        if data and not answer_of(line):
-            return Question(name, text_of(line, "question", FORM), "", data)
+        if data and not parse_answer(line):
+            return Question(name, parse_text(line, "question", FORM), "", data)
         return dataclasses.replace(read_plain_question(name, line), data=data)
 
     def _read(self, split: Literal["train", "test"]) -> tuple[Question, ...]:
-        read = functools.partial(self._read_new, split=split, seen=set())
+        read = functools.partial(self._read_unique, split=split, seen_ids=set())
         return tuple(read_records((self.train if split == "train" else self.test).expanduser(), read))
 
-    def _read_new(self, index: int, line: Mapping[str, Any], split: str, seen: set[str]) -> Question:
-        """A question whose id is none of the seen ones, to which it is added."""
-        question = self.read_question(id_of(line, f"{self.name}/{split}/{index}"), line)
+    def _read_unique(self, index: int, line: Mapping[str, Any], split: str, seen_ids: set[str]) -> Question:
+        """Reads a question and adds its id to the seen ones; refuses a repeated id."""
+        question = self.read_question(parse_id(line, f"{self.name}/{split}/{index}"), line)
         if question.answer == "" and self.checker in NEED_AN_ANSWER:
-            raise InvalidRecordError(f'lacks "answer", with which the checker {self.checker} compares')
-        if question.id in seen:
-            raise InvalidRecordError(f"has the id {question.id!r} of an earlier one; make ids unique")
-        seen.add(question.id)
+            raise InvalidRecordError(f'lacks "answer", which the checker {self.checker} needs')
+        if question.id in seen_ids:
+            raise InvalidRecordError(f"repeats the id {question.id!r}; make ids unique")
+        seen_ids.add(question.id)
         return question
 
 
 def _read_shot(_: int, line: Mapping[str, Any]) -> Shot:
     form = '{"question", "completion"}'
-    return Shot(text_of(line, "question", form), text_of(line, "completion", form))
+    return Shot(parse_text(line, "question", form), parse_text(line, "completion", form))

@@ -8,13 +8,13 @@ from pydantic.dataclasses import dataclass
 from tpt_jax.errors import STRICT, UserError
 from tpt_jax.io.record_files import read_items, read_records
 from tpt_jax.records import Generation, Question, Shot
-from tpt_jax.tasks.download import read_builder, refuse_both
+from tpt_jax.tasks.download import check_one_source, read_dataset
 from tpt_jax.tasks.task import Task, TaskConfig
 
 NUM_TRAIN, NUM_TEST = 7_473, 1_319  # as published
 INSTRUCTION = "Solve the problem step by step. End with a line that holds only the final number, as in: #### 42"
 
-# Our own, in the manner of the data set: what a model is to imitate is the step-by-step form and the last line.
+# Written for this project in the style of the data set: they show the steps and the format of the last line.
 SHOTS = (
     Shot(
         "A ferry makes 6 crossings a day and carries 45 passengers on each. On Sundays it makes 2 crossings fewer. How "
@@ -45,12 +45,12 @@ SHOTS = (
 
 @dataclass(frozen=True, config=STRICT)
 class Gsm8kConfig(TaskConfig):
-    """Where the questions are.
+    """Where to read GSM8K from.
 
     Attributes:
-      folder: holds train.jsonl and test.jsonl as OpenAI publishes them (github.com/openai/grade-school-math), and they
-        are read where they are; null: tensorflow-datasets downloads them once.
-      manual_dir: the same folder, for tensorflow-datasets to make its files of instead of downloading.
+      folder: reads train.jsonl and test.jsonl, as OpenAI publishes them (github.com/openai/grade-school-math), from
+        this folder; null: tensorflow-datasets downloads them once.
+      manual_dir: such a folder for tensorflow-datasets to convert, instead of downloading.
     """
 
     name: Literal["gsm8k"]
@@ -64,22 +64,22 @@ class Gsm8kConfig(TaskConfig):
         """Reads both splits.
 
         Raises:
-          UserError: they cannot be had, or a question has no final answer.
+          UserError: they cannot be loaded, or more than 1% of the questions lack a final answer.
         """
-        refuse_both(self.folder, self.manual_dir)
+        check_one_source(self.folder, self.manual_dir)
 
         def questions(split: str) -> tuple[Question, ...]:
             def read(index: int, line: dict[str, Any]) -> Question:
                 return self.read_question(f"{self.name}/{split}/{index}", line)
 
             if self.folder is None:
-                lines = read_builder("gsm8k", split, self.manual_dir)
+                lines = read_dataset("gsm8k", split, self.manual_dir)
                 return tuple(read_items(f"tensorflow-datasets tpt_gsm8k, {split}", lines, read))
             path = self.folder.expanduser() / f"{split}.jsonl"
             if not path.is_file():
                 raise UserError(
                     f"{path}: no such file; get train.jsonl and test.jsonl from github.com/openai/grade-school-math "
-                    "(grade_school_math/data) and set task.folder to where they are"
+                    "(grade_school_math/data) and set task.folder to their folder"
                 )
             return tuple(read_records(path, read))
 

@@ -1,4 +1,4 @@
-"""HumanEval: the beginning of a Python function each, to go on with; 164 in all (arXiv 2107.03374)."""
+"""HumanEval: 164 Python functions to complete from their signature and docstring (arXiv 2107.03374)."""
 
 import gzip
 import hashlib
@@ -20,7 +20,7 @@ NUM_QUESTIONS = 164  # as published
 SOURCE = "github.com/openai/human-eval (data)"
 REQUEST = "Complete this Python program:"
 
-# Our own, in the manner of the data set.
+# Written for this project in the style of the data set.
 SHOTS = (
     Shot(
         f'{REQUEST}\n```python\ndef longest_gap(days: list[int]) -> int:\n    """ The largest difference between '
@@ -41,12 +41,13 @@ SHOTS = (
 
 @dataclass(frozen=True, config=STRICT)
 class HumanEvalConfig(TaskConfig):
-    """Where the questions are, and which train: the data set itself is for testing only.
+    """Where to read HumanEval from, and how to split it: as published it is a test set only.
 
     Attributes:
-      folder: holds HumanEval.jsonl.gz as OpenAI publishes it, or HumanEval.jsonl.
-      train_share: of the questions, those whose task_ids have the smallest SHA-256; the others test. Published figures
-        are of all questions: compare with them only models that have been trained on others, by `tpt eval` of both.
+      folder: holds HumanEval.jsonl.gz, as OpenAI publishes it, or HumanEval.jsonl.
+      train_share: share of the questions to train on, those whose task_ids have the smallest SHA-256; the rest are the
+        test split. Published results are for all 164 questions and do not compare with those on this split: run
+        `tpt eval` on both models instead.
     """
 
     name: Literal["humaneval"]
@@ -61,9 +62,9 @@ class HumanEvalConfig(TaskConfig):
         """Reads the questions and splits them.
 
         Raises:
-          UserError: the file is missing, or holds something else.
+          UserError: the file is missing or invalid.
         """
-        questions = sorted(_read(self.folder.expanduser()), key=lambda question: _digest(question.id))
+        questions = sorted(_read(self.folder.expanduser()), key=lambda question: _sha256(question.id))
         num_train = round(self.train_share * len(questions))
         train, test = tuple(questions[:num_train]), tuple(questions[num_train:])
         return self.task(train, test, instruction=INSTRUCTION, shots=SHOTS)
@@ -78,7 +79,7 @@ class HumanEvalConfig(TaskConfig):
 
     @staticmethod
     def read_question(name: str, line: Mapping[str, Any]) -> Question:
-        """{"prompt", "entry_point", "test"}, where "test" defines check(candidate)."""
+        """Reads {"prompt", "entry_point", "test"}, where "test" defines check(candidate)."""
         missing = [key for key in ("prompt", "entry_point", "test") if not isinstance(line.get(key), str)]
         if missing:
             raise InvalidRecordError(f'lacks "{missing[0]}"; write it as in HumanEval.jsonl')
@@ -92,7 +93,7 @@ class HumanEvalConfig(TaskConfig):
         return Question(name, f"{REQUEST}\n```python\n{prompt.strip()}\n```", "", data)
 
 
-def _digest(name: str) -> bytes:
+def _sha256(name: str) -> bytes:
     return hashlib.sha256(name.encode()).digest()
 
 
@@ -100,13 +101,13 @@ def _read(folder: Path) -> list[Question]:
     path = next((path for name in ("HumanEval.jsonl.gz", "HumanEval.jsonl") if (path := folder / name).is_file()), None)
     if path is None:
         raise UserError(
-            f"{folder}/HumanEval.jsonl.gz: no such file; get it from {SOURCE} and set task.folder to where it is"
+            f"{folder}/HumanEval.jsonl.gz: no such file; get it from {SOURCE} and set task.folder to its folder"
         )
     try:
         content = path.read_bytes()
         lines = (gzip.decompress(content) if path.suffix == ".gz" else content).splitlines()
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: cannot be unpacked ({error}); get it anew from {SOURCE}") from error
+        raise UserError(f"{path}: cannot be unpacked ({error}); download it again from {SOURCE}") from error
     questions = []
     for index, line in enumerate(filter(bytes.strip, lines)):
         try:

@@ -1,4 +1,4 @@
-r"""MATH: competition problems in seven subjects, with worked solutions (Hendrycks et al., arXiv 2103.03874)."""
+"""MATH: competition problems in seven subjects, with worked solutions (Hendrycks et al., arXiv 2103.03874)."""
 
 import re
 from collections.abc import Mapping
@@ -12,8 +12,8 @@ from tpt_jax.checks.answers.boxes import boxed_answer, find_boxes
 from tpt_jax.errors import STRICT, InvalidRecordError, UserError
 from tpt_jax.io.record_files import read_folder, read_items, read_records
 from tpt_jax.records import Generation, Question, Shot
-from tpt_jax.tasks.download import read_builder, refuse_both
-from tpt_jax.tasks.task import Task, TaskConfig, answer_of
+from tpt_jax.tasks.download import check_one_source, read_dataset
+from tpt_jax.tasks.task import Task, TaskConfig, parse_answer
 
 NUM_TRAIN, NUM_TEST = 7_500, 5_000  # as published
 INSTRUCTION = r"Solve the problem step by step. Put the final answer into a box at the end, as in: \boxed{42}"
@@ -30,7 +30,7 @@ Subject = Literal[
 ]
 Split = Literal["train", "test"]
 
-# Our own, in the manner of the data set: steps in words and formulas, and one box at the end.
+# Written for this project in the style of the data set: steps in words and formulas, one box at the end.
 SHOTS = (
     Shot(
         r"For what positive value of $k$ does $x^2 + kx + 49 = 0$ have exactly one real solution?",
@@ -65,14 +65,14 @@ SHOTS = (
 
 @dataclass(frozen=True, config=STRICT)
 class MathConfig(TaskConfig):
-    """Where the problems are, and which.
+    """Where to read MATH from, and which problems to use.
 
     Attributes:
       folder: the unpacked data set: train/algebra/1.json and so on (github.com/hendrycks/math), or train.jsonl and
         test.jsonl of {"problem", "solution"} or {"problem", "answer"}; null: tensorflow-datasets downloads it once.
-      manual_dir: the unpacked data set, for tensorflow-datasets to make its files of instead of downloading.
-      subjects: only these; null for all.
-      levels: only these, 1 the easiest, 5 the hardest; null for all.
+      manual_dir: the unpacked data set for tensorflow-datasets to convert, instead of downloading.
+      subjects: use only these; null for all.
+      levels: use only these, from 1 (easiest) to 5 (hardest); null for all.
     """
 
     name: Literal["math"]
@@ -88,40 +88,41 @@ class MathConfig(TaskConfig):
         """Reads both splits.
 
         Raises:
-          UserError: they are not there, or more than 1% of the problems cannot be used.
+          UserError: they cannot be loaded, or more than 1% of the problems are invalid.
         """
-        refuse_both(self.folder, self.manual_dir)
+        check_one_source(self.folder, self.manual_dir)
         return self.task(self._read("train"), self._read("test"), instruction=INSTRUCTION, shots=SHOTS)
 
     def num_questions(self) -> tuple[int, int]:
+        """The published numbers, or those selected from `folder` if it is there."""
         if self.folder is None or not self.folder.expanduser().is_dir():
             return NUM_TRAIN, NUM_TEST
         return len(self._read("train")), len(self._read("test"))
 
     def _read(self, split: Split) -> tuple[Question, ...]:
-        def read_file(path: str, line: Mapping[str, Any]) -> Question | None:
+        def read(path: str, line: Mapping[str, Any]) -> Question | None:
             name = f"{self.name}/{split}/{path.removesuffix('.json')}"
-            return self.read_question(name, line) if self._is_wanted(line) else None
+            return self.read_question(name, line) if self._is_selected(line) else None
 
         if self.folder is None:
-            lines = read_builder("math", split, self.manual_dir)
+            lines = read_dataset("math", split, self.manual_dir)
             source = f"tensorflow-datasets tpt_math, {split}"
-            questions = read_items(source, lines, lambda _, line: read_file(line["path"], line))
+            questions = read_items(source, lines, lambda _, line: read(line["path"], line))
         else:
             folder = self.folder.expanduser()
             path = folder / f"{split}.jsonl"
             if (folder / split).is_dir():
-                questions = read_folder(folder / split, "*/*.json", read_file)
+                questions = read_folder(folder / split, "*/*.json", read)
             elif path.is_file():
-                questions = read_records(path, lambda index, line: read_file(str(index), line))
+                questions = read_records(path, lambda index, line: read(str(index), line))
             else:
                 raise UserError(
                     f"{folder}: holds neither {split}/ nor {split}.jsonl; get MATH (github.com/hendrycks/math) and set "
-                    "task.folder to where it is unpacked"
+                    "task.folder to the unpacked folder"
                 )
         return tuple(question for question in questions if question is not None)
 
-    def _is_wanted(self, line: Mapping[str, Any]) -> bool:
+    def _is_selected(self, line: Mapping[str, Any]) -> bool:
         subject = str(line.get("type", line.get("subject", ""))).lower().replace("&", "and").replace(" ", "_")
         level = re.search(r"[1-5]", str(line.get("level", "")))
         return (self.subjects is None or subject in self.subjects) and (
@@ -130,8 +131,8 @@ class MathConfig(TaskConfig):
 
     @staticmethod
     def read_question(name: str, line: Mapping[str, Any]) -> Question:
-        """{"problem", "solution"} as published, or {"problem" or "question", "answer"}."""
-        problem, answer = line.get("problem", line.get("question")), answer_of(line)
+        """Reads {"problem", "solution"} as published, or {"problem" or "question", "answer"}."""
+        problem, answer = line.get("problem", line.get("question")), parse_answer(line)
         if not isinstance(problem, str) or not problem.strip():
             raise InvalidRecordError(f'lacks "problem"; {FORM}')
         if answer:

@@ -1,4 +1,4 @@
-"""MBPP, mostly basic Python programs: a sentence and three tests each (arXiv 2108.07732)."""
+"""MBPP, mostly basic Python programs: each a sentence and three tests (arXiv 2108.07732)."""
 
 import ast
 import builtins
@@ -12,17 +12,17 @@ from tpt_jax.checks.code.extract import parse
 from tpt_jax.errors import STRICT, InvalidRecordError, UserError
 from tpt_jax.io.record_files import read_items, read_records
 from tpt_jax.records import Generation, Question, Shot
-from tpt_jax.tasks.download import read_builder, refuse_both
+from tpt_jax.tasks.download import check_one_source, read_dataset
 from tpt_jax.tasks.task import Task, TaskConfig
 
-TRAIN, TEST = range(601, 975), range(11, 511)  # task_ids, as published; the others are for prompts and validation
+TRAIN, TEST = range(601, 975), range(11, 511)  # task_ids, as published; the rest are for prompts and validation
 SOURCE = "github.com/google-research/google-research (mbpp)"
 INSTRUCTION = (
     "Think step by step, then write the program in one fenced block: a line ```python, the whole program, a line ```. "
     "Write no other fenced block."
 )
 
-# Our own, in the manner of the data set.
+# Written for this project in the style of the data set.
 SHOTS = (
     Shot(
         "Write a function to find the sum of the squares of the odd numbers in a list.\nThe program must pass these "
@@ -51,11 +51,11 @@ SHOTS = (
 
 @dataclass(frozen=True, config=STRICT)
 class MbppConfig(TaskConfig):
-    """Where the questions are; 374 to train on and 500 to test on.
+    """Where to read MBPP from: 374 training and 500 test questions.
 
     Attributes:
-      folder: holds mbpp.jsonl as Google publishes it; null: tensorflow-datasets downloads it once.
-      manual_dir: the same folder, for tensorflow-datasets to make its files of instead of downloading.
+      folder: reads mbpp.jsonl, as Google publishes it, from this folder; null: tensorflow-datasets downloads it once.
+      manual_dir: such a folder for tensorflow-datasets to convert, instead of downloading.
     """
 
     name: Literal["mbpp"]
@@ -70,19 +70,17 @@ class MbppConfig(TaskConfig):
         """Reads both splits.
 
         Raises:
-          UserError: the file is missing, or holds something else.
+          UserError: the file cannot be loaded, or more than 1% of its questions are invalid.
         """
-        refuse_both(self.folder, self.manual_dir)
+        check_one_source(self.folder, self.manual_dir)
         if self.folder is None:
-            lines = [line for split in ("train", "test") for line in read_builder("mbpp", split, self.manual_dir)]
-            questions = dict(read_items("tensorflow-datasets tpt_mbpp", lines, lambda _, line: _numbered(line)))
+            lines = [line for split in ("train", "test") for line in read_dataset("mbpp", split, self.manual_dir)]
+            questions = dict(read_items("tensorflow-datasets tpt_mbpp", lines, lambda _, line: _read_numbered(line)))
         else:
             path = self.folder.expanduser() / "mbpp.jsonl"
             if not path.is_file():
-                raise UserError(
-                    f"{path}: no such file; get mbpp.jsonl from {SOURCE} and set task.folder to where it is"
-                )
-            questions = dict(read_records(path, lambda _, line: _numbered(line)))
+                raise UserError(f"{path}: no such file; get mbpp.jsonl from {SOURCE} and set task.folder to its folder")
+            questions = dict(read_records(path, lambda _, line: _read_numbered(line)))
         train, test = (tuple(questions[number] for number in ids if number in questions) for ids in (TRAIN, TEST))
         return self.task(train, test, instruction=INSTRUCTION, shots=SHOTS)
 
@@ -95,9 +93,9 @@ class MbppConfig(TaskConfig):
 
     @staticmethod
     def read_question(name: str, line: Mapping[str, Any]) -> Question:
-        """{"text", "code", "test_list", "test_setup_code"}, or the sanitized file's {"prompt", ..., "test_imports"}.
+        """Reads {"text", "code", "test_list", "test_setup_code"}, or the sanitized {"prompt", ..., "test_imports"}.
 
-        The tests stand in the question, as in the paper: they alone say what the function is called.
+        As in the paper, the question includes the tests: only they tell the function's name.
         """
         text, tests = line.get("text", line.get("prompt")), line.get("test_list")
         if not isinstance(text, str) or not isinstance(tests, list) or not all(isinstance(test, str) for test in tests):
@@ -106,22 +104,24 @@ class MbppConfig(TaskConfig):
             raise InvalidRecordError('has no tests in "test_list"; write assert statements')
         setup = "\n".join([*map(str, line.get("test_imports") or ()), str(line.get("test_setup_code") or "")]).strip()
         question = "\n".join([text.strip(), "The program must pass these tests:", *tests])
-        entry_point = _function_of(str(line.get("code", "")), tests)
+        entry_point = _entry_point(str(line.get("code", "")), tests)
         return Question(name, question, "", {"tests": tests, "setup": setup, "entry_point": entry_point})
 
 
-def _numbered(line: Mapping[str, Any]) -> tuple[int, Question]:
+def _read_numbered(line: Mapping[str, Any]) -> tuple[int, Question]:
+    """A question with its task_id, which decides its split."""
     number = line.get("task_id")
     if not isinstance(number, int):
-        raise InvalidRecordError('lacks "task_id"; write the number that MBPP gives it')
+        raise InvalidRecordError('lacks "task_id"; write its number in MBPP')
     return number, MbppConfig.read_question(f"mbpp/{number}", line)
 
 
-def _function_of(code: str, tests: list[str]) -> str:
-    """What the reference program defines and the tests use: one task's function is called `sum`, as Python's own is.
+def _entry_point(code: str, tests: list[str]) -> str:
+    """Name of the function under test; "" if it cannot be told.
 
-    Without a reference program it is what the tests call on the left of their comparisons alone, if that is one name
-    and they use no name but Python's own.
+    It is the first name in the tests that the reference program defines; one task redefines the builtin `sum`. Without
+    a reference program, if the tests use only builtin names, it is the one function that they call on the left of
+    comparisons and nowhere on the right.
     """
     parsed = [tree for tree in map(parse, (code, *tests)) if tree is not None]
     if len(parsed) < 1 + len(tests):
@@ -131,11 +131,11 @@ def _function_of(code: str, tests: list[str]) -> str:
     used = [node.id for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Name)]
     if code or not set(used) <= set(dir(builtins)):
         return next((name for name in used if name in defined), "")
-    compared = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Compare)]
-    called = {name for node in compared for name in _called(node.left)}
-    called -= {name for node in compared for right in node.comparators for name in _called(right)}
+    comparisons = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Compare)]
+    called = {name for node in comparisons for name in _called_functions(node.left)}
+    called -= {name for node in comparisons for right in node.comparators for name in _called_functions(right)}
     return called.pop() if len(called) == 1 else ""
 
 
-def _called(tree: ast.AST) -> set[str]:
+def _called_functions(tree: ast.AST) -> set[str]:
     return {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}

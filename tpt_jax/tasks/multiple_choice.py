@@ -1,4 +1,4 @@
-"""Multiple-choice questions, from files of the user's own or as MMLU's and ARC's are published."""
+"""Multiple-choice questions from files, in a plain format or as MMLU and ARC are published."""
 
 import string
 from collections.abc import Mapping, Sequence
@@ -8,21 +8,21 @@ from typing import Any, ClassVar, Literal
 from pydantic.dataclasses import dataclass
 
 from tpt_jax.errors import STRICT, InvalidRecordError
-from tpt_jax.io.record_files import id_of, read_records
+from tpt_jax.io.record_files import parse_id, read_records
 from tpt_jax.records import Generation, Question, Shot
 from tpt_jax.tasks.task import Task, TaskConfig
 
 INSTRUCTION = "Think step by step. End with a line that holds only the letter of the right choice, as in: #### C"
-FORM = 'write {"id", "question", "choices": [...], "answer": the letter, the number from 0 or the text of a choice}'
+FORM = 'write {"id", "question", "choices": [...], "answer": the letter, the index from 0 or the text of a choice}'
 
 
 def with_choices(question: str, choices: Sequence[str]) -> str:
-    """How a question is asked: its text, then a line "A) ..." for each choice."""
+    """The question as asked: its text, then a line "A) ..." for each choice."""
     lines = (f"{letter}) {choice}" for letter, choice in zip(string.ascii_uppercase, choices, strict=False))
     return "\n".join((question, *lines))
 
 
-# Our own: what a model is to imitate is that the choices are weighed and the last line is a letter.
+# Written for this project: they show that choices are weighed and that the last line is a letter.
 SHOTS = (
     Shot(
         with_choices(
@@ -54,11 +54,11 @@ SHOTS = (
 
 @dataclass(frozen=True, config=STRICT)
 class MultipleChoiceConfig(TaskConfig):
-    """Where the questions are.
+    """The files with the questions.
 
     Attributes:
       train, test: JSON lines of {"id", "question", "choices", "answer"}; the answer is the right choice's letter, its
-        number from 0 (as in MMLU), or its text. ARC's two forms are read too.
+        index from 0 (as in MMLU), or its text. ARC's two published formats are read too.
     """
 
     name: Literal["multiple_choice"]
@@ -72,7 +72,7 @@ class MultipleChoiceConfig(TaskConfig):
         """Reads both files.
 
         Raises:
-          UserError: one is missing, or more than 1% of its questions cannot be used.
+          UserError: one is missing, or more than 1% of its questions are invalid.
         """
         train, test = self._read("train"), self._read("test")
         return self.task(train, test, instruction=INSTRUCTION, shots=SHOTS)
@@ -82,31 +82,31 @@ class MultipleChoiceConfig(TaskConfig):
 
     def _read(self, split: Literal["train", "test"]) -> tuple[Question, ...]:
         def read(index: int, line: Mapping[str, Any]) -> Question:
-            return self.read_question(id_of(line, f"{self.name}/{split}/{index}"), line)
+            return self.read_question(parse_id(line, f"{self.name}/{split}/{index}"), line)
 
         return tuple(read_records((self.train if split == "train" else self.test).expanduser(), read))
 
     @staticmethod
     def read_question(name: str, line: Mapping[str, Any]) -> Question:
-        """{"question", "choices", "answer"}, or as ARC's questions are published."""
-        line = _without_labels(line)
+        """Reads {"question", "choices", "answer"}, or a question as ARC publishes it."""
+        line = _convert_arc(line)
         choices = line.get("choices")
         if not isinstance(line.get("question"), str) or not line["question"].strip():
             raise InvalidRecordError(f'lacks "question"; {FORM}')
         if not isinstance(choices, list) or not 2 <= len(choices) <= len(string.ascii_uppercase):
-            raise InvalidRecordError(f'"choices" is no list of 2 to {len(string.ascii_uppercase)}; {FORM}')
+            raise InvalidRecordError(f'"choices" must be a list of 2 to {len(string.ascii_uppercase)}; {FORM}')
         texts = [str(choice).strip() for choice in choices]
         if not all(texts) or len(set(texts)) < len(texts):
-            raise InvalidRecordError('"choices" holds an empty text, or one twice; write each once')
-        answer = _letter(line.get("answer"), texts)
+            raise InvalidRecordError('"choices" holds an empty or a repeated text; write each choice once')
+        answer = _parse_letter(line.get("answer"), texts)
         return Question(name, with_choices(line["question"].strip(), texts), answer, {"choices": texts})
 
 
-def _without_labels(line: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A question in our form, of one in either form in which ARC (arXiv 1803.05457) is published.
+def _convert_arc(line: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A question of ARC (arXiv 1803.05457) as {"question", "choices", "answer"}; any other line unchanged.
 
-    They are {"question": {"stem", "choices": [{"text", "label"}, ...]}, "answerKey"}, and {"question", "choices":
-    {"text": [...], "label": [...]}, "answerKey"}; labels are letters, or numbers from 1.
+    ARC has two published formats, {"question": {"stem", "choices": [{"text", "label"}, ...]}, "answerKey"} and
+    {"question", "choices": {"text": [...], "label": [...]}, "answerKey"}; labels are letters, or numbers from 1.
     """
     question = line.get("question")
     if isinstance(question, Mapping):
@@ -116,15 +116,16 @@ def _without_labels(line: Mapping[str, Any]) -> Mapping[str, Any]:
         choices = {key: [choice.get(key) for choice in choices] for key in ("text", "label")}
     if not isinstance(choices, Mapping):
         return line
-    texts, labels, right = choices.get("text"), choices.get("label"), line.get("answerKey")
+    texts, labels, key = choices.get("text"), choices.get("label"), line.get("answerKey")
     if not isinstance(texts, list) or not isinstance(labels, list) or len(texts) != len(labels):
-        raise InvalidRecordError(f'"choices" has not as many texts as labels; {FORM}')
-    if right not in labels:
-        raise InvalidRecordError(f'"answerKey" ({right!r:.80}) is none of the labels of its choices; {FORM}')
-    return {**line, "choices": texts, "answer": str(texts[labels.index(right)]).strip()}
+        raise InvalidRecordError(f'"choices" has different numbers of texts and labels; {FORM}')
+    if key not in labels:
+        raise InvalidRecordError(f'"answerKey" ({key!r:.80}) is not a label of its choices; {FORM}')
+    return {**line, "choices": texts, "answer": str(texts[labels.index(key)]).strip()}
 
 
-def _letter(answer: Any, choices: Sequence[str]) -> str:
+def _parse_letter(answer: Any, choices: Sequence[str]) -> str:
+    """The letter of the right choice, from its letter, index or text."""
     letters = string.ascii_uppercase[: len(choices)]
     if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(choices):
         return letters[answer]
@@ -133,4 +134,4 @@ def _letter(answer: Any, choices: Sequence[str]) -> str:
         return letters[choices.index(text)]
     if len(text) == 1 and text.upper() in letters:
         return text.upper()
-    raise InvalidRecordError(f'"answer" ({answer!r:.80}) is none of the {len(choices)} choices; {FORM}')
+    raise InvalidRecordError(f'"answer" ({answer!r:.80}) is not one of the {len(choices)} choices; {FORM}')

@@ -1,6 +1,6 @@
-"""The data sets of the reasoning_gym library (arXiv 2505.24760): generated questions, scored by the library itself.
+"""Data sets of the reasoning_gym library (arXiv 2505.24760): generated questions, scored by the library itself.
 
-Some data sets are refused, each for a reason that REFUSED gives.
+Some data sets are refused; REFUSED says why.
 """
 
 import contextlib
@@ -39,19 +39,19 @@ SHOTS = (
     ),
 )
 
-# The library draws question i of a seed from seed + i: the splits' seeds are so far apart that they never meet.
+# The library draws question i of a seed from seed + i; the splits' seeds are too far apart to meet.
 FIRST_SEED: Mapping[Split, int] = {"train": 0, "test": 2**31}
 DRAWS_PER_QUESTION = 20
 
 
 @dataclass(frozen=True, config=STRICT)
 class ReasoningGymConfig(TaskConfig):
-    """Which questions are drawn.
+    """Which questions to draw.
 
     Attributes:
-      dataset: the library's name for it.
-      options: of the data set, by the names that its config class in the library has.
-      num_train, num_test: questions in the two splits, no two alike.
+      dataset: the data set's name in the library.
+      options: the data set's options, named as in its config class in the library.
+      num_train, num_test: questions per split, all different.
     """
 
     name: Literal["reasoning_gym"]
@@ -67,13 +67,13 @@ class ReasoningGymConfig(TaskConfig):
         """Draws both splits, the same questions each time.
 
         Raises:
-          UserError: no such data set or options of one, or too few different questions.
+          UserError: the data set or an option is unknown, or there are too few different questions.
         """
         _check_options(self.dataset, self.options)
-        say(f"drawing {self.num_train:,} and {self.num_test:,} questions of reasoning_gym's {self.dataset}")
-        seen: set[str] = set()
-        test = self._draw("test", self.num_test, seen)
-        train = self._draw("train", self.num_train, seen)
+        say(f"drawing {self.num_train:,} training and {self.num_test:,} test questions from {self.dataset}")
+        seen_texts: set[str] = set()
+        test = self._draw("test", self.num_test, seen_texts)
+        train = self._draw("train", self.num_train, seen_texts)
         return self.task(train, test, instruction=INSTRUCTION, shots=SHOTS)
 
     def num_questions(self) -> tuple[int, int]:
@@ -81,78 +81,78 @@ class ReasoningGymConfig(TaskConfig):
 
     @staticmethod
     def read_question(name: str, line: Mapping[str, Any]) -> Question:
-        """A question from an entry as the library makes it: {"question", "answer", "metadata"}.
+        """Reads an entry as the library makes it: {"question", "answer", "metadata"}.
 
-        Its data is what the checker needs: {"dataset", "options", "metadata"}.
+        The question's data is what the checker needs: {"dataset", "options", "metadata"}.
 
         Raises:
-          InvalidRecordError: it is none, or of a data set that is refused.
+          InvalidRecordError: a field is missing, or the entry's data set is refused.
         """
         metadata = line.get("metadata")
         dataset = metadata.get("source_dataset") if isinstance(metadata, dict) else None
         if not isinstance(dataset, str) or not isinstance(line.get("question"), str):
             raise InvalidRecordError(
-                'lacks "question" or "metadata" with "source_dataset"; write the entries that reasoning_gym makes'
+                'lacks "question" or "metadata" with "source_dataset"; write entries as reasoning_gym makes them'
             )
         if dataset in REFUSED:
             raise InvalidRecordError(f"of reasoning_gym's {dataset}, which is not used: {REFUSED[dataset]}")
-        answer = line.get("answer")  # None where many are right
+        answer = line.get("answer")  # None if many answers are right
         data = {"dataset": dataset, "options": line.get("options", {}), "metadata": metadata}
-        plain = json.loads(json.dumps(data, default=str))  # as it would come back from a file: tuples are lists
+        plain = json.loads(json.dumps(data, default=str))  # as read back from a file: lists for tuples
         return Question(name, line["question"], "" if answer is None else str(answer), plain)
 
-    def _draw(self, split: Split, count: int, seen: set[str]) -> tuple[Question, ...]:
-        """Questions whose texts are not among the seen ones, to which they are added."""
+    def _draw(self, split: Split, count: int, seen_texts: set[str]) -> tuple[Question, ...]:
+        """Draws questions with new texts, which are added to the seen ones."""
         questions: list[Question] = []
-        for part in range(DRAWS_PER_QUESTION):
-            for entry in _entries(self.dataset, self.options, FIRST_SEED[split] + part * count, count):
+        for batch in range(DRAWS_PER_QUESTION):
+            for entry in _draw_entries(self.dataset, self.options, FIRST_SEED[split] + batch * count, count):
                 text = normalised(entry["question"])
-                # An empty reference: nothing at all would be right, and with some data sets any text.
-                if text not in seen and entry["answer"] != "":
-                    seen.add(text)
+                # With an empty reference answer an empty completion would be right, and for some data sets any text.
+                if text not in seen_texts and entry["answer"] != "":
+                    seen_texts.add(text)
                     name = f"{self.name}/{self.dataset}/{split}/{len(questions)}"
                     questions.append(self.read_question(name, {**entry, "options": self.options}))
                 if len(questions) == count:
                     return tuple(questions)
         raise UserError(
             f"task.num_{split} ({count}): only {len(questions)} different questions in {DRAWS_PER_QUESTION * count} of "
-            f"reasoning_gym's {self.dataset}; ask for fewer, or set task.options so that there are more"
+            f"reasoning_gym's {self.dataset}; ask for fewer, or set task.options to allow for more"
         )
 
 
-def _entries(dataset: str, options: Mapping[str, Any], seed: int, size: int) -> list[dict[str, Any]]:
-    """The library's own, as dictionaries with "question", "answer" and "metadata".
+def _draw_entries(dataset: str, options: Mapping[str, Any], seed: int, size: int) -> list[dict[str, Any]]:
+    """The library's entries, {"question", "answer", "metadata"}.
 
     Raises:
-      UserError: it cannot make them with these options.
+      UserError: the library fails with these options.
     """
-    import reasoning_gym  # slow to import: only when questions are drawn
+    import reasoning_gym  # slow to import, so only when questions are drawn
 
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # some data sets print while they work
-            made = reasoning_gym.create_dataset(dataset, seed=seed, size=size, **options)
-            return [made[index] for index in range(size)]
-    except Exception as error:  # of many kinds: the library checks options with assertions, or not at all
+        with contextlib.redirect_stdout(io.StringIO()):  # some data sets print
+            entries = reasoning_gym.create_dataset(dataset, seed=seed, size=size, **options)
+            return [entries[index] for index in range(size)]
+    except Exception as error:  # of any type: the library checks options with assertions, or not at all
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"task.options ({json.dumps(options, default=str)}): reasoning_gym's {dataset} cannot work with them "
+            f"task.options ({json.dumps(options, default=str)}): reasoning_gym's {dataset} fails with these options "
             f"({reason}); its options are {', '.join(_option_names(dataset))}"
         ) from error
 
 
 def _check_options(dataset: str, options: Mapping[str, Any]) -> None:
-    """Raises UserError where the library has no such data set, or the data set has no such option."""
+    """Raises UserError if the data set is unknown or refused, or has no such option."""
     from reasoning_gym.factory import DATASETS
 
     if dataset in REFUSED:
-        raise UserError(f"task.dataset ({dataset!r}): not used: {REFUSED[dataset]}; name another one")
+        raise UserError(f"task.dataset ({dataset!r}): not used: {REFUSED[dataset]}; choose another one")
     if dataset not in DATASETS:
         hint = suggestion(dataset, sorted(DATASETS.keys() - REFUSED.keys()), most=3)
-        raise UserError(f"task.dataset ({dataset!r}): reasoning_gym has none of that name; {hint}")
+        raise UserError(f"task.dataset ({dataset!r}): unknown to reasoning_gym; {hint}")
     names = _option_names(dataset)
     for option in options:
         if option in ("seed", "size"):
-            raise UserError(f"task.options.{option}: not for you to set; set task.num_train and task.num_test")
+            raise UserError(f"task.options.{option}: cannot be set; set task.num_train and task.num_test")
         if option not in names:
             hint = suggestion(option, names)
             raise UserError(f"task.options.{option}: unknown to reasoning_gym's {dataset}; {hint}")

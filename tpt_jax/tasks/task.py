@@ -1,4 +1,4 @@
-"""What a task is: questions with known answers, how they are asked, and the name of the checker that judges."""
+"""A task: training and test questions with checkable answers, and the config section that loads them."""
 
 import abc
 import dataclasses
@@ -11,10 +11,11 @@ from tpt_jax.records import Generation, Question, QuestionSet, Shot
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """Questions to train on, and held-out questions to test on.
+    """Questions to train on, and held-out questions to evaluate on.
 
     Attributes:
-      num_contaminated: training questions that were left out because they are test questions too.
+      train, test: the two splits; each says how its questions are asked and judged.
+      num_contaminated: number of training questions left out because they are test questions too.
     """
 
     name: str
@@ -25,7 +26,7 @@ class Task:
     def __post_init__(self) -> None:
         for split, questions in (("training", self.train), ("test", self.test)):
             if not questions:
-                raise UserError(f"task {self.name}: no {split} questions; give a file that holds some")
+                raise UserError(f"task {self.name}: no {split} questions; give some")
             seen: set[str] = set()
             for question in questions:
                 if question.id in seen:
@@ -36,13 +37,13 @@ class Task:
 
 
 class TaskConfig(abc.ABC):
-    """What a config's task section says; each task's file has its own, a frozen dataclass.
+    """A config's `task` section. Each task defines its own subclass, a frozen dataclass.
 
     Attributes:
-      name: which task; in the config it chooses the class.
-      checker_name: of the checker that judges the task's traces unless the user names another.
-      seconds_per_trace: a slower check is killed, unless the user says otherwise.
-      generation: the lengths that the task needs.
+      name: the task's name, which selects the class.
+      checker_name: the checker that judges the task's traces, unless the user names another.
+      seconds_per_trace: default time limit of a check.
+      generation: default lengths of prompts and completions.
     """
 
     name: str
@@ -52,15 +53,15 @@ class TaskConfig(abc.ABC):
 
     @abc.abstractmethod
     def load(self) -> Task:
-        """The questions.
+        """Loads both splits.
 
         Raises:
-          UserError: they cannot be had; says what to do.
+          UserError: they cannot be loaded; says what to do.
         """
 
     @abc.abstractmethod
     def num_questions(self) -> tuple[int, int]:
-        """How many there are to train on and to test on, without having them."""
+        """Numbers of training and test questions, if possible without loading them: `tpt plan` needs no more."""
 
     def task(
         self,
@@ -71,13 +72,15 @@ class TaskConfig(abc.ABC):
         shots: Iterable[Shot] = (),
         checker: str | None = None,
     ) -> Task:
-        """The task with these questions, asked and judged as the class says.
+        """Builds the task from its questions, with this class's lengths and time limit in both splits.
 
         Args:
-          checker: another one than the class names.
+          instruction: placed after every question; "" for none.
+          shots: worked examples that a prompt may begin with.
+          checker: judges the traces; None for the class's own checker.
         """
 
-        def split(questions: Iterable[Question]) -> QuestionSet:
+        def question_set(questions: Iterable[Question]) -> QuestionSet:
             return QuestionSet(
                 tuple(questions),
                 instruction,
@@ -87,61 +90,61 @@ class TaskConfig(abc.ABC):
                 self.seconds_per_trace,
             )
 
-        return Task(self.name, split(train), split(test))
+        return Task(self.name, question_set(train), question_set(test))
 
     @staticmethod
     def default_id(index: int, line: Mapping[str, Any]) -> str:
-        """What a question without "id" is called: its number in its file (from 0), or what its publishers call it."""
+        """Id of a question without "id": its publisher's name for it, or its index in the file, from 0."""
         return str(index)
 
     @staticmethod
     def read_question(name: str, line: Mapping[str, Any]) -> Question:
-        """A question from one object of a file in the form that the task's questions are published in.
+        """Reads a question from an object in the task's published format.
 
         Args:
           name: the question's id.
 
         Raises:
-          InvalidRecordError: it is none; says what it lacks.
+          InvalidRecordError: a field is missing or invalid; names it.
         """
         return read_plain_question(name, line)
 
 
 def read_plain_question(name: str, line: Mapping[str, Any]) -> Question:
-    """{"question", "answer"}; a worked answer in GSM8K's form is cut to what follows its last "####".
+    """Reads {"question", "answer"}; of a worked answer in GSM8K's format, only what follows the last "####".
 
     Raises:
-      InvalidRecordError: one of the two is missing, empty, or of another kind.
+      InvalidRecordError: either field is missing, empty or of the wrong type.
     """
     form = '{"id", "question", "answer"}'
-    question, answer = text_of(line, "question", form), answer_of(line).rpartition("####")[2].strip()
+    question, answer = parse_text(line, "question", form), parse_answer(line).rpartition("####")[2].strip()
     if not answer:
         raise InvalidRecordError(f'lacks "answer"; write {form}')
     return Question(name, question, answer)
 
 
-def text_of(line: Mapping[str, Any], key: str, form: str) -> str:
-    """What stands under the key.
+def parse_text(line: Mapping[str, Any], key: str, form: str) -> str:
+    """The text under a key.
 
     Args:
-      form: how the whole line is to be written, for the message.
+      form: the expected form of the whole line, for the message.
 
     Raises:
-      InvalidRecordError: it is no text, or an empty one.
+      InvalidRecordError: it is missing, blank or not text.
     """
     text = line.get(key)
     if not isinstance(text, str) or not text.strip():
-        raise InvalidRecordError(f'lacks a text under "{key}"; write {form}')
+        raise InvalidRecordError(f'lacks text under "{key}"; write {form}')
     return text
 
 
-def answer_of(line: Mapping[str, Any]) -> str:
-    """The "answer" as text; "" where there is none.
+def parse_answer(line: Mapping[str, Any]) -> str:
+    """The "answer" as text; "" if there is none.
 
     Raises:
-      InvalidRecordError: it is neither a text nor a number.
+      InvalidRecordError: it is neither text nor a number.
     """
     answer = line.get("answer")
     if isinstance(answer, bool) or not isinstance(answer, str | int | float | None):
-        raise InvalidRecordError(f"has an answer of type {type(answer).__name__}; write a number or a quoted text")
+        raise InvalidRecordError(f'has an "answer" of type {type(answer).__name__}; write a number or quoted text')
     return "" if answer is None else str(answer).strip()

@@ -1,1 +1,1 @@
-"""Builders for tensorflow-datasets, one file each: what is published becomes array_record files that can be indexed."""
+"""Builders for tensorflow-datasets, one file each: they convert published files to indexable array_record files."""

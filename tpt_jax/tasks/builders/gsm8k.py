@@ -5,9 +5,9 @@ from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
-from tpt_jax.tasks.builders.raw import Examples, RawBuilder, numbered
+from tpt_jax.tasks.builders.raw import Examples, RawBuilder, with_keys
 
-# The commit is named, so that the files stay what checksums.tsv says.
+# Pinned to a commit, so that the files keep the checksums in checksums.tsv.
 _URL = (
     "https://raw.githubusercontent.com/openai/grade-school-math/3101c7d5072418e28b9008a6636bde82a006892c/"
     "grade_school_math/data"
@@ -26,4 +26,4 @@ class TptGsm8k(RawBuilder):
         return {split: self._generate_examples(files[f"{split}.jsonl"]) for split in ("train", "test")}
 
     def _generate_examples(self, path) -> Examples:
-        return numbered(self.examples(path))
+        return with_keys(self.examples(path))

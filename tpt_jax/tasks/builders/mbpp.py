@@ -6,18 +6,18 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-from tpt_jax.tasks.builders.raw import Examples, RawBuilder, numbered
+from tpt_jax.tasks.builders.raw import Examples, RawBuilder, with_keys
 
 _URL = (
     "https://raw.githubusercontent.com/google-research/google-research/2251e8c67a7fe7d6348714967ee101080b28e956/"
     "mbpp/mbpp.jsonl"
 )
-# By task_id, the last one included: what the authors' README says.
+# First and last task_id of each split, from the authors' README.
 SPLITS = {"prompt": (1, 10), "test": (11, 510), "validation": (511, 600), "train": (601, 974)}
 
 
 class TptMbpp(RawBuilder):
-    """974 small programming problems: a sentence, a reference program, and three assertions or so."""
+    """974 small programming problems: a sentence, a reference program, and about three assertions."""
 
     FILES: ClassVar[Mapping[str, str]] = {"mbpp.jsonl": _URL}
     SOURCE = "github.com/google-research/google-research (mbpp)"
@@ -36,4 +36,4 @@ class TptMbpp(RawBuilder):
 
     def _generate_examples(self, examples: list[dict[str, Any]], split: str) -> Examples:
         first, last = SPLITS[split]
-        return numbered([example for example in examples if first <= example["task_id"] <= last])
+        return with_keys([example for example in examples if first <= example["task_id"] <= last])

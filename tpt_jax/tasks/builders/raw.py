@@ -1,4 +1,4 @@
-"""What the builders share: raw files that are downloaded, or lie in a folder already."""
+"""Base class of the builders: raw files are downloaded, or taken from a folder."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
@@ -13,16 +13,16 @@ Examples = Iterator[tuple[int, dict[str, Any]]]
 
 
 class RawBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """A data set in the order and with the fields that it is published with.
+    """A data set in its published order, with its published fields.
 
     Attributes:
-      FILES: the raw files' names, in a folder that the user has filled, and where each is downloaded from.
-      SOURCE: who publishes them, for messages.
-      FIELDS: of an example.
+      FILES: URL of each raw file, by its name in a folder supplied by the user.
+      SOURCE: where the files are published, for messages.
+      FIELDS: an example's fields and their types.
     """
 
     VERSION = tfds.core.Version("1.0.0")
-    MANUAL_DOWNLOAD_INSTRUCTIONS = "Optional: the raw files, as they are published."  # without it, no manual_dir
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "Optional: the raw files, as published."  # required for manual_dir to work
 
     FILES: ClassVar[Mapping[str, str]]
     SOURCE: ClassVar[str]
@@ -33,11 +33,11 @@ class RawBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
 
     def raw_files(self, dl_manager: tfds.download.DownloadManager) -> Mapping[str, AnyPath]:
-        """FILES, by name."""
+        """Paths of FILES by name, downloaded unless the user supplies them."""
         return self.manual_files(dl_manager) or dl_manager.download(dict(self.FILES))
 
     def manual_files(self, dl_manager: tfds.download.DownloadManager) -> Mapping[str, AnyPath]:
-        """FILES, by name, where the user has put them; empty where they are not."""
+        """Paths of FILES by name in the user's folder; empty if they are not all there."""
         try:
             folder = dl_manager.manual_dir
         except AssertionError:  # there is no such folder
@@ -46,21 +46,21 @@ class RawBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return files if all(file.exists() for file in files.values()) else {}
 
     def examples(self, path: AnyPath) -> list[dict[str, Any]]:
-        """The examples in a file of JSON lines.
+        """Reads examples from a file of JSON lines.
 
         Raises:
-          UserError: more than 1% of the lines cannot be used, as read_records says.
+          UserError: more than 1% of the lines are invalid; see read_records.
         """
 
         def read(index: int, line: dict[str, Any]) -> dict[str, Any]:
             missing = [name for name in self.FIELDS if name not in line]
             if missing:
-                raise InvalidRecordError(f'lacks "{missing[0]}"; get the file anew from {self.SOURCE}')
+                raise InvalidRecordError(f'lacks "{missing[0]}"; download the file again from {self.SOURCE}')
             return {name: line[name] for name in self.FIELDS}
 
         return read_records(path, read)
 
 
-def numbered(examples: list[dict[str, Any]]) -> Examples:
-    """With the keys that tensorflow-datasets wants."""
+def with_keys(examples: list[dict[str, Any]]) -> Examples:
+    """Examples with the keys that tensorflow-datasets requires."""
     yield from enumerate(examples)
