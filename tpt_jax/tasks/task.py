@@ -26,14 +26,14 @@ class Task:
     def __post_init__(self) -> None:
         for split, questions in (("training", self.train), ("test", self.test)):
             if not questions:
-                raise UserError(f"task {self.name}: no {split} questions; give some")
-            seen: set[str] = set()
+                raise UserError(f"task {self.name}: no {split} questions; give at least one")
+            seen_ids: set[str] = set()
             for question in questions:
-                if question.id in seen:
+                if question.id in seen_ids:
                     raise UserError(
                         f"task {self.name}: two {split} questions have the id {question.id!r}; make ids unique"
                     )
-                seen.add(question.id)
+                seen_ids.add(question.id)
 
 
 class TaskConfig(abc.ABC):
