@@ -203,7 +203,7 @@ def test_mistakes_are_one_line_and_change_nothing(config: Path, finished: Path, 
         ("run", "--config", config, "--run_dir", tmp_path / "b", "--model.path", other): "no tokenizer.json",
         ("run", "--config", config, "--run_dir", tmp_path / "c", "--mesh.data", "3"): "does not divide",
         ("run", "--config", tmp_path / "none.yaml"): "no such config file",
-        ("report", empty): "is not a run's folder",
+        ("report", empty): "is not a run folder",
         ("sample", "--model", "quickstart", "--prompts", "p", "--output", "o", "--seed", "-1"): "-1 must be at least 0",
         ("run",): "the following arguments are required: --config",
     }

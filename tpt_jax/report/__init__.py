@@ -1,22 +1,34 @@
-"""The HTML report of one or more runs: one file that opens offline, with what the model wrote shown as text."""
+"""The HTML report of one or more runs: one file that opens offline and shows what the model wrote as plain text."""
 
+import os
 from collections.abc import Sequence
 
-from tpt_jax.io.paths import AnyPath
+from tpt_jax.io.paths import Path, to_path
+
+AnyName = str | os.PathLike[str]
 
 
-def write_report(run_dirs: Sequence[AnyPath], output: AnyPath) -> None:
-    """Writes the report of one run, or of several side by side; a run that is still going is shown as far as it is.
+def write_report(run_dirs: Sequence[AnyName], output: AnyName | None = None) -> Path:
+    """Writes the report of one run, or of several side by side, and returns its path.
+
+    Unfinished runs are shown as far as they have come.
+
+    Args:
+      output: the HTML file; by default report.html in the first run folder.
 
     Raises:
-      UserError: a folder is not a run's, a file in it cannot be read, or the output is a folder.
+      UserError: a folder is not a run folder, a file in it cannot be read, or the output is a folder.
     """
-    # Imported here: the command line imports this package at every start, and so do the checker's processes.
+    # Imported here: the command line imports this package at every start.
     from tpt_jax.errors import UserError
     from tpt_jax.io.files import write_atomically
+    from tpt_jax.loop.run_folder import RunFolder
     from tpt_jax.report.page import render
     from tpt_jax.report.read import read_runs
 
-    if output.is_dir():
-        raise UserError(f"{output}: is a folder; give the name of an HTML file to write")
-    write_atomically(output, render(read_runs(run_dirs)))
+    folders = [RunFolder.open_existing(run_dir) for run_dir in run_dirs]
+    path = folders[0].report if output is None else to_path(output)
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; give the name of an HTML file to write")
+    write_atomically(path, render(read_runs(folders)))
+    return path

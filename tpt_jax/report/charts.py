@@ -1,4 +1,4 @@
-"""The kinds of charts: lines with intervals, bars beside or on each other, histograms."""
+"""Kinds of charts: lines with error bars, curves, grouped and stacked bars, histograms."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -8,12 +8,12 @@ from markupsafe import Markup
 from tpt_jax.report import svg
 from tpt_jax.report.svg import Frame, Unit, color_class, figure, marker, round_ticks, tag
 
-VALUES_MARGIN = 52.0  # right of the lines: their last values
+VALUES_MARGIN = 52.0  # right of a line chart, for the last values
 LABEL_HEIGHT = 15.0
-DODGE = 5.0  # pixels between the intervals of neighbouring lines
-MARK_ROOM = 64.0  # pixels of a mark's name
-MOST_MARKED = 40  # points of a line; more would hide it
-BINS = 36  # of a histogram, about
+DODGE = 5.0  # horizontal distance between the error bars of neighbouring lines
+MARK_WIDTH = 64.0  # of a mark's name
+MAX_MARKERS = 40  # per line; more would hide it
+MAX_BINS = 36  # of a histogram, roughly
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Point:
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A named line; `dashed` for a variant of another one of its colour."""
+    """A named line; `dashed` marks a variant of the solid line of the same colour."""
 
     name: str
     points: Sequence[Point]
@@ -35,7 +35,7 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """A named value for each bar; None where there is none."""
+    """A named value for each bar; None if it is unknown."""
 
     name: str
     values: Sequence[float | None]
@@ -45,69 +45,69 @@ class Layer:
 def line_chart(
     title: str, lines: Sequence[Line], *, unit: Unit, x_name: str, from_zero: bool = False, note: str = ""
 ) -> Markup:
-    """Lines over whole numbers, with interval bars and the last value of each. Each line has a point at least."""
-    everything = [point for line in lines for point in line.points]
-    heights = [y for point in everything for y in (point.y, *(point.interval or ()))]
-    first, last = min(point.x for point in everything), max(point.x for point in everything)
+    """Lines over whole numbers, with error bars and the last value of each; every line has at least one point."""
+    points = [point for line in lines for point in line.points]
+    heights = [y for point in points for y in (point.y, *(point.interval or ()))]
+    first, last = min(point.x for point in points), max(point.x for point in points)
     y_ticks = round_ticks(0.0 if from_zero else min(heights), max(heights))
     frame = Frame((first, last), y_ticks, unit, inset=22, right=VALUES_MARGIN)
-    room = (frame.x(last) - frame.x(first)) / (last - first) if last > first else svg.WIDTH
-    dodge = min(DODGE, 0.6 * room / len(lines))
+    spacing = (frame.x(last) - frame.x(first)) / (last - first) if last > first else svg.WIDTH
+    dodge = min(DODGE, 0.6 * spacing / len(lines))
     shifts = [dodge * (index - (len(lines) - 1) / 2) for index in range(len(lines))]
     parts = [frame.axes(((x, f"{x:.0f}") for x in _whole_ticks(first, last)), x_name)]
     for draw in (_intervals, _line):
         parts += [draw(frame, line, shift) for line, shift in zip(lines, shifts, strict=True)]
     parts.append(_last_values(frame, lines))
     keys = [(line.name, _key(line)) for line in lines]
-    return figure(title, parts, keys=keys, summary=_in_words(lines, unit, x_name), note=note)
+    return figure(title, parts, keys=keys, summary=_lines_as_text(lines, unit, x_name), note=note)
 
 
 def curve_chart(
     title: str, curve: Sequence[Point], marks: Iterable[tuple[float, str]], *, unit: Unit, x_name: str, note: str = ""
 ) -> Markup:
-    """One line of many points; upright marks divide it into named parts."""
+    """One line of many points; vertical marks divide it into named sections."""
     heights = [point.y for point in curve]
     x_ticks = round_ticks(curve[0].x, curve[-1].x, whole=True)
     frame = Frame((curve[0].x, curve[-1].x), round_ticks(min(heights), max(heights)), unit)
     parts = [frame.axes(((x, f"{x:,.0f}") for x in x_ticks if curve[0].x <= x <= curve[-1].x), x_name)]
-    named_to = 0.0
+    free_from = 0.0  # where the last mark's name ends
     for x, name in marks:
         parts.append(
             tag("line", class_="mark", x1=frame.x(x), x2=frame.x(x), y1=svg.TOP - 8, y2=svg.HEIGHT - svg.BOTTOM)
         )
-        if frame.x(x) >= named_to:  # where rounds are short, not every mark has room for its name
+        if frame.x(x) >= free_from:
             parts.append(tag("text", name, class_="tick", x=frame.x(x) + 5, y=svg.TOP - 4))
-            named_to = frame.x(x) + MARK_ROOM
+            free_from = frame.x(x) + MARK_WIDTH
     parts.append(_path(frame, curve, color_class(0)))
-    ends = f"From {unit.value(curve[0].y)} to {unit.value(curve[-1].y)}."
-    return figure(title, parts, keys=(), summary=ends, note=note)
+    summary = f"From {unit.value(curve[0].y)} to {unit.value(curve[-1].y)}."
+    return figure(title, parts, keys=(), summary=summary, note=note)
 
 
 def grouped_bars(
     title: str, labels: Sequence[str], layers: Sequence[Layer], *, unit: Unit, x_name: str, note: str = ""
 ) -> Markup:
-    """A group of bars for each label, one bar a layer."""
+    """A group of bars for each label, with one bar per layer."""
     values = [value for layer in layers for value in layer.values if value is not None]
     frame = _bar_frame(labels, max(values, default=1.0), unit)
-    width = _bar_room(labels) * 0.8 / len(layers)
+    width = _bar_spacing(labels) * 0.8 / len(layers)
     parts = [frame.axes(_thinned(labels), x_name)]
     for index, label in enumerate(labels):
         left = frame.x(index) - width * len(layers) / 2
-        for place, layer in enumerate(layers):
-            x, value = left + place * width, layer.values[index]
+        for position, layer in enumerate(layers):
+            x, value = left + position * width, layer.values[index]
             if value is not None:
                 parts.append(_bar(frame, layer, label, (x + 0.5, width - 1), (0.0, value)))
                 parts.append(_bar_label(frame, unit.tick(value), x + width / 2, value, width))
-    return figure(title, parts, keys=_bar_keys(layers), summary=_bars_in_words(labels, layers, unit), note=note)
+    return figure(title, parts, keys=_bar_keys(layers), summary=_bars_as_text(labels, layers, unit), note=note)
 
 
 def stacked_bars(
     title: str, labels: Sequence[str], layers: Sequence[Layer], *, unit: Unit, x_name: str, note: str = ""
 ) -> Markup:
-    """One bar for each label, its layers on each other, their sum above."""
+    """One bar for each label, its layers stacked, with their sum above."""
     sums = [sum(layer.values[index] or 0.0 for layer in layers) for index in range(len(labels))]
     frame = _bar_frame(labels, max(sums), unit)
-    width = min(64.0, _bar_room(labels) * 0.62)
+    width = min(64.0, _bar_spacing(labels) * 0.62)
     parts = [frame.axes(_thinned(labels), x_name)]
     for index, label in enumerate(labels):
         base = 0.0
@@ -116,16 +116,16 @@ def stacked_bars(
             if value is not None:
                 parts.append(_bar(frame, layer, label, (frame.x(index) - width / 2, width), (base, base + value)))
                 base += value
-        parts.append(_bar_label(frame, unit.tick(base), frame.x(index), base, _bar_room(labels) * 0.6))
-    return figure(title, parts, keys=_bar_keys(layers), summary=_bars_in_words(labels, layers, unit), note=note)
+        parts.append(_bar_label(frame, unit.tick(base), frame.x(index), base, _bar_spacing(labels) * 0.6))
+    return figure(title, parts, keys=_bar_keys(layers), summary=_bars_as_text(labels, layers, unit), note=note)
 
 
 def histogram(title: str, groups: Sequence[tuple[str, Sequence[int]]], *, unit: Unit, x_name: str) -> Markup:
-    """How whole numbers are spread, as shares of each group; the groups lie over each other."""
-    everything = [value for _, values in groups for value in values]
-    edges = round_ticks(min(everything), max(everything) + 1, whole=True, most=BINS)
+    """The distribution of whole numbers, as shares of each group; the groups overlap."""
+    all_values = [value for _, values in groups for value in values]
+    edges = round_ticks(min(all_values), max(all_values) + 1, whole=True, max_steps=MAX_BINS)
     shares = [_shares(values, edges) for _, values in groups]
-    top = max(share for of_group in shares for share in of_group)
+    top = max(max(group_shares) for group_shares in shares)
     frame = Frame((edges[0], edges[-1]), round_ticks(0.0, top), unit)
     x_ticks = round_ticks(edges[0], edges[-1], whole=True)
     parts = [frame.axes(((x, f"{x:,.0f}") for x in x_ticks if edges[0] <= x <= edges[-1]), x_name)]
@@ -145,7 +145,7 @@ def histogram(title: str, groups: Sequence[tuple[str, Sequence[int]]], *, unit: 
 
 def _line(frame: Frame, line: Line, shift: float) -> Markup:
     parts = [_path(frame, line.points, color_class(line.color, line.dashed), shift)]
-    for point in line.points if len(line.points) <= MOST_MARKED else ():
+    for point in line.points if len(line.points) <= MAX_MARKERS else ():
         interval = f" ({' to '.join(map(frame.unit.value, point.interval))})" if point.interval else ""
         text = tag("title", f"{line.name}, {point.x:.0f}: {frame.unit.value(point.y)}{interval}")
         parts.append(marker(line.color, line.dashed, frame.x(point.x) + shift, frame.y(point.y), text))
@@ -153,8 +153,8 @@ def _line(frame: Frame, line: Line, shift: float) -> Markup:
 
 
 def _path(frame: Frame, points: Sequence[Point], style: str, shift: float = 0.0) -> Markup:
-    places = (f"{svg.short(frame.x(point.x) + shift)},{svg.short(frame.y(point.y))}" for point in points)
-    return tag("polyline", class_=f"line {style}", points=" ".join(places))
+    pairs = (f"{svg.pixels(frame.x(point.x) + shift)},{svg.pixels(frame.y(point.y))}" for point in points)
+    return tag("polyline", class_=f"line {style}", points=" ".join(pairs))
 
 
 def _intervals(frame: Frame, line: Line, shift: float) -> Markup:
@@ -168,18 +168,22 @@ def _intervals(frame: Frame, line: Line, shift: float) -> Markup:
 
 
 def _last_values(frame: Frame, lines: Sequence[Line]) -> Markup:
-    """The value at the end of each line, moved apart where lines end close together."""
+    """The value at the end of each line; values that would overlap are moved apart."""
     ends = sorted(((frame.y(line.points[-1].y), line) for line in lines), key=lambda end: end[0])
-    places: list[float] = []
+    heights: list[float] = []
     for y, _ in ends:
-        places.append(max(y, places[-1] + LABEL_HEIGHT) if places else y)
-    spill = max(0.0, places[-1] - (svg.HEIGHT - svg.BOTTOM)) if places else 0.0
+        heights.append(max(y, heights[-1] + LABEL_HEIGHT) if heights else y)
+    overflow = max(0.0, heights[-1] - (svg.HEIGHT - svg.BOTTOM)) if heights else 0.0
     x = svg.WIDTH - VALUES_MARGIN + 6
     return Markup("").join(
         tag(
-            "text", frame.unit.value(line.points[-1].y), class_=f"value {color_class(line.color)}", x=x, y=y - spill + 4
+            "text",
+            frame.unit.value(line.points[-1].y),
+            class_=f"value {color_class(line.color)}",
+            x=x,
+            y=y - overflow + 4,
         )
-        for y, (_, line) in zip(places, ends, strict=True)
+        for y, (_, line) in zip(heights, ends, strict=True)
     )
 
 
@@ -188,7 +192,7 @@ def _key(line: Line) -> Markup:
     return stroke + marker(line.color, line.dashed, 12, 6)
 
 
-def _in_words(lines: Sequence[Line], unit: Unit, x_name: str) -> str:
+def _lines_as_text(lines: Sequence[Line], unit: Unit, x_name: str) -> str:
     return " ".join(
         f"{line.name}, by {x_name}: {', '.join(f'{point.x:.0f}: {unit.value(point.y)}' for point in line.points)}."
         for line in lines
@@ -196,31 +200,37 @@ def _in_words(lines: Sequence[Line], unit: Unit, x_name: str) -> str:
 
 
 def _whole_ticks(first: float, last: float) -> list[float]:
-    return [x for x in round_ticks(first, last, whole=True, most=10) if first <= x <= last]
+    return [x for x in round_ticks(first, last, whole=True, max_steps=10) if first <= x <= last]
 
 
 # Bars.
 
 
 def _bar_frame(labels: Sequence[str], top: float, unit: Unit) -> Frame:
-    return Frame((0, len(labels) - 1), round_ticks(0.0, top or 1.0), unit, inset=_bar_room(labels) / 2)
+    return Frame((0, len(labels) - 1), round_ticks(0.0, top or 1.0), unit, inset=_bar_spacing(labels) / 2)
 
 
-def _bar_room(labels: Sequence[str]) -> float:
+def _bar_spacing(labels: Sequence[str]) -> float:
     return (svg.WIDTH - svg.LEFT - 10) / len(labels)
 
 
-def _bar(frame: Frame, layer: Layer, label: str, place: tuple[float, float], span: tuple[float, float]) -> Markup:
-    (x, width), (low, high) = place, span
+def _bar(frame: Frame, layer: Layer, label: str, extent: tuple[float, float], span: tuple[float, float]) -> Markup:
+    """A rectangle.
+
+    Args:
+      extent: its left edge and width, in pixels.
+      span: its lower and upper value.
+    """
+    (x, width), (low, high) = extent, span
     text = tag("title", f"{layer.name}, {label}: {frame.unit.value(high - low)}")
     top = frame.y(high)
     style = f"bar {color_class(layer.color)}"
     return tag("rect", text, class_=style, x=x, y=top, width=width, height=frame.y(low) - top)
 
 
-def _bar_label(frame: Frame, text: str, x: float, value: float, room: float) -> Markup:
-    """The value above a bar, where there is room for it."""
-    fits = room >= 6.2 * len(text)
+def _bar_label(frame: Frame, text: str, x: float, value: float, width: float) -> Markup:
+    """The value above a bar; empty if it is too wide."""
+    fits = width >= 6.2 * len(text)
     return tag("text", text, class_="value", x=x, y=frame.y(value) - 5, text_anchor="middle") if fits else Markup("")
 
 
@@ -236,14 +246,12 @@ def _bar_keys(layers: Sequence[Layer]) -> list[tuple[str, Markup]]:
     return [(layer.name, square(layer.color)) for layer in layers]
 
 
-def _bars_in_words(labels: Sequence[str], layers: Sequence[Layer], unit: Unit) -> str:
-    known = (
-        (layer.name, [(label, value) for label, value in zip(labels, layer.values, strict=True) if value is not None])
-        for layer in layers
-    )
-    return " ".join(
-        f"{name}: {', '.join(f'{label}: {unit.value(value)}' for label, value in of)}." for name, of in known
-    )
+def _bars_as_text(labels: Sequence[str], layers: Sequence[Layer], unit: Unit) -> str:
+    def values(layer: Layer) -> str:
+        pairs = zip(labels, layer.values, strict=True)
+        return ", ".join(f"{label}: {unit.value(value)}" for label, value in pairs if value is not None)
+
+    return " ".join(f"{layer.name}: {values(layer)}." for layer in layers)
 
 
 def _shares(values: Sequence[int], edges: Sequence[float]) -> list[float]:

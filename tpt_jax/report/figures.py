@@ -1,4 +1,4 @@
-"""Which charts a run has, and which several runs have together. What a run does not have yet is left out."""
+"""The charts of one run, and of several runs together; a chart without data is left out."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -8,161 +8,165 @@ from markupsafe import Markup
 
 from tpt_jax.report import words
 from tpt_jax.report.charts import Layer, Line, Point, curve_chart, grouped_bars, histogram, line_chart, stacked_bars
-from tpt_jax.report.read import Run
+from tpt_jax.report.read import STAGES, Run
 from tpt_jax.report.svg import Unit
 
-STAGES = ("think", "prune", "train", "evaluate", "checkpoint")
 PERCENT = Unit(lambda value: f"{100 * value:.3g}%", words.percent)
 COUNT = Unit(words.compact, words.count)
-TOKENS = Unit(words.compact, words.figure)
-LOSS = Unit(words.figure, lambda value: f"{value:.4g}")
-ROUND = "round (0: the model as given)"
-TIMES = ((3600, "hours"), (60, "minutes"), (1, "seconds"))
-MOST_LOSSES = 240  # points of the loss curve; more cannot be told apart
-KIND_COLORS = (0, 2, 5, 1, 3, 4)  # of the verdicts in a chart: right ones, the commonest wrong kind in grey, others
-SAME = 0.0005  # rates that are written alike
+TOKENS = Unit(words.compact, words.number)
+LOSS = Unit(words.number, lambda value: f"{value:.4g}")
+ROUND_AXIS = "round (0: base model)"
+TIME_UNITS = ((3600, "hours"), (60, "minutes"), (1, "seconds"))
+MAX_LOSS_POINTS = 240  # more points of a curve cannot be told apart
+VERDICT_COLORS = (0, 2, 5, 1, 3, 4)  # the two kinds of correct, the most frequent other kind in grey, the rest
+SAME_RATE = 0.0005  # rates closer than this are printed alike
 
 
 def run_charts(run: Run) -> list[Markup]:
-    """The charts of a run's own section."""
+    """The charts in a run's own section."""
     charts = (
-        *(_passes(run), _verdicts(run, "evaluate", "What the checker said of the held-out traces")),
-        *(_yield(run), _verdicts(run, "think", "What the checker said of the traces sampled for training")),
-        *(_mean_lengths(run), _lengths(run), _seconds(run), _loss(run)),
+        _pass_rates(run),
+        _verdicts(run, "evaluate", "Verdicts on held-out traces"),
+        _training_traces(run),
+        _verdicts(run, "think", "Verdicts on traces sampled for training"),
+        _mean_lengths(run),
+        _length_histogram(run),
+        _seconds(run),
+        _loss(run),
     )
     return [chart for chart in charts if chart is not None]
 
 
 def comparison_charts(runs: Sequence[Run]) -> list[Markup]:
-    """One line a run, in the order in which they are given."""
+    """Charts with one line per run."""
     k = runs[0].k if len({run.k for run in runs}) == 1 else "k"
-    rates = (("pass_at_1", "Pass@1"), ("pass_at_k", f"Pass@{k}"), ("maj_at_k", "Majority vote"))
+    rates = (("pass_at_1", "Pass@1"), ("pass_at_k", f"Pass@{k}"), ("maj_at_k", f"Maj@{k}"))
     charts = [
-        _lines(
+        _line_chart(
             f"{title} on held-out questions",
             [_rate_line(run, metric, run.label, color) for color, run in enumerate(runs)],
             unit=PERCENT,
         )
         for metric, title in rates
     ]
-    yields = [Line(run.label, list(_right_shares(run)), color) for color, run in enumerate(runs)]
-    charts.append(_lines("Right answers among the traces sampled for training", yields, unit=PERCENT, x_name="round"))
+    shares = [Line(run.label, list(_correct_shares(run)), color) for color, run in enumerate(runs)]
+    charts.append(_line_chart("Correct share of the traces sampled for training", shares, unit=PERCENT, x_name="round"))
     return [chart for chart in charts if chart is not None]
 
 
-def _lines(title: str, lines: Sequence[Line], *, x_name: str = ROUND, **settings: Any) -> Markup | None:
-    known = [line for line in lines if line.points]
-    return line_chart(title, known, x_name=x_name, **settings) if known else None
+def _line_chart(title: str, lines: Sequence[Line], *, x_name: str = ROUND_AXIS, **settings: Any) -> Markup | None:
+    with_points = [line for line in lines if line.points]
+    return line_chart(title, with_points, x_name=x_name, **settings) if with_points else None
 
 
 def _rate_line(run: Run, metric: str, name: str, color: int, *, dashed: bool = False) -> Line:
-    rates = ((of_round.index, of_round.rates.get(metric)) for of_round in run.rounds)
+    rates = ((result.index, result.rates.get(metric)) for result in run.rounds)
     return Line(name, [Point(index, rate.value, rate.interval) for index, rate in rates if rate], color, dashed)
 
 
-def _right_shares(run: Run) -> Iterator[Point]:
-    for of_round in run.rounds:
-        traces, correct = of_round.thought("num_traces"), of_round.thought("num_correct")
-        if traces and correct is not None:
-            yield Point(of_round.index, correct / traces)
+def _correct_shares(run: Run) -> Iterator[Point]:
+    for result in run.rounds:
+        num_traces, num_correct = result.training_number("num_traces"), result.training_number("num_correct")
+        if num_traces and num_correct is not None:
+            yield Point(result.index, num_correct / num_traces)
 
 
-def _passes(run: Run) -> Markup | None:
+def _pass_rates(run: Run) -> Markup | None:
     lines, strict_lines = [], []
     for color, (metric, name) in enumerate((("pass_at_1", "Pass@1"), ("pass_at_k", f"Pass@{run.k}"))):
         line = _rate_line(run, metric, name, color)
         strict = _rate_line(run, f"strict_{metric}", f"{name}, strict", color, dashed=True)
         rates = {point.x: point.y for point in line.points}
-        differs = any(abs(rates.get(point.x, math.inf) - point.y) >= SAME for point in strict.points)
+        differs = any(abs(rates.get(point.x, math.inf) - point.y) >= SAME_RATE for point in strict.points)
         lines.append(line)
         strict_lines += [strict] if differs else []
-    note = "Upright bars: 95% intervals over questions."
+    note = "Error bars: 95% intervals over questions."
     if strict_lines:
-        note += " Strict: right, and in the format that the prompt asks for."
-    elif any("strict_pass_at_1" in of_round.rates for of_round in run.rounds):
-        note += " Counting only answers in the format asked for gives the same curves."
-    return _lines(f"Pass@1 and Pass@{run.k} on held-out questions", [*lines, *strict_lines], unit=PERCENT, note=note)
+        note += " Strict: correct, and in the format that the prompt requests."
+    elif any("strict_pass_at_1" in result.rates for result in run.rounds):
+        note += " The strict rates (correct, and in the requested format) are the same."
+    title = f"Pass@1 and Pass@{run.k} on held-out questions"
+    return _line_chart(title, [*lines, *strict_lines], unit=PERCENT, note=note)
 
 
-def _yield(run: Run) -> Markup | None:
-    rounds = [of_round for of_round in run.rounds if of_round.thought("num_traces")]
-    if not rounds:
+def _training_traces(run: Run) -> Markup | None:
+    results = [result for result in run.rounds if result.training_number("num_traces")]
+    if not results:
         return None
-    names = (("sampled", "num_traces", 5), ("right", "num_correct", 0), ("kept", "num_kept", 2))
-    layers = [Layer(name, [of_round.thought(key) for of_round in rounds], color) for name, key, color in names]
-    labels = [str(of_round.index) for of_round in rounds]
-    return grouped_bars("Traces of training questions", labels, layers, unit=COUNT, x_name="round")
+    metrics = (("sampled", "num_traces", 5), ("correct", "num_correct", 0), ("kept", "num_kept", 2))
+    layers = [Layer(name, [result.training_number(key) for result in results], color) for name, key, color in metrics]
+    labels = [str(result.index) for result in results]
+    return grouped_bars("Traces sampled for training", labels, layers, unit=COUNT, x_name="round")
 
 
-def _verdicts(run: Run, stage: str, title: str) -> Markup | None:
-    """Format and reasoning apart: a bar a round, from what is right in the asked format to what has no answer."""
-    rounds = [of_round for of_round in run.rounds if of_round.verdicts[stage]]
-    kinds = list(dict.fromkeys(kind for of_round in rounds for kind in of_round.verdicts[stage]))
-    if not kinds:
+def _verdicts(run: Run, sampling: str, title: str) -> Markup | None:
+    """A bar per round, from correct in the requested format down to no answer: format and reasoning apart."""
+    results = [result for result in run.rounds if result.verdicts[sampling]]
+    labels = list(dict.fromkeys(label for result in results for label in result.verdicts[sampling]))
+    if not labels:
         return None
-    shown, rest = kinds[: len(KIND_COLORS) - 1], kinds[len(KIND_COLORS) - 1 :]
-    counts = [of_round.verdicts[stage] for of_round in rounds]
+    shown, rest = labels[: len(VERDICT_COLORS) - 1], labels[len(VERDICT_COLORS) - 1 :]
+    counts = [result.verdicts[sampling] for result in results]
     layers = [
-        Layer(kind, [each.get(kind, 0.0) for each in counts], color)
-        for kind, color in zip(shown, KIND_COLORS, strict=False)
+        Layer(words.label(label), [count.get(label, 0.0) for count in counts], color)
+        for label, color in zip(shown, VERDICT_COLORS, strict=False)
     ]
     if rest:
-        others = [sum(each.get(kind, 0.0) for kind in rest) for each in counts]
-        layers.append(Layer("other", others, KIND_COLORS[-1]))
-    labels = [str(of_round.index) for of_round in rounds]
-    return stacked_bars(title, labels, layers, unit=COUNT, x_name=ROUND)
+        others = [sum(count.get(label, 0.0) for label in rest) for count in counts]
+        layers.append(Layer("other", others, VERDICT_COLORS[-1]))
+    layers = [layer for layer in layers if any(layer.values)] or layers
+    x_name = ROUND_AXIS if sampling == "evaluate" else "round"
+    return stacked_bars(title, [str(result.index) for result in results], layers, unit=COUNT, x_name=x_name)
 
 
 def _mean_lengths(run: Run) -> Markup | None:
     lines = []
-    for color, (key, name) in enumerate((("mean_tokens", "held-out questions"), ("mean_think_tokens", "training"))):
-        means = ((of_round.index, of_round.numbers.get(key)) for of_round in run.rounds)
-        lines.append(Line(name, [Point(index, mean) for index, mean in means if mean], color))
-    return _lines("Mean length of a trace, in tokens", lines, unit=TOKENS, from_zero=True)
+    for color, (key, name) in enumerate((("mean_tokens", "held-out"), ("mean_think_tokens", "training"))):
+        means = ((result.index, result.numbers.get(key)) for result in run.rounds)
+        lines.append(Line(f"{name} questions", [Point(index, mean) for index, mean in means if mean], color))
+    return _line_chart("Mean trace length, in tokens", lines, unit=TOKENS, from_zero=True)
 
 
-def _lengths(run: Run) -> Markup | None:
+def _length_histogram(run: Run) -> Markup | None:
     groups = [(f"round {held_out.round}", held_out.lengths) for held_out in run.held_out if held_out.lengths]
-    return (
-        histogram("How lengths are spread", groups, unit=PERCENT, x_name="tokens of a held-out trace")
-        if groups
-        else None
-    )
+    if not groups:
+        return None
+    return histogram("Trace lengths on held-out questions", groups, unit=PERCENT, x_name="tokens per trace")
 
 
 def _seconds(run: Run) -> Markup | None:
-    timed = {stage for of_round in run.rounds for stage in of_round.seconds}
+    timed = {stage for result in run.rounds for stage in result.seconds}
     if not timed:
         return None
-    longest = max(sum(of_round.seconds.values()) for of_round in run.rounds)
-    size, name = next((size, name) for size, name in TIMES if longest >= 2 * size or size == 1)
-    scaled = [{stage: seconds / size for stage, seconds in of_round.seconds.items()} for of_round in run.rounds]
+    longest = max(sum(result.seconds.values()) for result in run.rounds)
+    size, name = next((size, name) for size, name in TIME_UNITS if longest >= 2 * size or size == 1)
+    scaled = [{stage: seconds / size for stage, seconds in result.seconds.items()} for result in run.rounds]
     layers = [
-        Layer(stage, [each.get(stage) for each in scaled], color)
-        for color, stage in enumerate((*STAGES, *sorted(timed - set(STAGES))))
-        if stage in timed  # a stage has its colour whichever others there are
+        Layer(stage, [values.get(stage) for values in scaled], color)
+        for color, stage in enumerate(STAGES)
+        if stage in timed  # filtered last: a stage keeps its colour
     ]
-    unit = Unit(words.figure, lambda value: words.duration(value * size))
-    labels = [str(of_round.index) for of_round in run.rounds]
-    return stacked_bars(f"Time by stage, in {name}", labels, layers, unit=unit, x_name=ROUND)
+    unit = Unit(words.number, lambda value: words.duration(value * size))
+    labels = [str(result.index) for result in run.rounds]
+    return stacked_bars(f"Time per stage, in {name}", labels, layers, unit=unit, x_name=ROUND_AXIS)
 
 
 def _loss(run: Run) -> Markup | None:
     curve: list[Point] = []
     marks: list[tuple[float, str]] = []
     num_steps = sum(map(len, run.losses.values()))
-    size = max(1, math.ceil(num_steps / MOST_LOSSES))
-    begun = 0
+    stride = max(1, math.ceil(num_steps / MAX_LOSS_POINTS))
+    first_step = 0
     for index, losses in run.losses.items():
-        marks.append((begun, f"round {index}"))
-        for start in range(0, len(losses), size):
-            finite = [loss for loss in losses[start : start + size] if loss is not None]
+        marks.append((first_step, f"round {index}"))
+        for start in range(0, len(losses), stride):
+            finite = [loss for loss in losses[start : start + stride] if loss is not None]
             if finite:
-                curve.append(Point(begun + start, sum(finite) / len(finite)))
-        begun += len(losses)
+                curve.append(Point(first_step + start, sum(finite) / len(finite)))
+        first_step += len(losses)
     if not curve:
         return None
-    lost = sum(loss is None for losses in run.losses.values() for loss in losses)
-    notes = [f"Each point is the mean of {size} steps."] if size > 1 else []
-    notes += [f"In {lost:,} of {num_steps:,} steps the loss was not a finite number."] if lost else []
+    num_not_finite = sum(loss is None for losses in run.losses.values() for loss in losses)
+    notes = [f"Each point is the mean of {stride} steps."] if stride > 1 else []
+    notes += [f"The loss was not finite in {num_not_finite:,} of {num_steps:,} steps."] if num_not_finite else []
     return curve_chart("Training loss", curve, marks, unit=LOSS, x_name="step", note=" ".join(notes))

@@ -1,20 +1,19 @@
-"""What a run came to, in a few honest words."""
+"""Sums up a run in numbers and a sentence that claims no more than the intervals allow."""
 
 import dataclasses
 import math
 import statistics
 from collections.abc import Sequence
 
+from tpt_jax.evaluation import Z_95
 from tpt_jax.report import words
-from tpt_jax.report.read import Rate, Round, Run
-from tpt_jax.report.traces import HeldOut
-
-Z_95 = statistics.NormalDist().inv_cdf(0.975)
+from tpt_jax.report.read import Rate, RoundResult, Run
+from tpt_jax.report.traces import HeldOut, Tally
 
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """How a rate differs between two evaluations; the interval is None where they cannot be compared by question."""
+    """The difference of a rate between two evaluations; no interval unless both asked the same questions."""
 
     difference: float
     interval: tuple[float, float] | None
@@ -34,92 +33,99 @@ class Change:
 
 @dataclasses.dataclass(frozen=True)
 class Headline:
-    """Of one run: Pass@1 at the start and at the end, None as far as it is not known."""
+    """The first and the last round with a known Pass@1, and the change between them; None if unknown."""
 
-    first: Round | None
-    last: Round | None
+    first: RoundResult | None
+    last: RoundResult | None
     change: Change | None
     sentence: str
 
 
 def headline(run: Run) -> Headline:
     """Sums up a run."""
-    known = [of_round for of_round in run.rounds if "pass_at_1" in of_round.rates]
-    if not known:
-        return Headline(None, None, None, "No round is finished yet.")
-    first, last = known[0], known[-1]
+    evaluated = [result for result in run.rounds if "pass_at_1" in result.rates]
+    if not evaluated:
+        return Headline(None, None, None, "No round has finished yet.")
+    first, last = evaluated[0], evaluated[-1]
     if first is last:
-        return Headline(first, None, None, "There is nothing to compare this with yet.")
-    ends = (run.rounds[0], run.rounds[-1])
+        return Headline(first, None, None, "No other round to compare with yet.")
     before, after = first.rates["pass_at_1"], last.rates["pass_at_1"]
-    interval = paired_interval(*run.held_out) if (first, last) == ends and len(run.held_out) == 2 else None
-    change = Change(after.value - before.value, interval)
-    return Headline(first, last, change, _verdict(before, after, change))
+    same_rounds = [held_out.round for held_out in run.held_out] == [first.index, last.index]
+    change = Change(after.value - before.value, paired_interval(*run.held_out) if same_rounds else None)
+    return Headline(first, last, change, _conclusion(before, after, change))
 
 
 def facts(run: Run) -> list[str]:
-    """What the figures are about."""
+    """What was run and evaluated, as short phrases."""
     numbers = run.rounds[-1].numbers if run.rounds else {}
-    known = [run.task, run.model]
-    known.append(f"{run.num_done} of {run.num_planned} rounds done" if run.num_planned is not None else "")
-    known.append(f"{words.count(numbers['num_questions'])} held-out questions" if "num_questions" in numbers else "")
-    known.append(f"{words.count(numbers['num_samples'])} samples of each" if "num_samples" in numbers else "")
-    return [fact for fact in known if fact]
+    phrases = [
+        run.task and f"task {run.task}",
+        run.model and f"model {run.model}",
+        f"{run.num_done} of {run.num_planned} rounds finished" if run.num_planned is not None else "",
+        f"{words.count(numbers['num_questions'])} held-out questions" if "num_questions" in numbers else "",
+        f"{words.count(numbers['num_samples'])} samples each" if "num_samples" in numbers else "",
+    ]
+    return [phrase for phrase in phrases if phrase]
 
 
 def comparison(runs: Sequence[Run]) -> list[str]:
-    """A sentence for each further run: how the first one did against it after the last round that both finished."""
-    return [sentence for other in runs[1:] if (sentence := _against(runs[0], other))]
+    """A sentence for each further run: the first run against it, after the last round that both finished."""
+    return [sentence for other in runs[1:] if (sentence := _compare(runs[0], other))]
 
 
 def paired_interval(before: HeldOut, after: HeldOut) -> tuple[float, float] | None:
-    """A 95% interval for the change of Pass@1, by the differences question by question.
+    """A 95% interval for the change of Pass@1, from the differences of the questions' own rates.
 
-    Much of an evaluation's uncertainty is which questions it asks. Where two ask the same ones that cancels, and their
-    difference is known better than two separate intervals make it seem (Miller 2024, arXiv 2411.00640, section 4).
-    None where the questions are not the same, or not told.
+    Much of an evaluation's uncertainty is its choice of questions. It cancels when both evaluations ask the same ones,
+    so the difference is known better than two separate intervals suggest (Miller 2024, arXiv 2411.00640, section 4).
+    None if the questions differ or are unknown.
     """
-    if len(before.num_right) < 2 or not _same_questions(before, after):
+    if len(before.tallies) < 2 or not _same_questions(before, after):
         return None
-    scores = ((held_out.num_right[name] for held_out in (before, after)) for name in before.num_right)
-    differences = [after_right / after_all - right / all_ for (right, all_), (after_right, after_all) in scores]
+    differences = [_rate(after.tallies[name]) - _rate(tally) for name, tally in before.tallies.items()]
     mean = statistics.fmean(differences)
     margin = Z_95 * statistics.stdev(differences) / math.sqrt(len(differences))
     return mean - margin, mean + margin
 
 
+def _rate(tally: Tally) -> float:
+    return tally.num_correct / tally.num_samples
+
+
 def _same_questions(one: HeldOut, other: HeldOut) -> bool:
-    """Ids alone do not tell: another seed may give them to other questions."""
-    return one.num_right.keys() == other.num_right.keys() == one.questions.keys() and one.questions == other.questions
+    """Compares the texts too: with another seed the same ids may name other questions."""
+    return one.tallies.keys() == other.tallies.keys() == one.questions.keys() and one.questions == other.questions
 
 
-def _verdict(before: Rate, after: Rate, change: Change) -> str:
+def _conclusion(before: Rate, after: Rate, change: Change) -> str:
     if change.may_be_chance:
-        return "This may be chance: the interval of the change includes zero."
+        return "The change may be due to chance: its 95% interval includes zero."
     if change.interval is not None:
-        word = "better" if change.difference > 0 else "worse"
-        return f"The model has become {word}: the interval of the change excludes zero."
+        verb = "improved" if change.difference > 0 else "got worse"
+        return f"The model {verb}: the 95% interval of the change excludes zero."
     if before.interval is None or after.interval is None:
-        return "The intervals are not known."
-    apart = before.interval[1] < after.interval[0] or after.interval[1] < before.interval[0]
-    return "The two intervals do not overlap." if apart else "This may be chance: the two intervals overlap."
+        return "Without intervals, this change cannot be told from chance."
+    if before.interval[1] < after.interval[0] or after.interval[1] < before.interval[0]:
+        return "The two 95% intervals do not overlap."
+    return "The change may be due to chance: the two 95% intervals overlap."
 
 
-def _against(run: Run, other: Run) -> str | None:
-    ours, theirs = (
-        {of_round.index: of_round.rates["pass_at_1"].value for of_round in each.rounds if "pass_at_1" in of_round.rates}
+def _compare(run: Run, other: Run) -> str | None:
+    rates, other_rates = (
+        {result.index: result.rates["pass_at_1"].value for result in each.rounds if "pass_at_1" in result.rates}
         for each in (run, other)
     )
-    common = ours.keys() & theirs.keys()
+    common = rates.keys() & other_rates.keys()
     if not common:
         return None
     last = max(common)
     ends = [held_out for each in (other, run) for held_out in each.held_out[-1:] if held_out.round == last]
-    change = Change(ours[last] - theirs[last], paired_interval(*ends) if len(ends) == 2 else None)
+    change = Change(rates[last] - other_rates[last], paired_interval(*ends) if len(ends) == 2 else None)
     distance = words.points(abs(change.difference)).removeprefix("+")
     side = "above" if change.difference >= 0 else "below"
-    text = f"After round {last}, {run.label} is {distance} points {side} {other.label} in Pass@1"
+    place = f"After round {last}" if last else "In round 0"
+    text = f"{place}, Pass@1 of {run.label} is {distance} points {side} that of {other.label}"
     if change.interval is None:
         return f"{text}."
-    text += f" (95% interval {change.interval_in_points}, over the same held-out questions)."
-    return f"{text} This may be chance: the interval includes zero." if change.may_be_chance else text
+    text += f" (95% interval of the difference: {change.interval_in_points}, paired by question)."
+    return f"{text} The difference may be due to chance: the interval includes zero." if change.may_be_chance else text

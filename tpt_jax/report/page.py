@@ -1,19 +1,20 @@
-"""The page: what was read of the runs, through the template, into one self-contained text."""
+"""Renders the runs into one self-contained page."""
 
 from collections.abc import Sequence
 
 import jinja2
 
 from tpt_jax.report import words
-from tpt_jax.report.figures import STAGES, comparison_charts, run_charts
+from tpt_jax.report.figures import comparison_charts, run_charts
 from tpt_jax.report.headline import comparison, facts, headline
-from tpt_jax.report.read import Run
+from tpt_jax.report.read import STAGES, Run
 
-FILTERS = ("percent", "interval", "count", "figure", "duration", "round_name", "visible")
+FILTERS = ("percent", "interval", "count", "number", "duration", "stage_of_model", "label", "visible")
+MAX_NAMES_IN_TITLE = 3
 
 
 def render(runs: Sequence[Run]) -> str:
-    """The report as HTML. Nothing in it reaches the network, and its policy forbids that besides."""
+    """The report as HTML. It loads nothing from the network, and its security policy forbids that too."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("tpt_jax.report", "."),
         autoescape=True,
@@ -23,9 +24,9 @@ def render(runs: Sequence[Run]) -> str:
     )
     environment.filters |= {name: getattr(words, name) for name in FILTERS}
     return environment.get_template("page.html").render(
-        title=", ".join(run.label for run in runs) if len(runs) <= 3 else f"{len(runs)} runs",
+        title=", ".join(run.label for run in runs) if len(runs) <= MAX_NAMES_IN_TITLE else f"{len(runs)} runs",
         runs=[{"run": run, "headline": headline(run), "facts": facts(run), "charts": run_charts(run)} for run in runs],
         comparison=comparison(runs),
         comparison_charts=comparison_charts(runs) if len(runs) > 1 else [],
-        stages=[stage for stage in STAGES if any(stage in each.seconds for run in runs for each in run.rounds)],
+        stages=[stage for stage in STAGES if any(stage in result.seconds for run in runs for result in run.rounds)],
     )

@@ -1,201 +1,226 @@
-"""The traces that a report shows: held-out questions whose answer changed, and a seeded few of each kind."""
+"""Chooses the traces to show: held-out questions whose verdict changed, and a few random traces of each kind."""
 
 import collections
 import dataclasses
 import itertools
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from typing import NamedTuple
 
-from tpt_jax.errors import UserError
-from tpt_jax.io.files import read_jsonl
-from tpt_jax.io.paths import AnyPath
+from tpt_jax.io.paths import Path
+from tpt_jax.loop.run_folder import RunFolder, read_traces
 from tpt_jax.records import JudgedTrace, Question
 
-ENTRIES_ON_A_SHELF = 6
-PAIRS_ON_A_SHELF = 4
-MOST_PARTS = 16  # files of training traces read a round: enough to draw from, however large the run
+QUESTIONS_PER_GROUP = 6
+CHANGES_PER_GROUP = 4
+MAX_FILES = 16  # trace files read per round: enough to draw from, however large the run
 
 KINDS = (
-    "right, kept",
-    "wrong, kept",  # only where pruning was told to keep any
-    "right, not kept",
+    "correct, kept",
+    "wrong, kept",  # only with prune.keep: any
+    "correct, not kept",
     "wrong, not kept",
-    "right",  # without pruning: held out, or the round has not come so far
+    "correct",  # held out, or the round is not pruned yet
     "wrong",
-    "right, but not in the format asked for",
-    "cut at the length limit",
+    "correct, but not in the requested format",
+    "truncated",
+    "verdict unknown",
 )
 
 
+class Tally(NamedTuple):
+    """Correct samples of a question, and all its samples."""
+
+    num_correct: int
+    num_samples: int
+
+
 @dataclasses.dataclass(frozen=True)
-class Exhibit:
-    """A trace to read.
+class ShownTrace:
+    """A trace, with the facts shown beside it.
 
     Attributes:
-      kept: whether the round trained on it; None for a held-out question, and until pruning is done.
-      samples: how many samples of a held-out question are right in that round, and how many there are.
+      kept: whether the round trained on it; None for held-out questions, and before pruning.
+      tally: over the round's samples of the question; None for training questions.
     """
 
     round: int
     judged: JudgedTrace
     kept: bool | None = None
-    samples: tuple[int, int] | None = None
+    tally: Tally | None = None
 
     @property
     def kind(self) -> str:
         """One of KINDS."""
         verdict = self.judged.verdict
+        if verdict.unknown:
+            return "verdict unknown"
         if self.judged.trace.finish_reason == "length":
-            return "cut at the length limit"
+            return "truncated"
         if verdict.correct and not verdict.strict:
-            return "right, but not in the format asked for"
-        right = "right" if verdict.correct else "wrong"
-        return right if self.kept is None else f"{right}, {'kept' if self.kept else 'not kept'}"
+            return "correct, but not in the requested format"
+        correctness = "correct" if verdict.correct else "wrong"
+        return correctness if self.kept is None else f"{correctness}, {'kept' if self.kept else 'not kept'}"
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
-    """A question with a trace, or with its traces of the first and the last round."""
+class ShownQuestion:
+    """A question with one of its traces, or with one from the first and one from the last round."""
 
     id: str
     question: Question | None
-    exhibits: tuple[Exhibit, ...]
+    traces: tuple[ShownTrace, ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class Shelf:
-    """Entries of one kind."""
+class Group:
+    """Questions whose traces are of one kind, under one heading."""
 
     title: str
     note: str
-    entries: tuple[Entry, ...]
+    questions: tuple[ShownQuestion, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class HeldOut:
-    """The traces of the held-out questions in one round.
+    """A round's evaluation; as in all rates, questions with an unknown verdict are left out.
 
     Attributes:
-      num_right: how many samples are right, and how many there are, by question id.
-      first_samples: a trace of each question, by question id.
-      lengths: sampled tokens of each trace, where they are known.
+      questions: by id, without their data; empty if the round did not write them.
+      tallies: by question id.
+      first_samples: the trace with the lowest sample number, by question id.
+      lengths: sampled tokens of each trace that has token ids.
     """
 
     round: int
     questions: Mapping[str, Question]
-    num_right: Mapping[str, tuple[int, int]]
+    tallies: Mapping[str, Tally]
     first_samples: Mapping[str, JudgedTrace]
     lengths: Sequence[int]
 
-    def entry(self, name: str) -> Entry:
-        exhibit = Exhibit(self.round, self.first_samples[name], samples=self.num_right[name])
-        return Entry(name, self.questions.get(name), (exhibit,))
+    def shown(self, question_id: str) -> ShownQuestion:
+        trace = ShownTrace(self.round, self.first_samples[question_id], tally=self.tallies[question_id])
+        return ShownQuestion(question_id, self.questions.get(question_id), (trace,))
 
 
-def read_held_out(folder: AnyPath) -> HeldOut:
-    """Reads a round's evaluation."""
-    num_right: dict[str, tuple[int, int]] = {}
-    firsts: dict[str, JudgedTrace] = {}
-    lengths = []
-    for judged in _judged(sorted((folder / "traces").glob("evaluate-*.jsonl"))):
-        name = judged.trace.id
-        right, samples = num_right.get(name, (0, 0))
-        num_right[name] = (right + judged.verdict.correct, samples + 1)
-        if name not in firsts or judged.trace.sample < firsts[name].trace.sample:
-            firsts[name] = judged
-        if judged.trace.token_ids:
-            lengths.append(len(judged.trace.token_ids))
-    questions = {name: question for name, question in _questions(folder).items() if name in num_right}
-    return HeldOut(int(folder.name), questions, num_right, firsts, lengths)
+def read_held_out(folder: RunFolder, round_index: int) -> HeldOut:
+    """Reads a round's evaluation, one trace at a time."""
+    tallies: dict[str, Tally] = {}
+    first_samples: dict[str, JudgedTrace] = {}
+    lengths: dict[str, list[int]] = {}
+    unknown: set[str] = set()
+    for judged in _read_all(folder.trace_files(round_index, "evaluate")):
+        trace, verdict = judged.trace, judged.verdict
+        if verdict.unknown:
+            unknown.add(trace.id)
+        num_correct, num_samples = tallies.get(trace.id, (0, 0))
+        tallies[trace.id] = Tally(num_correct + verdict.correct, num_samples + 1)
+        if trace.id not in first_samples or trace.sample < first_samples[trace.id].trace.sample:
+            first_samples[trace.id] = judged
+        lengths.setdefault(trace.id, []).extend([len(trace.token_ids)] if trace.token_ids else [])
+    known = {name: tally for name, tally in tallies.items() if name not in unknown}
+    # A training question may have the same id. The held-out one is written after it, so it wins.
+    questions = {
+        question.id: dataclasses.replace(question, data={})
+        for question in folder.questions(round_index)
+        if question.id in known
+    }
+    return HeldOut(round_index, questions, known, first_samples, [length for name in known for length in lengths[name]])
 
 
-def read_shelves(folders: Sequence[AnyPath], held_out: Sequence[HeldOut]) -> tuple[Shelf, ...]:
-    """What to read of a run.
+def choose_groups(folder: RunFolder, held_out: Sequence[HeldOut]) -> tuple[Group, ...]:
+    """Chooses the traces of a run to show.
 
     Args:
-      folders: of all its rounds.
-      held_out: of its first and its last finished round, or of the one that there is.
+      held_out: the evaluations of the first and the last finished round, or of the only one.
     """
-    changes = [_changes(*held_out, was_right=was_right) for was_right in (False, True)] if len(held_out) > 1 else []
-    drawn = [_draw(_training(folder), seed=folder.name) for folder in folders]
-    title = "Training questions"
-    if not any(drawn) and held_out:
-        drawn, title = [_draw(map(held_out[0].entry, held_out[0].num_right), seed="held out")], "Held-out questions"
-    mixed = [Shelf(f"{title}: {kind}", "", _mix([of_round.get(kind, []) for of_round in drawn])) for kind in KINDS]
-    return tuple(shelf for shelf in (*changes, *mixed) if shelf.entries)
+    changes = [_changed(*held_out, was_correct=was_correct) for was_correct in (False, True) if len(held_out) == 2]
+    by_round = [_draw_training(folder, index) for index in folder.round_indices()]
+    split = "Training questions"
+    if not any(by_round) and held_out:
+        evaluation, split = held_out[0], "Held-out questions"
+        drawn = _draw((evaluation.shown(name).traces[0] for name in evaluation.tallies), seed=0)
+        by_round = [_with_questions(drawn, evaluation.questions)]
+    kinds = [Group(f"{split}: {kind}", "", _mix([drawn.get(kind, []) for drawn in by_round])) for kind in KINDS]
+    return tuple(group for group in (*changes, *kinds) if group.questions)
 
 
-def _changes(first: HeldOut, last: HeldOut, *, was_right: bool) -> Shelf:
-    """Questions whose first sample was right and is wrong now, or the reverse: before and after, side by side."""
-    both = [name for name in first.first_samples if name in last.first_samples]
+def _changed(first: HeldOut, last: HeldOut, *, was_correct: bool) -> Group:
+    """Questions whose first sample went from correct to wrong, or from wrong to correct."""
+    common = [name for name in first.tallies if name in last.tallies]
     changed = [
         name
-        for name in both
-        if first.first_samples[name].verdict.correct == was_right != last.first_samples[name].verdict.correct
+        for name in common
+        if first.first_samples[name].verdict.correct == was_correct != last.first_samples[name].verdict.correct
     ]
-    drawn = random.Random(0).sample(changed, min(PAIRS_ON_A_SHELF, len(changed)))
-    entries = (last.entry(name) for name in drawn)
-    before, after = ("right", "wrong") if was_right else ("wrong", "right")
-    return Shelf(
-        f"Held-out questions: {before} before, {after} after",
-        f"The first sample of a question in round {first.round} and in round {last.round}: {len(changed):,} of "
-        f"{len(both):,} went from {before} to {after}.",
-        tuple(
-            dataclasses.replace(entry, exhibits=(*first.entry(entry.id).exhibits, *entry.exhibits)) for entry in entries
-        ),
+    drawn = random.Random(0).sample(changed, min(CHANGES_PER_GROUP, len(changed)))
+    pairs = ((first.shown(name), last.shown(name)) for name in drawn)
+    before, after = ("correct", "wrong") if was_correct else ("wrong", "correct")
+    return Group(
+        f"Held-out questions: {before} in round {first.round}, {after} in round {last.round}",
+        f"By the first sample of each question, {len(changed):,} of {len(common):,} went from {before} to {after}.",
+        tuple(dataclasses.replace(new, traces=(*old.traces, *new.traces)) for old, new in pairs),
     )
 
 
-def _training(folder: AnyPath) -> Iterator[Entry]:
-    """A round's training questions, each of their traces an entry."""
-    parts = sorted((folder / "traces").glob("think-*.jsonl"))
-    if not parts:
+def _draw_training(folder: RunFolder, round_index: int) -> dict[str, list[ShownQuestion]]:
+    drawn = _draw(_training_traces(folder, round_index), seed=round_index)
+    ids = {trace.judged.trace.id for traces in drawn.values() for trace in traces}
+    return _with_questions(drawn, _training_questions(folder, round_index, ids))
+
+
+def _training_traces(folder: RunFolder, round_index: int) -> Iterator[ShownTrace]:
+    """Traces of the round's training questions, from a random choice of its files."""
+    files = folder.trace_files(round_index, "think")
+    if not files:
         return
-    questions = _questions(folder)
-    pruned = folder / "training.jsonl"
-    kept = {(judged.trace.id, judged.trace.sample) for judged in _judged([pruned])} if pruned.is_file() else None
-    for judged in _judged(random.Random(folder.name).sample(parts, min(MOST_PARTS, len(parts)))):
-        name = (judged.trace.id, judged.trace.sample)
-        exhibit = Exhibit(int(folder.name), judged, kept=None if kept is None else name in kept)
-        yield Entry(judged.trace.id, questions.get(judged.trace.id), (exhibit,))
+    kept = None
+    if folder.is_done(round_index, "prune"):
+        kept = {(judged.trace.id, judged.trace.sample) for judged in folder.training(round_index)}
+    for judged in _read_all(random.Random(round_index).sample(files, min(MAX_FILES, len(files)))):
+        key = (judged.trace.id, judged.trace.sample)
+        yield ShownTrace(round_index, judged, kept=None if kept is None else key in kept)
 
 
-def _draw(entries: Iterable[Entry], *, seed: str) -> dict[str, list[Entry]]:
-    """A few of each kind, each with the same chance, the same ones each time; holds no more than those in memory."""
-    chance = random.Random(seed)
-    seen: collections.Counter[str] = collections.Counter()
-    drawn: dict[str, list[Entry]] = {}
-    for entry in entries:
-        kind = entry.exhibits[0].kind
-        seen[kind] += 1
-        few = drawn.setdefault(kind, [])
-        place = len(few) if len(few) < ENTRIES_ON_A_SHELF else chance.randrange(seen[kind])
-        few[place : place + 1] = [entry] if place < ENTRIES_ON_A_SHELF else []
-    return drawn
+def _training_questions(folder: RunFolder, round_index: int, ids: Set[str]) -> dict[str, Question]:
+    questions: dict[str, Question] = {}
+    for question in folder.questions(round_index) if ids else ():
+        if question.id in ids:
+            questions.setdefault(question.id, question)  # a held-out question may have the same id, but comes later
+    return questions
 
 
-def _mix(by_round: Sequence[Sequence[Entry]]) -> tuple[Entry, ...]:
-    """A few in all, from each round in its turn."""
-    turns = itertools.zip_longest(*by_round)
-    mixed = [entry for turn in turns for entry in turn if entry is not None][:ENTRIES_ON_A_SHELF]
-    return tuple(sorted(mixed, key=lambda entry: entry.exhibits[0].round))
+def _with_questions(
+    drawn: Mapping[str, Iterable[ShownTrace]], questions: Mapping[str, Question]
+) -> dict[str, list[ShownQuestion]]:
+    def shown(trace: ShownTrace) -> ShownQuestion:
+        question_id = trace.judged.trace.id
+        return ShownQuestion(question_id, questions.get(question_id), (trace,))
+
+    return {kind: [shown(trace) for trace in traces] for kind, traces in drawn.items()}
 
 
-def _judged(paths: Iterable[AnyPath]) -> Iterator[JudgedTrace]:
-    for path in paths:
-        for number, line in enumerate(read_jsonl(path), start=1):
-            try:
-                yield JudgedTrace.from_json(line)
-            except (KeyError, TypeError) as error:
-                raise UserError(f"{path}: trace {number} is not a judged trace ({error!r})") from error
+def _draw(traces: Iterable[ShownTrace], *, seed: int) -> dict[str, list[ShownTrace]]:
+    """Reservoir sampling: QUESTIONS_PER_GROUP traces of each kind, each with the same probability."""
+    generator = random.Random(seed)
+    num_seen: collections.Counter[str] = collections.Counter()
+    reservoirs: dict[str, list[ShownTrace]] = {}
+    for trace in traces:
+        reservoir = reservoirs.setdefault(trace.kind, [])
+        num_seen[trace.kind] += 1
+        if len(reservoir) < QUESTIONS_PER_GROUP:
+            reservoir.append(trace)
+        elif (index := generator.randrange(num_seen[trace.kind])) < QUESTIONS_PER_GROUP:
+            reservoir[index] = trace
+    return reservoirs
 
 
-def _questions(folder: AnyPath) -> dict[str, Question]:
-    """By id; {} where the round did not write them down."""
-    path = folder / "questions.jsonl"
-    lines = read_jsonl(path) if path.is_file() else ()
-    return {
-        str(line["id"]): Question(str(line["id"]), str(line.get("question", "")), str(line.get("answer", "")))
-        for line in lines
-        if "id" in line
-    }
+def _mix(by_round: Sequence[Sequence[ShownQuestion]]) -> tuple[ShownQuestion, ...]:
+    """QUESTIONS_PER_GROUP questions, taken from the rounds in turn, in the order of their rounds."""
+    one_of_each = itertools.chain.from_iterable(itertools.zip_longest(*by_round))
+    mixed = [shown for shown in one_of_each if shown is not None][:QUESTIONS_PER_GROUP]
+    return tuple(sorted(mixed, key=lambda shown: shown.traces[0].round))
+
+
+def _read_all(files: Iterable[Path]) -> Iterator[JudgedTrace]:
+    return itertools.chain.from_iterable(map(read_traces, files))

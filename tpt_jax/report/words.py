@@ -1,16 +1,22 @@
-"""Numbers and texts as the report writes them."""
+"""How the report writes numbers, names, and text that a model wrote."""
 
 import unicodedata
 
 from markupsafe import Markup, escape
 
+from tpt_jax.prune.summary import FORMAT_ONLY, STRICT
+
 DASH = "–"
 MINUS = "−"
-LONGEST_TEXT = 6_000  # characters shown of a trace: its beginning, and its end, where the answer is
+MAX_NAME = 120  # characters shown of a name or label
+MAX_CHARACTERS = 6_000  # shown of a trace: the beginning, and the end, where the answer is
 
-# Categories of characters that act on what is around them, or that show as nothing: controls, direction marks, lone
+# Categories of invisible characters and of those that change the text around them: controls, direction marks, lone
 # surrogates, private use, unassigned, line and paragraph separators.
-ODD = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+ODD_CATEGORIES = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+
+# Labels of verdicts in metrics.json that the page words differently; the others are shown as they are.
+LABELS = {STRICT: "correct, in the requested format", FORMAT_ONLY: "correct, in another format"}
 
 
 def percent(value: float | None) -> str:
@@ -30,12 +36,13 @@ def count(value: float | None) -> str:
     return DASH if value is None else f"{value:,.0f}"
 
 
-def figure(value: float | None) -> str:
-    """Three digits, or all of them before the point."""
+def number(value: float | None) -> str:
+    """Three significant digits, or all digits before the decimal point."""
     return DASH if value is None else f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def compact(value: float) -> str:
+    """Three significant digits with a suffix: 1.6k."""
     for power, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= power:
             return f"{value / power:.3g}{suffix}"
@@ -51,21 +58,33 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
-def round_name(index: int) -> str:
-    return "the model as given" if index == 0 else f"after round {index}"
+def stage_of_model(round_index: int) -> str:
+    """Names the model that a round evaluated."""
+    return "base model" if round_index == 0 else f"after round {round_index}"
 
 
-def visible(text: str, limit: int = LONGEST_TEXT) -> Markup:
-    """A stranger's text: escaped, odd characters as their code points, the middle of a very long one left out."""
-    left_out = len(text) - limit
-    if left_out <= 0:
-        return _shown(text)
-    end = limit // 3
-    note = Markup('<span class="note">[… {:,} characters left out …]</span>').format(left_out)
-    return Markup("\n").join((_shown(text[: limit - end]), note, _shown(text[-end:])))
+def label(name: str) -> str:
+    """A verdict's label as the page words it; a checker's reason may quote the model."""
+    return LABELS.get(name) or plain(name)
 
 
-def _shown(text: str) -> Markup:
+def plain(text: str, limit: int = MAX_NAME) -> str:
+    """Untrusted text for a name or a label, not escaped yet: odd characters as code points, cut at the limit."""
+    shown = "".join(f"U+{ord(character):04X}" if _is_odd(character) else character for character in text[:limit])
+    return " ".join(shown.split()) + ("…" if len(text) > limit else "")
+
+
+def visible(text: str, limit: int = MAX_CHARACTERS) -> Markup:
+    """Untrusted text: escaped, odd characters as their code points, the middle of a long text omitted."""
+    num_omitted = len(text) - limit
+    if num_omitted <= 0:
+        return _escaped(text)
+    tail = limit // 3
+    note = Markup('<span class="note">[… {:,} characters omitted …]</span>').format(num_omitted)
+    return Markup("\n").join((_escaped(text[: limit - tail]), note, _escaped(text[-tail:])))
+
+
+def _escaped(text: str) -> Markup:
     return Markup("").join(
         Markup('<span class="odd">U+{:04X}</span>').format(ord(character)) if _is_odd(character) else escape(character)
         for character in text
@@ -73,4 +92,4 @@ def _shown(text: str) -> Markup:
 
 
 def _is_odd(character: str) -> bool:
-    return character not in "\n\t" and unicodedata.category(character) in ODD
+    return character not in "\n\t" and unicodedata.category(character) in ODD_CATEGORIES
