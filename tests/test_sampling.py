@@ -1,4 +1,4 @@
-"""The sampler: against transformers' generate and the softmax; a trace's independence of slots, order and mesh."""
+"""Sampling: parity with transformers and the softmax; traces do not depend on slots, order or mesh."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,13 +13,15 @@ from flax import nnx
 
 from tpt_jax.config import MeshConfig
 from tpt_jax.models.architecture import ModelConfig
-from tpt_jax.models.huggingface import initialize_parameters
+from tpt_jax.models.transformer import initialize_parameters
 from tpt_jax.records import Trace
 from tpt_jax.runtime.mesh import make_mesh
 from tpt_jax.runtime.sharding import TRAIN_RULES, Layout
-from tpt_jax.think.engine import Engine, Request, common_prefix
+from tpt_jax.think.engine import Engine
+from tpt_jax.think.requests import Request
 from tpt_jax.think.sampler import SamplerProgram, compile_sampler
 from tpt_jax.think.sampling import Filters, sample_tokens, trace_keys
+from tpt_jax.think.sampling_plan import common_prefix
 from tpt_jax.think.state import SlotShape
 
 NUM_PROMPTS, NUM_SAMPLES, MAX_NEW = 8, 2, 16
@@ -39,7 +41,7 @@ Traces = dict[tuple[str, int], Trace]
 
 
 class Ids:
-    """In a tokenizer's place: these tests have no text."""
+    """Stands in for a Prompt: the text of token ids is the ids themselves."""
 
     def text(self, token_ids: Sequence[int]) -> str:
         return " ".join(map(str, token_ids))
@@ -52,7 +54,7 @@ def compiled(config: ModelConfig, mesh: Any, shape: SlotShape = SHAPE) -> Sample
 def requests(
     prompts: Sequence[tuple[int, ...]], num_samples: int = NUM_SAMPLES, limits: Sequence[int] = (MAX_NEW,)
 ) -> list[Request]:
-    """A question a prompt; its id is the prompt itself, whatever the order."""
+    """One request per prompt; its id is the prompt itself, so that it does not depend on the order."""
     return [
         Request(Ids().text(prompt), prompt, tuple(range(num_samples)), (limits[row % len(limits)],) * num_samples)
         for row, prompt in enumerate(prompts)
@@ -65,16 +67,19 @@ def sample(
     wanted: Sequence[Request],
     temperature: float,
     seed: int = 0,
+    round_index: int = 1,
     prefix: tuple[int, ...] = (),
 ) -> Traces:
     shards = program.layout.batch_ways
     engine = Engine(program.slots["think"], Ids(), prefix, shards)  # pyright: ignore[reportArgumentType]
-    batches = engine.sample(program.reshard(parameters), wanted, seed=seed, round_index=1, temperature=temperature)
+    batches = engine.sample(
+        program.reshard(parameters), wanted, seed=seed, round_index=round_index, temperature=temperature
+    )
     traces = [trace for batch in batches for trace in batch]
-    found = {(trace.id, trace.sample): trace for trace in traces}
-    assert len(found) == len(traces) == sum(len(request.samples) for request in wanted)
+    by_name = {(trace.id, trace.sample): trace for trace in traces}
+    assert len(by_name) == len(traces) == sum(len(request.samples) for request in wanted)
     assert engine.statistics.num_tokens == sum(trace.num_sampled for trace in traces)
-    return found
+    return by_name
 
 
 def tokens(traces: Traces) -> dict[tuple[str, int], tuple[int, ...]]:
@@ -96,14 +101,14 @@ def twin_program(twins: Twins) -> SamplerProgram:
     return compiled(twins.config, twins.layout.mesh)
 
 
-def test_greedy_equals_generate_of_transformers(twins: Twins, twin_program: SamplerProgram) -> None:
-    """KVCache the sliding window of 8, so that the local layers' caches have come round."""
+def test_greedy_sampling_matches_transformers_generate(twins: Twins, twin_program: SamplerProgram) -> None:
+    """Sequences are longer than the sliding window of 8, so the local layers' caches wrap around."""
     import torch
 
-    done = sample(twin_program, twins.parameters, requests(PROMPTS), temperature=0.0)
+    traces = sample(twin_program, twins.parameters, requests(PROMPTS), temperature=0.0)
     for prompt in PROMPTS:
         with torch.no_grad():
-            whole = twins.torch_model.generate(
+            sequence = twins.torch_model.generate(
                 torch.tensor([prompt]),
                 max_new_tokens=MAX_NEW,
                 do_sample=False,
@@ -111,24 +116,24 @@ def test_greedy_equals_generate_of_transformers(twins: Twins, twin_program: Samp
                 pad_token_id=0,
                 use_cache=False,
             )
-        new = tuple(whole[0, len(prompt) :].tolist())
+        new = tuple(sequence[0, len(prompt) :].tolist())
         for index in range(NUM_SAMPLES):
-            trace = done[Ids().text(prompt), index]
+            trace = traces[Ids().text(prompt), index]
             assert trace.finish_reason == ("stop" if new[-1] in STOP else "length")
             assert trace.token_ids == (new[:-1] if new[-1] in STOP else new)
 
 
-def test_logprobs_are_those_of_the_full_forward(twins: Twins, twin_program: SamplerProgram) -> None:
-    done = sample(twin_program, twins.parameters, requests(PROMPTS), temperature=1.0)
+def test_logprobs_match_the_full_forward_pass(twins: Twins, twin_program: SamplerProgram) -> None:
+    traces = sample(twin_program, twins.parameters, requests(PROMPTS), temperature=1.0)
     for prompt in PROMPTS:
-        trace = done[Ids().text(prompt), 0]
+        trace = traces[Ids().text(prompt), 0]
         if trace.finish_reason == "stop":
-            continue  # which of the stop tokens it was is not told
-        whole = np.asarray([[*prompt, *trace.token_ids]])
-        logits = twins.expected_logits(whole)[0, :-1].astype(np.float64)
+            continue  # the trace does not say which stop token was sampled
+        sequence = np.asarray([[*prompt, *trace.token_ids]])
+        logits = twins.expected_logits(sequence)[0, :-1].astype(np.float64)
         logits -= logits.max(-1, keepdims=True)
-        scores = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-        total = sum(scores[len(prompt) - 1 + step, token] for step, token in enumerate(trace.token_ids))
+        logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        total = sum(logprobs[len(prompt) - 1 + step, token] for step, token in enumerate(trace.token_ids))
         assert trace.logprob == pytest.approx(total, rel=1e-3, abs=2e-5)  # fp32 logits of up to 30
 
 
@@ -141,65 +146,84 @@ def test_logprobs_are_those_of_the_full_forward(twins: Twins, twin_program: Samp
     ],
     ids=lambda changes: f"{changes['num_slots']} slots",
 )
-def test_a_trace_does_not_depend_on_slots_or_order(
+def test_traces_do_not_depend_on_slots_or_order(
     changes: dict[str, int], tiny: tuple[SamplerProgram, nnx.State], expected: Traces, layout: Layout
 ) -> None:
     program = compiled(TINY["gemma2"], layout.mesh, dataclasses.replace(SHAPE, **changes))
-    backwards = sample(program, tiny[1], requests(PROMPTS[::-1]), temperature=1.0)
-    assert tokens(backwards) == tokens(expected)
+    reordered = sample(program, tiny[1], requests(PROMPTS[::-1]), temperature=1.0)
+    assert tokens(reordered) == tokens(expected)
 
 
-def test_a_trace_depends_on_seed_and_sample(tiny: tuple[SamplerProgram, nnx.State], expected: Traces) -> None:
+def test_traces_depend_on_seed_round_and_sample(tiny: tuple[SamplerProgram, nnx.State], expected: Traces) -> None:
+    assert tokens(sample(*tiny, requests(PROMPTS), temperature=1.0)) == tokens(expected)
     other_seed = sample(*tiny, requests(PROMPTS), temperature=1.0, seed=1)
-    assert tokens(other_seed) != tokens(expected)
+    other_round = sample(*tiny, requests(PROMPTS), temperature=1.0, round_index=2)
+    for name, trace in expected.items():
+        assert other_seed[name].token_ids != trace.token_ids
+        assert other_round[name].token_ids not in (trace.token_ids, other_seed[name].token_ids)
     assert len({expected[Ids().text(prompt), index].token_ids for prompt in PROMPTS for index in (0, 1)}) == 16
 
 
-def test_what_is_left_of_a_phase_ends_alike(tiny: tuple[SamplerProgram, nnx.State], expected: Traces) -> None:
-    """Some traces are done already, of some questions all."""
-    left = [dataclasses.replace(request, samples=(1,), limits=(MAX_NEW,)) for request in requests(PROMPTS[2:5])]
-    got = sample(
-        *tiny, [*left, *(dataclasses.replace(r, samples=(), limits=()) for r in requests(PROMPTS[5:]))], temperature=1.0
+def test_trace_keys_fold_in_round_question_and_sample() -> None:
+    """Compared with keys derived one fold at a time, without vmap."""
+    seed, round_index, questions, samples = 7, 3, (0, 5, 2**32 - 1), (0, 1, 4)
+    keys = trace_keys(
+        jnp.uint32(seed), jnp.uint32(round_index), jnp.asarray(questions, jnp.uint32), jnp.asarray(samples, jnp.uint32)
     )
-    assert tokens(got) == {name: tokens(expected)[name] for name in got}
+    for key, question, index in zip(keys, questions, samples, strict=True):
+        by_hand = jax.random.key(seed)
+        for value in (round_index, question, index):
+            by_hand = jax.random.fold_in(by_hand, np.uint32(value))
+        np.testing.assert_array_equal(jax.random.key_data(key), jax.random.key_data(by_hand))
 
 
-def test_limits_hold_for_each_trace(tiny: tuple[SamplerProgram, nnx.State], expected: Traces) -> None:
+def test_remaining_traces_are_the_same_on_resume(tiny: tuple[SamplerProgram, nnx.State], expected: Traces) -> None:
+    """Some questions lack one sample, others none."""
+    remaining = [dataclasses.replace(request, samples=(1,), limits=(MAX_NEW,)) for request in requests(PROMPTS[2:5])]
+    traces = sample(
+        *tiny,
+        [*remaining, *(dataclasses.replace(request, samples=(), limits=()) for request in requests(PROMPTS[5:]))],
+        temperature=1.0,
+    )
+    assert tokens(traces) == {name: tokens(expected)[name] for name in traces}
+
+
+def test_each_trace_ends_at_its_limit(tiny: tuple[SamplerProgram, nnx.State], expected: Traces) -> None:
     limits = (1, 3, 16, 7)
-    got = sample(*tiny, requests(PROMPTS, limits=limits), temperature=1.0)
+    traces = sample(*tiny, requests(PROMPTS, limits=limits), temperature=1.0)
     for row, prompt in enumerate(PROMPTS):
         for index in range(NUM_SAMPLES):
-            short, whole = got[Ids().text(prompt), index], expected[Ids().text(prompt), index]
+            cut, full = traces[Ids().text(prompt), index], expected[Ids().text(prompt), index]
             limit = limits[row % 4]
-            assert short.token_ids == whole.token_ids[:limit]
-            assert short.finish_reason == ("length" if whole.num_sampled > limit else whole.finish_reason)
+            assert cut.token_ids == full.token_ids[:limit]
+            assert cut.finish_reason == ("length" if full.num_sampled > limit else full.finish_reason)
 
 
 @pytest.mark.parametrize("family", ["gemma3", "llama"])
-def test_a_shared_prefix_changes_nothing(family: str, layout: Layout) -> None:
-    """Computed once and attended to apart, or as part of every prompt: also past the sliding window."""
+def test_a_shared_prefix_does_not_change_traces(family: str, layout: Layout) -> None:
+    """A prefix stored once gives the traces of full prompts, even beyond the sliding window."""
     parameters = initialize_parameters(TINY[family], layout, seed=3)
     shared = tuple(np.random.default_rng(99).integers(10, 64, 40).tolist())
     wanted = requests([(*shared, *prompt) for prompt in PROMPTS])
     assert common_prefix([request.prompt_ids for request in wanted])[:40] == shared
-    whole = compiled(TINY[family], layout.mesh, dataclasses.replace(SHAPE, max_prompt_tokens=52))
-    apart = compiled(TINY[family], layout.mesh, dataclasses.replace(SHAPE, num_prefix_tokens=40))
-    expected = sample(whole, parameters, wanted, temperature=0.5)
-    got = sample(apart, parameters, wanted, temperature=0.5, prefix=shared)
-    assert tokens(got) == tokens(expected)
+    without_prefix = compiled(TINY[family], layout.mesh, dataclasses.replace(SHAPE, max_prompt_tokens=52))
+    with_prefix = compiled(TINY[family], layout.mesh, dataclasses.replace(SHAPE, num_prefix_tokens=40))
+    expected = sample(without_prefix, parameters, wanted, temperature=0.5)
+    traces = sample(with_prefix, parameters, wanted, temperature=0.5, prefix=shared)
+    assert tokens(traces) == tokens(expected)
 
 
 def test_an_int8_cache_is_close(tiny: tuple[SamplerProgram, nnx.State], layout: Layout) -> None:
-    """First tokens come from the prompt's cache alone: their log-probabilities differ by what int8 loses."""
+    """The first token depends only on the prompt's KV cache: log-probabilities differ by the quantization error."""
     quantized = compiled(TINY["gemma2"], layout.mesh, dataclasses.replace(SHAPE, cache_type="int8"))
     wanted = requests(PROMPTS, limits=(1,))
-    exact, near = (sample(program, tiny[1], wanted, temperature=0.0) for program in (tiny[0], quantized))
-    differences = [abs(exact[name].logprob - near[name].logprob) for name in exact]
+    exact, rounded = (sample(program, tiny[1], wanted, temperature=0.0) for program in (tiny[0], quantized))
+    differences = [abs(exact[name].logprob - rounded[name].logprob) for name in exact]
     assert 0 < max(differences) < 0.05
 
 
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)])
-def test_every_mesh_samples_alike(
+def test_traces_do_not_depend_on_the_mesh(
     sizes: tuple[int, int, int], tiny: tuple[SamplerProgram, nnx.State], expected: Traces
 ) -> None:
     mesh = make_mesh(MeshConfig(*sizes))
@@ -208,33 +232,33 @@ def test_every_mesh_samples_alike(
     shape = dataclasses.replace(SHAPE, num_slots=2, num_questions=num_questions, num_traces=num_questions * NUM_SAMPLES)
     spread = initialize_parameters(TINY["gemma2"], Layout(mesh, TRAIN_RULES), seed=3)
     program = compiled(TINY["gemma2"], mesh, shape)
-    got = sample(program, spread, requests(PROMPTS), temperature=1.0)
-    assert tokens(got) == tokens(expected)
-    for name, trace in got.items():
+    traces = sample(program, spread, requests(PROMPTS), temperature=1.0)
+    assert tokens(traces) == tokens(expected)
+    for name, trace in traces.items():
         assert trace.logprob == pytest.approx(expected[name].logprob, rel=1e-3)
 
 
 def test_filters_reach_every_token(tiny: tuple[SamplerProgram, nnx.State], layout: Layout) -> None:
-    """The one likeliest token at temperature 1 is the greedy one."""
-    only_one = compiled(TINY["gemma2"], layout.mesh, dataclasses.replace(SHAPE, filters=Filters(top_k=1)))
+    """top_k=1 at temperature 1 samples the greedy tokens."""
+    top_1 = compiled(TINY["gemma2"], layout.mesh, dataclasses.replace(SHAPE, filters=Filters(top_k=1)))
     greedy = sample(*tiny, requests(PROMPTS), temperature=0.0)
-    assert tokens(sample(only_one, tiny[1], requests(PROMPTS), temperature=1.0)) == tokens(greedy)
+    assert tokens(sample(top_1, tiny[1], requests(PROMPTS), temperature=1.0)) == tokens(greedy)
 
 
-def test_scores_that_are_not_finite_name_the_question(tiny: tuple[SamplerProgram, nnx.State]) -> None:
+def test_non_finite_logits_raise_and_name_the_question(tiny: tuple[SamplerProgram, nnx.State]) -> None:
     program, parameters = tiny
     broken = jax.tree.map(lambda weight: weight * jnp.float32(np.nan), parameters)
-    with pytest.raises(FloatingPointError, match="sample 0: the model's scores are not finite"):
+    with pytest.raises(FloatingPointError, match="sample 0: the model's logits are not finite"):
         sample(program, broken, requests(PROMPTS), temperature=1.0)
 
 
-def test_sampled_frequencies_are_those_of_the_softmax() -> None:
-    """Chi-square over 20,000 draws at temperature 0.7; the limit is the 99.9% point for 9 degrees of freedom."""
+def test_sampled_frequencies_follow_the_softmax() -> None:
+    """Chi-square test on 20,000 draws at temperature 0.7; the bound is the 99.9% point for 9 degrees of freedom."""
     logits, count, temperature = np.linspace(-1.0, 2.0, 10).astype(np.float32), 20_000, 0.7
     keys = trace_keys(jnp.uint32(0), jnp.uint32(0), jnp.arange(count, dtype=jnp.uint32), jnp.zeros(count, jnp.uint32))
     rows = jnp.broadcast_to(jnp.asarray(logits), (count, 10))
     drawn, _ = sample_tokens(rows, keys, jnp.zeros(count, jnp.int32), jnp.float32(temperature), Filters())
-    wanted = np.exp(logits / temperature)
-    wanted *= count / wanted.sum()
+    expected = np.exp(logits / temperature)
+    expected *= count / expected.sum()
     observed = np.bincount(np.asarray(drawn), minlength=10)
-    assert ((observed - wanted) ** 2 / wanted).sum() < 27.88
+    assert ((observed - expected) ** 2 / expected).sum() < 27.88

@@ -1,35 +1,46 @@
-"""`tpt bench check`: how many verdicts a second this machine gives; a pod should never wait for them."""
+"""Measures how many verdicts per second the checker workers of this machine give."""
 
-import argparse
+import dataclasses
+import itertools
 import os
 import time
+from collections.abc import Iterator, Sequence
 
-from tpt_jax.commands.arguments import positive
-from tpt_jax.library.judge_file import add_input_arguments, read_input
+from tpt_jax.checks.pool import CheckerPool
+from tpt_jax.records import Question, Trace
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_input_arguments(parser)
-    parser.add_argument(
-        "--num_verdicts",
-        type=positive,
-        help="the traces are judged again if need be; 10,000 if not given, and for tasks of programs 200",
-    )
+NUM_VERDICTS = 10_000
+NUM_CODE_VERDICTS = 200  # a program takes far longer to run than an answer to compare
 
 
-def main(args: argparse.Namespace) -> int:
-    """Judges the traces with one worker, then with all; the workers' start is off the clock."""
-    given = read_input(args)
-    pairs = [(given.questions[trace.id], trace) for _, trace in given.lines]
-    count = args.num_verdicts or (200 if given.checker.startswith("code") else 10_000)
-    pairs = (pairs * -(-count // len(pairs)))[:count]
-    for num_workers in sorted({1, args.num_workers or os.cpu_count() or 1}):
-        with given.pool(num_workers) as pool:
+@dataclasses.dataclass(frozen=True)
+class CheckerSpeed:
+    num_workers: int
+    verdicts_per_second: float
+    startup_seconds: float  # not part of the rate
+
+
+def measure(
+    pairs: Sequence[tuple[Question, Trace]],
+    checker: str,
+    *,
+    seconds_per_trace: float,
+    num_workers: int | None = None,
+    num_verdicts: int | None = None,
+) -> Iterator[CheckerSpeed]:
+    """Judges traces with one worker, then with all of them.
+
+    Args:
+      num_workers: None for one per processor core.
+      num_verdicts: traces are repeated or left out to reach this number; None for a number that suits the checker.
+    """
+    count = num_verdicts or (NUM_CODE_VERDICTS if checker.startswith("code") else NUM_VERDICTS)
+    workload = list(itertools.islice(itertools.cycle(pairs), count))
+    for workers in sorted({1, num_workers or os.cpu_count() or 1}):
+        with CheckerPool(checker, workers, seconds_per_trace) as pool:
             started = time.perf_counter()
             pool.wait_until_ready()
             ready = time.perf_counter()
-            list(pool.judge(pairs))
-            rate = len(pairs) / (time.perf_counter() - ready)
-        workers = "1 worker" if num_workers == 1 else f"{num_workers} workers"
-        print(f"{given.checker}, {workers}: {rate:,.0f} verdicts/s; ready after {ready - started:.1f} s")
-    return 0
+            list(pool.judge(workload))
+            seconds = time.perf_counter() - ready
+        yield CheckerSpeed(workers, len(workload) / seconds, ready - started)

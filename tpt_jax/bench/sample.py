@@ -1,134 +1,144 @@
-"""`tpt bench sample`: how fast a model samples here, against what its bytes allow."""
+"""Measures how fast a model samples on this machine, against the bytes that a decode step must read."""
 
-import argparse
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
 
-from tpt_jax.bench.workloads import load_model, long_tailed
-from tpt_jax.commands.arguments import positive
+import jax
+import numpy as np
+from flax import nnx
+
+from tpt_jax.bench.workloads import load_or_initialize, long_tailed
+from tpt_jax.config import MeshConfig
 from tpt_jax.errors import UserError
+from tpt_jax.plan.hlo import Module
+from tpt_jax.runtime.mesh import make_mesh
+from tpt_jax.runtime.sharding import TRAIN_RULES, Layout
 from tpt_jax.terminal import percent
+from tpt_jax.think.cache import CacheType
+from tpt_jax.think.cost_probes import compile_decode_step, least_step_bytes
+from tpt_jax.think.engine import Engine, Statistics
+from tpt_jax.think.requests import Request
+from tpt_jax.think.sampler import SamplerProgram, compile_sampler
+from tpt_jax.think.state import SlotShape
 
-if TYPE_CHECKING:
-    from flax import nnx
-
-    from tpt_jax.think.engine import Request, Statistics
-    from tpt_jax.think.state import SlotShape
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, help="a model's folder, or a published size with random weights")
-    parser.add_argument("--num_questions", type=positive, default=64)
-    parser.add_argument("--num_samples", type=positive, default=8)
-    parser.add_argument(
-        "--prompt_tokens", type=positive, default=64, help="the longest prompt; the shortest has a third"
-    )
-    parser.add_argument(
-        "--max_new_tokens", type=positive, default=256, help="the longest trace; lengths are long-tailed"
-    )
-    parser.add_argument("--mean_new_tokens", type=positive, default=60, help="about")
-    parser.add_argument("--num_slots", type=positive, default=64)
-    parser.add_argument("--tensor", type=positive, default=1, help="devices over which each weight is split")
-    parser.add_argument("--compute_dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    parser.add_argument("--cache_type", choices=("compute", "int8"), default="compute")
+SECTION = "bench"
 
 
-def main(args: argparse.Namespace) -> int:
-    """Samples a made-up phase twice, the second time on the clock, and prints the figures."""
-    import jax
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """What to sample.
 
-    from tpt_jax.config import MeshConfig
-    from tpt_jax.plan.hlo import Module
-    from tpt_jax.runtime.mesh import make_mesh
-    from tpt_jax.runtime.sharding import TRAIN_RULES, Layout
-    from tpt_jax.think.cost_probes import compile_step
-    from tpt_jax.think.sampler import compile_sampler
+    Attributes:
+      model: a model folder, or the name of a published architecture (random weights).
+      prompt_tokens: longest prompt; the shortest is a third as long.
+      max_new_tokens, mean_new_tokens: longest and approximate mean trace; lengths are long-tailed.
+      num_slots: over all data shards.
+      tensor: devices over which each weight is split.
+    """
 
-    layout = Layout(make_mesh(MeshConfig(tensor=args.tensor)), TRAIN_RULES)
-    config, parameters = load_model(args.model, layout)
-    shards = layout.batch_ways
-    if args.num_slots % shards or args.num_questions % shards:
-        raise UserError(f"--num_slots and --num_questions must be multiples of the {shards} data shards")
-    wanted = made_up_requests(config.vocab_size, args)
-    shape = bench_shape(args, shards)
+    model: str
+    num_questions: int
+    num_samples: int
+    prompt_tokens: int
+    max_new_tokens: int
+    mean_new_tokens: int
+    num_slots: int
+    tensor: int
+    compute_dtype: str
+    cache_type: CacheType
+
+
+def measure(workload: Workload) -> dict[str, str]:
+    """Samples the workload with compiled and warmed-up programs; returns figures as text, by name.
+
+    Raises:
+      UserError: an unknown model, or a workload that does not divide over the data shards.
+    """
+    layout = Layout(make_mesh(MeshConfig(tensor=workload.tensor)), TRAIN_RULES)
+    config, parameters = load_or_initialize(workload.model, layout)
+    num_shards = layout.batch_ways
+    if workload.num_slots % num_shards or workload.num_questions % num_shards:
+        raise UserError(
+            f"--num_slots ({workload.num_slots}) and --num_questions ({workload.num_questions}) must be multiples of "
+            f"the {num_shards} data shards"
+        )
     program = compile_sampler(
-        config, layout.mesh, compute_dtype=args.compute_dtype, shapes={"bench": shape}, stop_ids=(config.vocab_size,)
+        config,
+        layout.mesh,
+        compute_dtype=workload.compute_dtype,
+        shapes={SECTION: _slot_shape(workload, num_shards)},
+        stop_ids=(config.vocab_size,),  # never sampled: every trace reaches its limit
     )
-    decoding = program.reshard(parameters)
-    one_token = [dataclasses.replace(request, limits=(1,) * args.num_samples) for request in wanted]
-    _run(program, decoding, one_token, shards)  # the first run touches fresh memory
-    prefill = _run(program, decoding, one_token, shards)
-    whole = _run(program, decoding, wanted, shards)
-    step = compile_step(config, program.layout, program.slots["bench"])
-    counted = Module(str(step.compiled.as_text())).bytes()
-    _print_figures(whole, prefill, shape, len(jax.devices()), counted, step.least_bytes)
-    return 0
+    slots = program.slots[SECTION]
+    decoding_parameters = program.reshard(parameters)
+    requests = synthetic_requests(workload, config.vocab_size)
+    one_token = [dataclasses.replace(request, limits=(1,) * workload.num_samples) for request in requests]
+    _sample(program, decoding_parameters, one_token)  # warm-up: touches fresh memory
+    prefill = _sample(program, decoding_parameters, one_token)
+    full = _sample(program, decoding_parameters, requests)
+    step = compile_decode_step(config, program.layout, slots)
+    step_bytes = Module(str(step.as_text())).bytes()
+    return _figures(full, prefill, slots.shape, step_bytes, least_step_bytes(slots))
 
 
-def bench_shape(args: argparse.Namespace, shards: int) -> "SlotShape":
-    from tpt_jax.think.state import SlotShape
-
-    questions = args.num_questions // shards
+def _slot_shape(workload: Workload, num_shards: int) -> SlotShape:
+    num_questions = workload.num_questions // num_shards
     return SlotShape(
-        num_slots=args.num_slots // shards,
-        num_questions=questions,
-        num_traces=questions * args.num_samples,
+        num_slots=workload.num_slots // num_shards,
+        num_questions=num_questions,
+        num_traces=num_questions * workload.num_samples,
         num_prefix_tokens=0,
-        max_prompt_tokens=args.prompt_tokens,
-        max_new_tokens=args.max_new_tokens,
-        cache_type=args.cache_type,
+        max_prompt_tokens=workload.prompt_tokens,
+        max_new_tokens=workload.max_new_tokens,
+        cache_type=workload.cache_type,
     )
 
 
-def made_up_requests(vocab_size: int, args: argparse.Namespace) -> "list[Request]":
-    """Random prompts; a limit for each trace, lognormal, so that some are many times longer than most."""
-    import numpy as np
-
-    from tpt_jax.think.engine import Request
-
+def synthetic_requests(workload: Workload, vocab_size: int) -> list[Request]:
+    """Random prompts; each trace has its own limit, drawn from a long-tailed distribution."""
     rng = np.random.default_rng(0)
-    lengths = rng.integers(max(1, args.prompt_tokens // 3), args.prompt_tokens + 1, args.num_questions)
-    limits = long_tailed(rng, args.num_questions * args.num_samples, args.mean_new_tokens, args.max_new_tokens)
-    samples = tuple(range(args.num_samples))
-    of_questions = limits.reshape(args.num_questions, args.num_samples).tolist()
+    num_questions, num_samples = workload.num_questions, workload.num_samples
+    lengths = rng.integers(max(1, workload.prompt_tokens // 3), workload.prompt_tokens + 1, num_questions)
+    limits = long_tailed(rng, num_questions * num_samples, workload.mean_new_tokens, workload.max_new_tokens)
+    samples = tuple(range(num_samples))
     return [
-        Request(str(index), tuple(rng.integers(0, vocab_size, length).tolist()), samples, tuple(of_question))
-        for index, (length, of_question) in enumerate(zip(lengths, of_questions, strict=True))
+        Request(str(index), tuple(rng.integers(0, vocab_size, length).tolist()), samples, tuple(question_limits))
+        for index, (length, question_limits) in enumerate(
+            zip(lengths, limits.reshape(num_questions, num_samples).tolist(), strict=True)
+        )
     ]
 
 
-def _run(program: Any, parameters: "nnx.State", wanted: "list[Request]", shards: int) -> "Statistics":
-    from tpt_jax.think.engine import Engine
-
-    engine = Engine(program.slots["bench"], _NoText(), (), shards)  # pyright: ignore[reportArgumentType]
-    for _ in engine.sample(parameters, wanted, seed=0, round_index=0, temperature=1.0):
-        pass
-    return engine.statistics
-
-
-class _NoText:
-    """In a tokenizer's place: made-up tokens are no text."""
+class _NoTokenizer:
+    """Stands in for a Prompt: synthetic tokens have no text."""
 
     def text(self, token_ids: object) -> str:
         return ""
 
 
-def _print_figures(
-    whole: "Statistics", prefill: "Statistics", shape: "SlotShape", num_devices: int, counted: int, ideal: int
-) -> None:
-    seconds_a_step = (whole.seconds - prefill.seconds) / max(1, whole.num_steps - prefill.num_steps)
-    prefill_seconds = max(0.0, prefill.seconds - prefill.num_steps * seconds_a_step)
-    rate = whole.num_tokens / whole.seconds
-    host, start = whole.idle_share, prefill_seconds / whole.seconds
-    rows = {
-        "tokens": f"{whole.num_tokens:,} in {whole.seconds:.1f} s",
+def _sample(program: SamplerProgram, parameters: nnx.State, requests: Sequence[Request]) -> Statistics:
+    engine = Engine(program.slots[SECTION], _NoTokenizer(), (), program.layout.batch_ways)  # pyright: ignore[reportArgumentType]
+    for _ in engine.sample(parameters, requests, seed=0, round_index=0, temperature=1.0):
+        pass
+    return engine.statistics
+
+
+def _figures(
+    full: Statistics, prefill: Statistics, shape: SlotShape, step_bytes: int, least_bytes: int
+) -> dict[str, str]:
+    """Figures of the whole workload; `prefill` is the same workload with one new token per trace."""
+    step_seconds = (full.seconds - prefill.seconds) / max(1, full.num_steps - prefill.num_steps)
+    prefill_seconds = max(0.0, prefill.seconds - prefill.num_steps * step_seconds)
+    rate = full.num_tokens / full.seconds
+    idle_share, prefill_share = full.idle_share, prefill_seconds / full.seconds
+    return {
+        "tokens": f"{full.num_tokens:,} in {full.seconds:.1f} s",
         "tokens/s": f"{rate:,.0f}",
-        "tokens/s/device": f"{rate / num_devices:,.0f}",
-        "slots busy": f"{percent(whole.occupancy(shape.num_slots))} of {shape.num_slots} a shard, while traces waited",
-        "a step": f"{1000 * seconds_a_step:.2f} ms",
-        "bytes a step": f"{counted / 1e9:.3f} GB a device with a full cache, {counted / ideal:.2f} x the least "
-        f"({ideal / 1e9:.3f} GB: weights and cache once)",
-        "time": f"prefill {start:.1%}, decode {1 - start - host:.1%}, device waiting for the host {host:.1%}",
+        "tokens/s/device": f"{rate / len(jax.devices()):,.0f}",
+        "slots busy": f"{percent(full.occupancy(shape.num_slots))} of {shape.num_slots} per shard, while traces waited",
+        "step time": f"{1000 * step_seconds:.2f} ms",
+        "bytes per step": f"{step_bytes / 1e9:.3f} GB per device with a full KV cache, "
+        f"{step_bytes / least_bytes:.2f} x the least ({least_bytes / 1e9:.3f} GB: weights and KV cache once)",
+        "time": f"prefill {prefill_share:.1%}, decode {1 - prefill_share - idle_share:.1%}, "
+        f"device waiting for the host {idle_share:.1%}",
     }
-    for name, text in rows.items():
-        print(f"{name:16} {text}")

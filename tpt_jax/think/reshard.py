@@ -1,4 +1,4 @@
-"""Resharding: the training parameters, copied into the type, sharding and memory layout that decoding wants."""
+"""The reshard: copies training parameters into the dtype, sharding and memory layout of decoding parameters."""
 
 import dataclasses
 import math
@@ -11,12 +11,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 @dataclasses.dataclass(frozen=True)
 class Reshard:
-    """Training parameters to decoding parameters: fp32 to the compute type, and over the interconnect from the training
-    layout to stationary weights. The training parameters stay valid.
+    """The compiled reshard: fp32 to the compute dtype, and over the interconnect from the training layout to stationary
+    weights. Does not donate the training parameters.
 
     Attributes:
-      num_bytes: of the decoding parameters on one device.
-      num_received: those of them that come from other devices.
+      num_bytes: size of the decoding parameters on one device.
+      num_received: how many of those bytes come from other devices.
     """
 
     compiled: jax.stages.Compiled
@@ -28,27 +28,27 @@ class Reshard:
 
 
 def compile_reshard(source: nnx.State, target: Any) -> Reshard:
-    """From these shapes, types and shardings to those, memory layouts included."""
+    """Compiles the reshard between two abstract parameter trees; the target's leaves have memory layouts too."""
 
-    def move(weight: nnx.Variable, to: nnx.Variable) -> nnx.Variable:
-        value, target = weight.get_value(), to.get_value()
+    def move(weight: nnx.Variable, target: nnx.Variable) -> nnx.Variable:
+        value, abstract = weight.get_value(), target.get_value()
         if weight.get_metadata()["logical_axes"][0] != "layers":
-            return weight.replace(value.astype(target.dtype))
-        layer = NamedSharding(target.sharding.mesh, PartitionSpec(*target.sharding.spec[1:]))
-        # One layer at a time: XLA would gather all of them before it lays out the first.
-        return weight.replace(
-            jax.lax.map(lambda x: jax.lax.with_sharding_constraint(x.astype(target.dtype), layer), value)
-        )
+            return weight.replace(value.astype(abstract.dtype))
+        layer_sharding = NamedSharding(abstract.sharding.mesh, PartitionSpec(*abstract.sharding.spec[1:]))
 
-    cast = jax.jit(
+        def move_layer(layer: jax.Array) -> jax.Array:
+            return jax.lax.with_sharding_constraint(layer.astype(abstract.dtype), layer_sharding)
+
+        # One layer at a time: otherwise XLA gathers all layers before it lays out the first.
+        return weight.replace(jax.lax.map(move_layer, value))
+
+    reshard = jax.jit(
         lambda parameters: jax.tree.map(move, parameters, target, is_leaf=lambda node: isinstance(node, nnx.Variable)),
         out_shardings=jax.tree.map(lambda weight: weight.format, target),
     )
-    held, needed = (
-        [math.prod(weight.sharding.shard_shape(weight.shape)) for weight in jax.tree.leaves(tree)]
-        for tree in (source, target)
-    )
-    sizes = [weight.dtype.itemsize for weight in jax.tree.leaves(target)]
-    num_bytes = sum(math.prod(pair) for pair in zip(needed, sizes, strict=True))
-    own = sum(min(have, need) * size for have, need, size in zip(held, needed, sizes, strict=True))
-    return Reshard(cast.lower(source).compile(), num_bytes, num_bytes - own)
+    num_bytes = num_local = 0
+    for before, after in zip(jax.tree.leaves(source), jax.tree.leaves(target), strict=True):
+        size_before, size_after = (math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in (before, after))
+        num_bytes += size_after * after.dtype.itemsize
+        num_local += min(size_before, size_after) * after.dtype.itemsize
+    return Reshard(reshard.lower(source).compile(), num_bytes, num_bytes - num_local)

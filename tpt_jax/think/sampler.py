@@ -1,6 +1,7 @@
-"""The programs of the Think phase, compiled once from shapes alone: the reshard and, for each shape, the slots.
+"""The compiled programs of the think stage: the reshard and, for each slot shape, the sampling programs.
 
-They are ahead-of-time executables: called with another shape or sharding they raise instead of compiling again.
+All are compiled ahead of time from shapes alone; called with another shape or sharding, they raise instead of
+recompiling.
 """
 
 import dataclasses
@@ -13,20 +14,19 @@ from jax.sharding import Mesh
 
 from tpt_jax.models.architecture import ModelConfig
 from tpt_jax.models.transformer import abstract_parameters, place_abstract
-from tpt_jax.runtime import memory
-from tpt_jax.runtime.memory import Need
+from tpt_jax.runtime.memory import MemoryNeed, explain_out_of_memory
 from tpt_jax.runtime.sharding import DECODE_RULES, TRAIN_RULES, Layout
-from tpt_jax.think.compile import SlotProgram, compile_slots
 from tpt_jax.think.reshard import Reshard, compile_reshard
+from tpt_jax.think.slot_program import SlotProgram, compile_slots
 from tpt_jax.think.state import SlotShape
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplerProgram:
-    """The phases that sample.
+    """All programs that sampling needs.
 
     Attributes:
-      slots: the programs for each section of the config that samples.
+      slots: sampling programs, by the config section they were compiled for.
     """
 
     layout: Layout
@@ -42,13 +42,13 @@ def compile_sampler(
     shapes: Mapping[str, SlotShape],
     stop_ids: tuple[int, ...],
 ) -> SamplerProgram:
-    """Compiles reshard, and for each shape the programs that sample.
+    """Compiles the reshard, and the sampling programs for each shape.
 
     Args:
-      shapes: by the name of the config's section that asks for them; of one data shard each.
+      shapes: one data shard's slots, by the config section they are for.
 
     Raises:
-      UserError: the model does not divide over the mesh.
+      UserError: the model does not divide over the mesh, or a program does not fit in memory.
     """
     _, abstract = abstract_parameters(config)
     source, target = Layout(mesh, TRAIN_RULES), Layout(mesh, DECODE_RULES)
@@ -57,16 +57,21 @@ def compile_sampler(
     slots: dict[str, SlotProgram] = {}
     for section, shape in shapes.items():
         advise = functools.partial(fewer_slots, section=section, shape=shape, config=config, layout=target, dtype=dtype)
-        with memory.refusing(advise):
+        with explain_out_of_memory(advise):
             slots[section] = compile_slots(config, target, dtype, shape, stop_ids, parameters)
-        parameters = slots[section].parameters  # those that the first one likes best serve the others too
+        parameters = slots[section].parameters  # all shapes share the memory layouts chosen for the first
     return SamplerProgram(target, compile_reshard(place_abstract(abstract, source), parameters), slots)
 
 
 def fewer_slots(
-    need: Need | None, section: str, shape: SlotShape, config: ModelConfig, layout: Layout, dtype: jnp.dtype
+    need: MemoryNeed | None, section: str, shape: SlotShape, config: ModelConfig, layout: Layout, dtype: jnp.dtype
 ) -> str:
-    """For a sampler that does not fit: how many slots would."""
+    """The error message for a sampler that does not fit in memory, with the settings that would.
+
+    Args:
+      need: None if the compiler did not report its memory need.
+      section: the config section that the sampler was compiled for.
+    """
     slots, ways = shape.num_slots * layout.batch_ways, layout.batch_ways
     if need is None:
         return f"{section}.num_slots ({slots}): the sampler does not fit the devices; try {slots // 2 // ways * ways}"

@@ -1,4 +1,4 @@
-"""Choosing the next token. A choice depends on (seed, round, question, sample, position), nothing else."""
+"""Next-token sampling. A draw depends only on the logits and (seed, round, question, sample, position)."""
 
 import dataclasses
 import hashlib
@@ -10,19 +10,21 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 @dataclasses.dataclass(frozen=True)
 class Filters:
-    """Which tokens may be drawn at all; part of the compiled program, unlike the temperature.
+    """Truncation of the next-token distribution; compiled into the program, unlike the temperature.
 
-    Applied in the order of transformers' generate, each to what the one before it has left:
+    Applied in the order of transformers' generate, each to the tokens that the previous filter kept:
 
         temperature 1, probabilities   0.50  0.20  0.15  0.10  0.05
-        top_k 4                        0.53  0.21  0.16  0.11   -      of the four that are left
+        top_k 4                        0.53  0.21  0.16  0.11   -      renormalized over four tokens
         top_p 0.8                      0.59  0.24  0.18   -     -      0.53 + 0.21 < 0.8 <= 0.53 + 0.21 + 0.16
         min_p 0.35                     0.71  0.29   -     -     -      0.18 < 0.35 * 0.59
 
     Attributes:
-      top_k: only the k likeliest (Fan et al., arXiv 1805.04833); None for no limit.
-      top_p: only the fewest likeliest whose probabilities reach p (Holtzman et al., arXiv 1904.09751); 1 for no limit.
-      min_p: only tokens at least p times as likely as the likeliest (Nguyen et al., arXiv 2407.01082); 0 for no limit.
+      top_k: keeps the k most likely tokens (Fan et al., arXiv 1805.04833); None for no limit.
+      top_p: keeps the smallest set of most likely tokens with total probability at least p (Holtzman et al., arXiv
+        1904.09751); 1 for no limit.
+      min_p: keeps tokens at least p times as likely as the most likely one (Nguyen et al., arXiv 2407.01082); 0 for no
+        limit.
     """
 
     top_k: int | None = None
@@ -30,8 +32,8 @@ class Filters:
     min_p: float = 0.0
 
 
-def question_number(question_id: str) -> int:
-    """A 32-bit number for a question's id, the same on every machine."""
+def question_hash(question_id: str) -> int:
+    """A 32-bit hash of a question's id, the same on every machine."""
     return int.from_bytes(hashlib.sha256(question_id.encode()).digest()[:4], "big")
 
 
@@ -41,25 +43,25 @@ def trace_keys(
     questions: UInt32[Array, " B"],
     samples: UInt32[Array, " B"],
 ) -> Key[Array, " B"]:
-    """One random key for each trace."""
-    root = jax.random.fold_in(jax.random.key(seed), round_index)
+    """One random key per trace; `questions` are hashes of question ids."""
+    round_key = jax.random.fold_in(jax.random.key(seed), round_index)
 
-    def of(question: jax.Array, sample: jax.Array) -> jax.Array:
-        return jax.random.fold_in(jax.random.fold_in(root, question), sample)
+    def trace_key(question: jax.Array, sample: jax.Array) -> jax.Array:
+        return jax.random.fold_in(jax.random.fold_in(round_key, question), sample)
 
-    return jax.vmap(of)(questions, samples)
+    return jax.vmap(trace_key)(questions, samples)
 
 
 def filter_logits(logits: Float[Array, "B V"], temperature: Float[Array, ""], filters: Filters) -> Float[Array, "B V"]:
-    """The logits, not divided by the temperature, with -inf for the tokens that the filters remove.
+    """The logits, not divided by the temperature, with -inf for removed tokens.
 
-    What stays is what transformers' logits processors leave of logits / temperature, at least the likeliest token.
-    Tokens with equal logits: top_k keeps all that tie with the k-th, min_p treats them alike, and top_p keeps as many
-    of them as it needs. Which of them, transformers leaves to an unstable sort; here it is those with the lowest ids,
-    so that the one that argmax takes stays. Tokens tie here when their logits do; transformers compares after the
-    division, which can round neighbouring floats to one.
+    Keeps the tokens that transformers' logits processors keep given logits / temperature, always including the most
+    likely one. With equal logits, top_k keeps every token tied with the k-th, min_p treats ties alike, and top_p keeps
+    only as many tied tokens as it needs. transformers picks those by an unstable sort; we keep the lowest ids, so the
+    token argmax would take is always kept. Ties are decided on the logits; transformers compares after the division by
+    the temperature, which can round neighbouring floats to the same value.
 
-    At temperature 0 the probabilities are the limit: all on the likeliest tokens.
+    Temperature 0 is the limit: all probability on the most likely tokens.
     """
     top_k = filters.top_k if filters.top_k is not None and filters.top_k < logits.shape[-1] else None
     filtered = logits
@@ -68,7 +70,7 @@ def filter_logits(logits: Float[Array, "B V"], temperature: Float[Array, ""], fi
     elif top_k is not None:
         values, _ = jax.lax.top_k(logits, top_k)
         filtered = jnp.where(logits >= values[:, -1:], filtered, -jnp.inf)
-    if filters.min_p > 0:  # a ratio of probabilities: what top_k and top_p have removed does not change it
+    if filters.min_p > 0:  # a ratio of probabilities, unaffected by what top_k and top_p removed
         relative = _relative_probabilities(logits, logits.max(axis=-1, keepdims=True), temperature)
         filtered = jnp.where(relative >= filters.min_p, filtered, -jnp.inf)
     return filtered
@@ -77,41 +79,42 @@ def filter_logits(logits: Float[Array, "B V"], temperature: Float[Array, ""], fi
 def _relative_probabilities(
     logits: Float[Array, "B K"], largest: Float[Array, "B 1"], temperature: Float[Array, ""]
 ) -> Float[Array, "B K"]:
-    """Probabilities over that of the likeliest token; at temperature 0, 1 for tokens as likely and 0 for all others."""
-    # The difference is taken first, so that no quotient is inf - inf or 0 / 0 however small the temperature is.
+    """Probabilities relative to the most likely token's; at temperature 0, 1 for the most likely tokens and 0 else."""
+    # Subtract before dividing: no inf - inf or 0 / 0, however small the temperature.
     return jnp.exp((logits - largest) / jnp.maximum(temperature, jnp.finfo(jnp.float32).tiny))
 
 
 def _nucleus(
     logits: Float[Array, "B V"], temperature: Float[Array, ""], top_k: int | None, top_p: float
 ) -> Bool[Array, "B V"]:
-    """Which tokens top_k, then top_p leave."""
-    # From the likeliest down. K is top_k, or V: of what top_k leaves, only ties with its last one are not among them.
+    """The tokens kept by top_k followed by top_p."""
+    # `values` lists K logits in descending order, K = top_k or V. Of the tokens top_k keeps, only ties with the K-th
+    # are not listed.
     if top_k is None:
         values = jnp.sort(logits, axis=-1, descending=True, stable=False)
     else:
         values, _ = jax.lax.top_k(logits, top_k)
     masses = _relative_probabilities(values, values[:, :1], temperature)
     last = values[:, -1:]
-    num_unlisted = _count(logits == last) - _count(values == last)  # tokens that tie with the K-th beyond K; 0 for V
+    num_unlisted = _count(logits == last) - _count(values == last)  # 0 if K = V
     unlisted_mass = num_unlisted.astype(jnp.float32) * masses[:, -1:]
 
-    # A token goes when it and all less likely ones weigh at most 1 - p. Summed from the small end, as in transformers.
-    masses_from_here = unlisted_mass + jax.lax.cumsum(masses, axis=1, reverse=True)
-    may_go = (1 - top_p) * masses_from_here[:, :1]
-    num_listed_kept = jnp.maximum(_count(masses_from_here > may_go), 1)
-    num_unlisted_gone = jnp.minimum(jnp.floor(may_go / masses[:, -1:]), num_unlisted.astype(jnp.float32))
-    num_kept = num_listed_kept + num_unlisted - num_unlisted_gone.astype(jnp.int32)
+    # Remove a token if it and all less likely ones weigh at most 1 - p. Summed from the small end, as in transformers.
+    tail_masses = unlisted_mass + jax.lax.cumsum(masses, axis=1, reverse=True)
+    removable_mass = (1 - top_p) * tail_masses[:, :1]
+    num_listed_kept = jnp.maximum(_count(tail_masses > removable_mass), 1)
+    num_unlisted_removed = jnp.minimum(jnp.floor(removable_mass / masses[:, -1:]), num_unlisted.astype(jnp.float32))
+    num_kept = num_listed_kept + num_unlisted - num_unlisted_removed.astype(jnp.int32)
 
-    # Back to the order of the vocabulary with neither a scatter nor the sort's permutation.
-    lowest = jnp.take_along_axis(values, num_listed_kept - 1, axis=-1)
-    more_likely, ties = logits > lowest, logits == lowest
-    rank_among_ties = jnp.cumsum(ties, axis=-1, dtype=jnp.int32)  # from 1, in the order of ids
+    # Back to vocabulary order without a scatter or the sort's permutation.
+    lowest_kept = jnp.take_along_axis(values, num_listed_kept - 1, axis=-1)
+    more_likely, ties = logits > lowest_kept, logits == lowest_kept
+    rank_among_ties = jnp.cumsum(ties, axis=-1, dtype=jnp.int32)  # from 1, by token id
     return more_likely | (ties & (rank_among_ties <= num_kept - _count(more_likely)))
 
 
-def _count(marked: Bool[Array, "B K"]) -> Int[Array, "B 1"]:
-    return marked.sum(axis=-1, keepdims=True, dtype=jnp.int32)
+def _count(mask: Bool[Array, "B K"]) -> Int[Array, "B 1"]:
+    return mask.sum(axis=-1, keepdims=True, dtype=jnp.int32)
 
 
 def sample_tokens(
@@ -121,17 +124,16 @@ def sample_tokens(
     temperature: Float[Array, ""],
     filters: Filters,
 ) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
-    """Draws a token for each row from softmax(logits / temperature), filtered; temperature 0 takes the likeliest.
+    """Draws one token per row from the filtered softmax(logits / temperature); temperature 0 takes the argmax.
 
-    A token's noise does not depend on the filters: where they leave the token that would be drawn without them, it is
-    the one that is drawn.
+    The noise does not depend on the filters: if they keep the token that would be drawn without them, it is drawn.
 
     Returns:
       The tokens, and their log-probabilities at temperature 1 without filters.
     """
     position_keys = jax.vmap(jax.random.fold_in)(keys, positions)
     noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:], jnp.float32))(position_keys)
-    # The Gumbel trick with the temperature on the noise's side: it needs no division, and 0 is greedy.
+    # Gumbel-max with the temperature on the noise: no division, and temperature 0 is greedy.
     tokens = jnp.argmax(filter_logits(logits, temperature, filters) + temperature * noise, axis=-1).astype(jnp.int32)
     chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
     return tokens, chosen - jax.nn.logsumexp(logits, axis=-1)

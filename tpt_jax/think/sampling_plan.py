@@ -1,0 +1,127 @@
+"""Plans one sampling pass: which prompts fit, the prefix they share, and the slot shape to compile."""
+
+import dataclasses
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from tpt_jax.errors import UserError
+from tpt_jax.think.cache import CacheType
+from tpt_jax.think.requests import Request
+from tpt_jax.think.sampling import Filters
+from tpt_jax.think.state import SlotShape
+
+SHORTEST_PREFIX = 32  # tokens; a shorter prefix costs more as a separate attention product than it saves
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingPlan:
+    """The prompts to sample from, and the slot shape that holds them.
+
+    Attributes:
+      prompt_ids: token ids by question id, without prompts that are too long.
+      prefix: the token ids that every prompt starts with; may be empty.
+      shape: one data shard's slots.
+    """
+
+    prompt_ids: Mapping[str, tuple[int, ...]]
+    prefix: tuple[int, ...]
+    shape: SlotShape
+    num_samples: int
+
+    def requests(self, question_ids: Iterable[str], done: Collection[tuple[str, int]]) -> list[Request]:
+        """Requests for the samples that are not done, given as (question id, sample); skips prompts that do not fit."""
+        return [
+            Request(question_id, self.prompt_ids[question_id], samples, (self.shape.max_new_tokens,) * len(samples))
+            for question_id in question_ids
+            if question_id in self.prompt_ids
+            for samples in [tuple(sample for sample in range(self.num_samples) if (question_id, sample) not in done)]
+        ]
+
+
+def plan_sampling(
+    prompts: Mapping[str, tuple[int, ...]],
+    *,
+    num_questions: int | None,
+    num_samples: int,
+    max_prompt_tokens: int,
+    max_new_tokens: int,
+    num_slots: int,
+    num_shards: int,
+    filters: Filters,
+    cache_type: CacheType,
+    option: str,
+) -> SamplingPlan:
+    """Selects the prompts that fit, and the smallest shape that holds them.
+
+    Args:
+      num_questions: questions per pass; None for all.
+      option: prefix of option names in error messages: "think." or "--".
+
+    Raises:
+      UserError: no prompt fits, or the slots do not divide over the data shards.
+    """
+    fitting = {question_id: ids for question_id, ids in prompts.items() if len(ids) <= max_prompt_tokens}
+    if not fitting:
+        raise UserError(
+            f"{option}max_prompt_tokens ({max_prompt_tokens}): every prompt is longer; try "
+            f"{max(map(len, prompts.values()))}, the longest prompt's length"
+        )
+    prefix = common_prefix(list(fitting.values()))
+    shape = slot_shape(
+        num_questions=min(num_questions or len(prompts), len(prompts)),
+        num_samples=num_samples,
+        num_prefix_tokens=len(prefix),
+        max_prompt_tokens=max(map(len, fitting.values())) - len(prefix),
+        max_new_tokens=max_new_tokens,
+        num_slots=num_slots,
+        num_shards=num_shards,
+        filters=filters,
+        cache_type=cache_type,
+        option=option,
+    )
+    return SamplingPlan(fitting, prefix, shape, num_samples)
+
+
+def slot_shape(
+    *,
+    num_questions: int,
+    num_samples: int,
+    num_prefix_tokens: int,
+    max_prompt_tokens: int,
+    max_new_tokens: int,
+    num_slots: int,
+    num_shards: int,
+    filters: Filters,
+    cache_type: CacheType,
+    option: str,
+) -> SlotShape:
+    """One data shard's share of the questions and slots.
+
+    Args:
+      num_questions, num_slots: totals over all data shards.
+
+    Raises:
+      UserError: the slots do not divide over the data shards.
+    """
+    if num_slots % num_shards:
+        raise UserError(
+            f"{option}num_slots ({num_slots}) must be a multiple of data x fsdp = {num_shards}; "
+            f"try {-(-num_slots // num_shards) * num_shards}"
+        )
+    shard_questions = -(-num_questions // num_shards)
+    return SlotShape(
+        num_slots=min(num_slots // num_shards, shard_questions * num_samples),
+        num_questions=shard_questions,
+        num_traces=shard_questions * num_samples,
+        num_prefix_tokens=num_prefix_tokens,
+        max_prompt_tokens=max_prompt_tokens,
+        max_new_tokens=max_new_tokens,
+        filters=filters,
+        cache_type=cache_type,
+    )
+
+
+def common_prefix(prompts: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """The tokens that all prompts start with, if worth storing once; at least one token of each prompt remains."""
+    longest = min(map(len, prompts)) - 1
+    shared = next((index for index in range(longest) if len({ids[index] for ids in prompts}) > 1), longest)
+    return tuple(prompts[0][:shared]) if shared >= SHORTEST_PREFIX else ()

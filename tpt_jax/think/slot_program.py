@@ -1,0 +1,129 @@
+"""Compiles the programs of think/slots.py for one slot shape, from shapes alone."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.experimental.layout import Format
+from jax.experimental.layout import Layout as MemoryLayout
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from tpt_jax.models.architecture import ModelConfig
+from tpt_jax.models.transformer import abstract_parameters
+from tpt_jax.runtime.sharding import Layout, place
+from tpt_jax.think.shard_specs import (
+    abstract_batch,
+    abstract_slots,
+    batch_specs,
+    finished_specs,
+    map_over_shards,
+    slot_specs,
+)
+from tpt_jax.think.slots import decode_chunk, start
+from tpt_jax.think.state import Finished, RequestBatch, Slots, SlotShape
+
+# XLA's TPU compiler copies caches whose length is not a multiple of this, or fails; memory is taken in whole tiles
+# anyway.
+TPU_TILE = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class SlotProgram:
+    """The compiled sampling programs for one slot shape.
+
+    Attributes:
+      parameters: abstract decoding parameters, with their shardings and memory layouts.
+      abstract_batch, abstract_slots: shapes and shardings of the other inputs of `decode_chunk`.
+      start: (parameters, prefix) -> empty Slots.
+      decode_chunk: (parameters, RequestBatch, Slots) -> (Slots, Finished); donates the slots.
+    """
+
+    shape: SlotShape
+    stop_ids: tuple[int, ...]
+    parameters: nnx.State
+    abstract_batch: RequestBatch
+    abstract_slots: Slots
+    start: jax.stages.Compiled
+    decode_chunk: jax.stages.Compiled
+
+    def place_batch(self, batch: RequestBatch) -> RequestBatch:
+        """Puts a request batch on the devices; every host passes the whole batch."""
+        return jax.tree.map(place, batch, _shardings(self.abstract_batch))
+
+    def place_cancelled(self, batch: RequestBatch, cancelled: np.ndarray) -> RequestBatch:
+        """A batch on the devices with its `cancelled` flags replaced."""
+        sharding: Any = self.abstract_batch.cancelled.sharding
+        return dataclasses.replace(batch, cancelled=place(cancelled.reshape(-1), sharding))
+
+    def place_prefix(self, prefix: Sequence[int]) -> jax.Array:
+        """Puts the shared prefix on every device."""
+        replicated: Any = self.abstract_batch.seed.sharding
+        return place(np.asarray(prefix, np.int32), replicated)
+
+
+def compile_slots(
+    config: ModelConfig,
+    layout: Layout,
+    dtype: jnp.dtype,
+    shape: SlotShape,
+    stop_ids: tuple[int, ...],
+    parameters: nnx.State | None = None,
+) -> SlotProgram:
+    """Compiles the start and the decode chunk for one slot shape.
+
+    Args:
+      dtype: of the decoding parameters.
+      parameters: another shape's `SlotProgram.parameters`, whose memory layouts to use; None lets the compiler choose.
+        With a layout that does not suit the matrix products, XLA copies the weight in every chunk.
+    """
+    if layout.mesh.devices.flat[0].platform == "tpu":
+        shape = dataclasses.replace(shape, tile=TPU_TILE)
+    graph, abstract = abstract_parameters(config)
+    specs, outputs = slot_specs(config, shape, layout), finished_specs(layout)
+    run_start = map_over_shards(functools.partial(start, graph=graph, shape=shape), layout, (P(), P()), specs)
+
+    def decode_and_sum(*arguments: Any, layout: Layout) -> tuple[Slots, Finished]:
+        slots, finished = decode_chunk(*arguments, graph=graph, shape=shape, stop_ids=stop_ids, layout=layout)
+        # A host only fetches its own shards, but every host must know when all shards are done.
+        num_left = jax.lax.psum(finished.num_left, shard_axes)
+        return slots, dataclasses.replace(finished, num_left=num_left)
+
+    shard_axes = layout.rules["batch"]
+    run_chunk = map_over_shards(decode_and_sum, layout, (P(), batch_specs(layout), specs), (specs, outputs))
+
+    weights = jax.tree.map(lambda weight: jax.ShapeDtypeStruct(weight.shape, dtype), abstract)
+    prefix = jax.ShapeDtypeStruct((shape.num_prefix_tokens,), jnp.int32, sharding=layout.replicated)
+    batch = abstract_batch(shape, layout)
+    slots = abstract_slots(jax.eval_shape(run_start, weights, prefix), specs, layout)
+    if parameters is None:
+        formats = jax.tree.map(lambda sharding: Format(MemoryLayout.AUTO, sharding), layout.shardings(abstract))
+    else:
+        formats = jax.tree.map(lambda weight: weight.format, parameters)
+    output_shardings = jax.tree.map(lambda spec: NamedSharding(layout.mesh, spec), outputs)
+    chunk = (
+        jax.jit(
+            run_chunk,
+            donate_argnums=2,
+            in_shardings=(formats, _shardings(batch), _shardings(slots)),
+            out_shardings=(_shardings(slots), output_shardings),
+        )
+        .lower(weights, batch, slots)
+        .compile()
+    )
+    placed = jax.tree.map(
+        lambda weight, form: jax.ShapeDtypeStruct(weight.shape, weight.dtype, sharding=form),
+        weights,
+        chunk.input_formats[0][0],
+    )
+    compiled_start = jax.jit(run_start, out_shardings=_shardings(slots)).lower(placed, prefix).compile()
+    return SlotProgram(shape, stop_ids, placed, batch, slots, compiled_start, chunk)
+
+
+def _shardings(abstract: Any) -> Any:
+    return jax.tree.map(lambda x: x.sharding, abstract)
