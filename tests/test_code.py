@@ -229,7 +229,6 @@ CHEATS = {
     "patched_eq": "import builtins\nbuiltins.AssertionError = Exception\nbuiltins.isinstance = max\nf = int",
     "patched_all": "import builtins\nfor n in dir(builtins):\n    setattr(builtins, n, lambda *a, **k: True)\nf = 1",
     "trace": "import sys\nsys.settrace(lambda *a: None)\ndef f(x): return 0",
-    "frames": "import sys\ndef f(x): return sys._getframe().f_back.f_back.f_globals.get('suite')",
     "prints": "print('passed')\ndef f(x): print('passed')",
     "write_all": WRITE.format(f"b'passed' * 9 + bytes([{harness.PASSED}])"),
     "forged_reply": WRITE.format("(6).to_bytes(8, 'big') + b't2:v4:Truev4:True'"),
@@ -251,11 +250,15 @@ def test_cheats_fail(name: str) -> None:
 
 
 def test_expected_value_is_not_in_the_programs_process() -> None:
-    """The program searches every object in its process for the value, and returns whether it found it."""
+    """The program searches all objects and stack frames of its process, and returns whether the value is there."""
     program = """
 import gc, os, sys
 def f(x, *end):
-    texts = [repr(o) for o in [*gc.get_objects(), sys.argv, sys.orig_argv, dict(os.environ)]]
+    frame, scopes = sys._getframe().f_back, []
+    while frame:
+        scopes += [frame.f_globals, frame.f_locals]
+        frame = frame.f_back
+    texts = [repr(o) for o in [*gc.get_objects(), *scopes, sys.argv, sys.orig_argv, dict(os.environ)]]
     return any("".join(map(chr, reversed(x))) in text for text in texts)
 """
     codes = [ord(letter) for letter in reversed("wanted value")]

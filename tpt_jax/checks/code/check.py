@@ -147,9 +147,9 @@ check_code_without_sandbox = CodeChecker(sandboxed=False)
 
 @functools.lru_cache(maxsize=1024)  # a question has many traces
 def _is_usable(suite: str, sandboxed: bool) -> bool:
-    """Whether a dry run of a test suite (as JSON) succeeds; tests that pass functions or objects cannot be sent.
+    """Whether some program could run this suite (JSON). Tests that pass it functions or objects are unusable.
 
-    The result is the same for every program. A suite that outlasts the time limit counts as usable.
+    The answer depends on the tests alone. A suite whose dry run exceeds the time limit counts as usable.
     """
     with Process("tests", DRY_RUN_LIMITS, sandboxed=sandboxed) as process:
         process.start({**json.loads(suite), "dry_run": True})

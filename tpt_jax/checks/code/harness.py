@@ -234,7 +234,7 @@ def serve_program(source: str, pipe: int) -> "NoReturn":
                 reply = dump((True, answer(*request)), keep)
             except MemoryError:
                 raise
-            except BaseException as error:  # SystemExit too: the tests must not see it as an answer
+            except BaseException as error:  # SystemExit too: the tests must learn that the call failed
                 name = next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "builtins")
                 reply = dump((False, (name, error.args)), keep)
             send(pipe, reply)
@@ -309,7 +309,7 @@ def _dry_run_reply(verb: str, placeholder: Placeholder) -> "Any":
 def run_tests(suite: "dict[str, Any]", pipe: int) -> int:
     """Runs the tests against the program at the other end of the pipe, and returns the exit status.
 
-    A dry run has no program. It only finds out whether the tests are UNUSABLE with any program.
+    A dry run has no program. It only finds out whether the tests are UNUSABLE, whatever the program.
     """
 
     def handle(value: "Any") -> int:
