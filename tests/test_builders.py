@@ -1,4 +1,4 @@
-"""The builders for tensorflow-datasets: from made-up raw files, in a folder or downloaded, to plain examples."""
+"""The builders for tensorflow-datasets, with small raw files in a folder or on a local server."""
 
 import functools
 import hashlib
@@ -15,7 +15,7 @@ import pytest
 from tpt_jax.errors import UserError
 from tpt_jax.tasks import Gsm8kConfig, MathConfig, MbppConfig, load_task
 from tpt_jax.tasks.builders.gsm8k import TptGsm8k
-from tpt_jax.tasks.download import read_builder
+from tpt_jax.tasks.download import read_dataset
 
 SHARED = Path(__file__).parents[2] / "shared" / "gsm8k"
 
@@ -52,19 +52,19 @@ def write_mbpp(folder: Path) -> None:
     (folder / "mbpp.jsonl").write_text("\n".join(map(json.dumps, tasks)))
 
 
-def test_gsm8k_comes_back_in_order(tmp_path: Path) -> None:
+def test_gsm8k_keeps_its_order(tmp_path: Path) -> None:
     lines = write_gsm8k(tmp_path / "raw")
-    assert read_builder("gsm8k", "train", tmp_path / "raw", tmp_path) == lines
-    assert len(read_builder("gsm8k", "test", tmp_path / "raw", tmp_path)) == 1
+    assert read_dataset("gsm8k", "train", tmp_path / "raw", tmp_path) == lines
+    assert len(read_dataset("gsm8k", "test", tmp_path / "raw", tmp_path)) == 1
     assert list(tmp_path.glob("tpt_gsm8k/*/*/*-train.array_record*"))
-    # Other files in the same folder are not taken for those that are kept.
+    # If the raw files change, the prepared files of the old ones are not used.
     lines = write_gsm8k(tmp_path / "raw", count=31)
-    assert read_builder("gsm8k", "train", tmp_path / "raw", tmp_path) == lines
+    assert read_dataset("gsm8k", "train", tmp_path / "raw", tmp_path) == lines
 
 
 def test_mbpp_splits_by_task(tmp_path: Path) -> None:
     write_mbpp(tmp_path)
-    read = functools.partial(read_builder, "mbpp", manual_dir=tmp_path, data_dir=tmp_path)
+    read = functools.partial(read_dataset, "mbpp", manual_dir=tmp_path, data_dir=tmp_path)
     ids = {split: [line["task_id"] for line in read(split)] for split in ("prompt", "test", "validation", "train")}
     assert ids == {"prompt": [10], "test": [11, 510], "validation": [511, 600], "train": [601, 974]}
     assert read("test")[0] == {
@@ -77,9 +77,9 @@ def test_mbpp_splits_by_task(tmp_path: Path) -> None:
     }
 
 
-def test_math_is_read_in_the_order_of_its_numbers(tmp_path: Path) -> None:
+def test_math_is_in_natural_order(tmp_path: Path) -> None:
     write_math(tmp_path)
-    lines = read_builder("math", "test", tmp_path, tmp_path)
+    lines = read_dataset("math", "test", tmp_path, tmp_path)
     assert [line["path"] for line in lines] == ["algebra/1.json", "algebra/2.json", "algebra/12.json"]
     assert [line["problem"] for line in lines] == ["test 1", "test 2", "test 12"]
     assert lines[0]["solution"] == r"\boxed{1}"
@@ -87,14 +87,14 @@ def test_math_is_read_in_the_order_of_its_numbers(tmp_path: Path) -> None:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
-    """The address of a server of the files in tmp_path / "served"."""
+    """URL of a server for the files in tmp_path / "served"."""
 
-    class Quiet(http.server.SimpleHTTPRequestHandler):
+    class QuietHandler(http.server.SimpleHTTPRequestHandler):
         def log_message(self, format: str, *args: object) -> None:
             pass
 
     (tmp_path / "served").mkdir()
-    handler = functools.partial(Quiet, directory=str(tmp_path / "served"))
+    handler = functools.partial(QuietHandler, directory=str(tmp_path / "served"))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
         thread = threading.Thread(target=running.serve_forever)
         thread.start()
@@ -108,53 +108,53 @@ def test_math_is_downloaded_and_unpacked(tmp_path: Path, server: str, monkeypatc
     with tarfile.open(tmp_path / "served" / "MATH.tar", "w") as archive:
         archive.add(tmp_path / "MATH", "MATH")
     monkeypatch.setattr("tpt_jax.tasks.builders.math._URL", f"{server}/MATH.tar")
-    assert [line["problem"] for line in read_builder("math", "train", data_dir=tmp_path)] == [
+    assert [line["problem"] for line in read_dataset("math", "train", data_dir=tmp_path)] == [
         "train 1",
         "train 2",
         "train 12",
     ]
 
 
-def test_a_download_that_fails_is_one_line(tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_download_is_one_line(tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     files = {name: f"{server}/{name}" for name in TptGsm8k.FILES}
     monkeypatch.setattr(TptGsm8k, "FILES", files)
-    with pytest.raises(UserError, match=r"could not make it of github.com/openai.*404.*set task\.manual_dir") as raised:
-        read_builder("gsm8k", "train", data_dir=tmp_path)
+    with pytest.raises(UserError, match=r"failed on github.com/openai.*404.*set task\.manual_dir") as raised:
+        read_dataset("gsm8k", "train", data_dir=tmp_path)
     assert "\n" not in str(raised.value)
 
 
-def test_raw_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+def test_invalid_raw_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"train\.jsonl: no such file; put train\.jsonl and test\.jsonl from github"):
-        read_builder("gsm8k", "train", tmp_path / "none", tmp_path)
+        read_dataset("gsm8k", "train", tmp_path / "none", tmp_path)
     write_gsm8k(tmp_path)
     (tmp_path / "test.jsonl").write_text('{"question": "?"}')
     with pytest.raises(UserError, match=r'test\.jsonl:1: lacks "answer"'):
-        read_builder("gsm8k", "train", tmp_path, tmp_path)
+        read_dataset("gsm8k", "train", tmp_path, tmp_path)
     write_math(tmp_path)
     (tmp_path / "test" / "algebra" / "2.json").write_text("{}")
-    with pytest.raises(UserError, match=r"algebra/2\.json: not a problem of MATH"):
-        read_builder("math", "train", tmp_path, tmp_path)
+    with pytest.raises(UserError, match=r"algebra/2\.json: not a MATH problem"):
+        read_dataset("math", "train", tmp_path, tmp_path)
 
 
-def test_another_process_may_be_quicker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_process_may_prepare_the_files_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = write_gsm8k(tmp_path)
     prepare: Any = TptGsm8k.download_and_prepare
 
     def too_late(builder: TptGsm8k, **options: object) -> None:
-        prepare(builder, **options)  # as the other process does, before we come to rename our folder
+        prepare(builder, **options)  # the other process has renamed its folder before we rename ours
         raise OSError("Destination already exists")
 
     monkeypatch.setattr(TptGsm8k, "download_and_prepare", too_late)
-    assert read_builder("gsm8k", "train", tmp_path, tmp_path) == lines
+    assert read_dataset("gsm8k", "train", tmp_path, tmp_path) == lines
 
 
 @pytest.mark.parametrize(
     ("config", "write"), [(Gsm8kConfig, write_gsm8k), (MathConfig, write_math), (MbppConfig, write_mbpp)]
 )
-def test_the_task_reads_the_builder(
+def test_a_task_reads_the_same_questions_from_builder_and_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: Any, write: Callable[[Path], object]
 ) -> None:
-    """The same questions, in the same order and with the same ids, as from the published files."""
+    """In the same order and with the same ids."""
     write(tmp_path)
     monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(tmp_path / "data"))
     (name,) = get_args(config.__annotations__["name"])

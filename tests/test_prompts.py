@@ -1,4 +1,4 @@
-"""The prompt's contract, on the quickstart's tokenizer and on templates that break it."""
+"""The prompt contract, with the quickstart's tokenizer and with chat templates that break it."""
 
 import json
 import re
@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
+from tpt_jax.commands.main import main
+from tpt_jax.config import load_config
 from tpt_jax.errors import UserError
 from tpt_jax.library.finetune_file import read_examples
 from tpt_jax.library.sample_file import read_prompts
-from tpt_jax.library.verbs import show_prompts
+from tpt_jax.library.show_prompts import show_file_prompts, show_run_prompts
 from tpt_jax.prompts import PLAIN_TEMPLATE, load_prompt
 from tpt_jax.quickstart.corpus import Text
 from tpt_jax.quickstart.make_base import CHAT_TEMPLATE, write_tokenizer
@@ -19,7 +21,7 @@ from tpt_jax.tasks import Shot, Task
 
 QUESTION = Question("q", "How many apples are 3 apples and 4 apples?", "7")
 
-# As in google/gemma-2-2b-it's tokenizer_config.json: what follows the turn's end is not part of what is trained.
+# Like google/gemma-2-2b-it's: a newline follows the end of turn, which is not trained on.
 GEMMA_LIKE = (
     "{{ bos_token }}{% for message in messages %}{{ '<user>' if message['role'] == 'user' else '<model>' }}\n"
     "{{ message['content'] | trim }}<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<model>\n{% endif %}"
@@ -40,7 +42,7 @@ def with_template(folder: Path, template: str | None, **changes: Any) -> Path:
 
 
 def test_the_prompt_does_not_depend_on_the_day(folder: Path) -> None:
-    """LLaMA 3.2's template, as far as it asks for the date."""
+    """Uses the part of LLaMA 3.2's template that inserts the date."""
     dated = "{% if date_string is not defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
     template = CHAT_TEMPLATE.replace("{{ bos_token }}", dated + "{{ bos_token }}Today: {{ date_string }} ", 1)
     assert template != CHAT_TEMPLATE
@@ -52,8 +54,8 @@ SHOTS = (Shot("How many apples are 3 apples and 4 apples?", "#### 7"), Shot("How
 
 
 @pytest.mark.parametrize("template", [CHAT_TEMPLATE, GEMMA_LIKE, None])
-def test_examples_stand_before_the_question(folder: Path, template: str | None) -> None:
-    """As turns of their own, each with the instruction; what trains is still what samples, and more."""
+def test_shots_precede_the_question(folder: Path, template: str | None) -> None:
+    """Each is a turn of its own with the instruction, and the prompt contract still holds."""
     prompt = load_prompt(with_template(folder, template), "3", SHOTS)
     prompt.check_contract([QUESTION])
     text = prompt.text(prompt.prompt_ids("4 apples?"), with_special=True)
@@ -63,8 +65,10 @@ def test_examples_stand_before_the_question(folder: Path, template: str | None) 
     assert text.count("<end_of_turn>") == (0 if template is None else 2 if template == CHAT_TEMPLATE else 5)
 
 
-def test_what_a_file_of_traces_is_trained_on(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Not what was not kept, was cut, or answers a test question in whatever spelling."""
+def test_only_kept_finished_traces_of_training_questions_are_trained_on(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A test question is recognised in any spelling."""
     task = Task("mine", QuestionSet((QUESTION,)), QuestionSet((Question("t", "3 apples and 4 apples?", "7"),)))
     lines = [
         {"id": "q", "completion": "#### 7"},
@@ -79,9 +83,9 @@ def test_what_a_file_of_traces_is_trained_on(folder: Path, tmp_path: Path, capsy
     prompt = load_prompt(folder)
     examples = read_examples(path, task, prompt, vocab_size=10_000)
     assert [prompt.text(example.tokens[example.num_prompt :]) for example in examples] == ["#### 7", "#### 4"]
-    told = capsys.readouterr().err
-    assert "1 traces are left out, cut before their end" in told
-    assert "2 traces are left out, of test questions" in told
+    progress = capsys.readouterr().err
+    assert "leaving out 1 traces cut short" in progress
+    assert "leaving out 2 traces of test questions" in progress
     path.write_text('{"id": "unheard of", "completion": "#### 7"}')
     with pytest.raises(UserError, match=r"traces\.jsonl:1: lacks a \"question\", and no question of the task has"):
         read_examples(path, task, prompt, vocab_size=10_000)
@@ -90,24 +94,24 @@ def test_what_a_file_of_traces_is_trained_on(folder: Path, tmp_path: Path, capsy
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ({"id": 7}, "the id '7' is that of a training and of a test question; write the \"question\" too"),
-        ({"question": "?", "token_ids": 5}, "has token_ids that the model's vocabulary has not"),
-        ({"question": "?", "token_ids": "ab"}, "has token_ids that"),
-        ({"question": "?", "token_ids": [True]}, "has token_ids that"),
-        ({"question": "?", "token_ids": [10_000]}, "has token_ids that"),
+        ({"id": 7}, "a training and a test question share the id '7'; write the \"question\" too"),
+        ({"question": "?", "token_ids": 5}, "has token_ids outside the model's vocabulary"),
+        ({"question": "?", "token_ids": "ab"}, "has token_ids outside"),
+        ({"question": "?", "token_ids": [True]}, "has token_ids outside"),
+        ({"question": "?", "token_ids": [10_000]}, "has token_ids outside"),
         ({"question": "?", "kept": "false"}, 'has a "kept" of type str; write true or false, without quotes'),
-        ({"question": "?", "sample": -1}, "the sample -1 is no whole number from 0"),
-        ({"question": "?", "sample": True}, "the sample True is no whole number"),
+        ({"question": "?", "sample": -1}, r'"sample" \(-1\) is not an integer from 0; number samples from 0'),
+        ({"question": "?", "sample": True}, r'"sample" \(True\) is not an integer from 0; number samples from 0'),
         (
             {"question": "?", "finish_reason": "eos_token"},
-            r"the finish_reason 'eos_token' is neither \"stop\" nor \"length\"; write",
+            r"\"finish_reason\" \('eos_token'\) is neither \"stop\" nor \"length\"; write",
         ),
-        ({"question": ["?"], "id": "7"}, 'lacks a text under "question"'),
+        ({"question": ["?"], "id": "7"}, 'lacks text under "question"'),
         ({"question": "?", "id": [1]}, 'has an "id" of type list'),
         ({}, 'lacks an "id"; write that of its question'),
     ],
 )
-def test_lines_that_are_no_traces_are_named(folder: Path, tmp_path: Path, line: dict[str, Any], message: str) -> None:
+def test_invalid_traces_are_named(folder: Path, tmp_path: Path, line: dict[str, Any], message: str) -> None:
     task = Task("mine", QuestionSet((Question("7", "1 + 6?", "7"),)), QuestionSet((Question("7", "2 + 5?", "7"),)))
     path = tmp_path / "traces.jsonl"
     path.write_text(json.dumps({"completion": "#### 7", **line}))
@@ -115,10 +119,10 @@ def test_lines_that_are_no_traces_are_named(folder: Path, tmp_path: Path, line: 
         read_examples(path, task, load_prompt(folder), vocab_size=10_000)
 
 
-def test_what_is_null_counts_as_not_given(folder: Path, tmp_path: Path) -> None:
+def test_null_fields_count_as_missing(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "traces.jsonl"
-    nothing = dict.fromkeys(("kept", "sample", "question", "finish_reason", "token_ids"))
-    path.write_text(json.dumps({"id": 7.0, "completion": "#### 7", **nothing}))
+    nulls = dict.fromkeys(("kept", "sample", "question", "finish_reason", "token_ids"))
+    path.write_text(json.dumps({"id": 7.0, "completion": "#### 7", **nulls}))
     task = Task("mine", QuestionSet((Question("7", "1 + 6?", "7"),)), QuestionSet((Question("t", "2 + 5?", "7"),)))
     (example,) = read_examples(path, task, load_prompt(folder), vocab_size=10_000)
     assert example.id == "7/0"
@@ -126,24 +130,25 @@ def test_what_is_null_counts_as_not_given(folder: Path, tmp_path: Path) -> None:
     assert read_prompts(path) == {"0": "a", "2": "b"}
 
 
-def test_prompts_are_shown_as_the_model_reads_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prompts_are_shown_with_special_tokens(tmp_path: Path) -> None:
     quickstart = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
-    assert show_prompts(1, quickstart, {"prompt.instruction": "Think."}, None, None) == 0
-    shown = capsys.readouterr().out
-    assert re.search(
-        r"^=== gsm_symbolic/train/0: \d+ tokens, .*<end_of_turn>\n<bos><user>.*<model>\n$", shown, re.DOTALL
+    shown = "\n".join(show_run_prompts(load_config(quickstart, {"prompt.instruction": "Think."}), 1))
+    assert re.fullmatch(
+        r"=== gsm_symbolic/train/0: \d+ tokens; .*<end_of_turn>\n<bos><user>.*Think\.<model>", shown, re.DOTALL
     )
     (tmp_path / "prompts.jsonl").write_text('{"id": "sum", "prompt": "2 + 2 ="}\n')
-    assert show_prompts(3, None, {}, "quickstart", tmp_path / "prompts.jsonl") == 0
-    assert "<bos><user>2 + 2 =<model>" in capsys.readouterr().out
-    with pytest.raises(UserError, match="needs --config FILE, or --model DIR and --prompts"):
-        show_prompts(3, None, {}, "quickstart", None)
-    with pytest.raises(UserError, match=r"prompt\.num_shots \(1\): task gsm_symbolic has 0 examples"):
-        show_prompts(3, quickstart, {"prompt.num_shots": "1"}, None, None)
+    assert "<bos><user>2 + 2 =<model>" in list(show_file_prompts("quickstart", tmp_path / "prompts.jsonl", 3))
+    with pytest.raises(UserError, match=r"prompt\.num_shots \(1\): task gsm_symbolic has 0 worked examples"):
+        list(show_run_prompts(load_config(quickstart, {"prompt.num_shots": 1}), 3))
+
+
+def test_show_prompts_needs_a_config_or_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", "--show_prompts", "--model", "quickstart"]) == 2
+    assert "needs --config FILE, or --model DIR and --prompts" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("template", [CHAT_TEMPLATE, GEMMA_LIKE, None])
-def test_sampler_reads_the_prefix_of_what_training_reads(folder: Path, template: str | None) -> None:
+def test_the_samplers_prompt_is_the_prefix_of_the_training_example(folder: Path, template: str | None) -> None:
     prompt = load_prompt(with_template(folder, template), "Think.")
     prompt.check_contract([QUESTION])
     completion = prompt.completion_ids("3 + 4 = 7")
@@ -156,14 +161,14 @@ def test_sampler_reads_the_prefix_of_what_training_reads(folder: Path, template:
     assert prompt.text(completion) == "3 + 4 = 7"
 
 
-def test_end_of_turn_is_the_templates_not_eos(folder: Path) -> None:
-    """Gemma's eos_token is <eos>, yet its turns end in <end_of_turn>; either stops the sampler."""
+def test_the_end_of_turn_is_the_templates_not_eos(folder: Path) -> None:
+    """Gemma's eos_token is <eos>, but its turns end in <end_of_turn>; either stops the sampler."""
     prompt = load_prompt(with_template(folder, GEMMA_LIKE, eos_token="<pad>"), "")
     assert prompt.end_of_turn == 4
     assert prompt.stop_ids == (0, 4)
 
 
-def test_instruction_is_part_of_every_prompt(folder: Path) -> None:
+def test_the_instruction_is_in_every_prompt(folder: Path) -> None:
     prompt = load_prompt(folder, "Think first.")
     assert "Think first." in prompt.text(prompt.prompt_ids("Why?"))
 
@@ -181,10 +186,10 @@ def test_a_template_that_breaks_the_contract_is_refused(folder: Path, template: 
         load_prompt(with_template(folder, template), "").check_contract([QUESTION])
 
 
-def test_missing_tokenizer_is_named(tmp_path: Path) -> None:
+def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no tokenizer\.json"):
         load_prompt(tmp_path, "")
 
 
-def test_plain_template_ends_a_turn_with_eos() -> None:
+def test_the_plain_template_ends_the_completion_with_eos() -> None:
     assert PLAIN_TEMPLATE.count("eos_token") == 1

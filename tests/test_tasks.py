@@ -1,4 +1,4 @@
-"""The tasks' questions: splits that share nothing, answers that are right, mistakes that are named."""
+"""The tasks' questions: disjoint splits, right answers, and mistakes reported in one line."""
 
 import itertools
 import json
@@ -11,7 +11,7 @@ import pytest
 from tpt_jax.checks.answers.numeric import check_numeric
 from tpt_jax.checks.pool import CheckerPool
 from tpt_jax.errors import InvalidRecordError, UserError
-from tpt_jax.loop.stages import without_unreadable
+from tpt_jax.loop.setup import without_unreadable
 from tpt_jax.quickstart.corpus import drills, worked_solutions
 from tpt_jax.records import Question, QuestionSet, Verdict
 from tpt_jax.tasks import Gsm8kConfig, GsmSymbolicConfig, MathConfig, MultipleChoiceConfig, Task, load_task
@@ -29,27 +29,25 @@ def check(answer: str, completion: str) -> Verdict:
 @pytest.fixture(scope="module")
 def problems() -> dict[str, list[Problem]]:
     """90 problems of each split."""
-    drawn = {}
-    for split in ("base", "train", "test"):
-        source = draw_problems(SMALL, split, seed=0)
-        drawn[split] = [next(source) for _ in range(90)]
-    return drawn
+    return {
+        split: list(itertools.islice(draw_problems(SMALL, split, seed=0), 90)) for split in ("base", "train", "test")
+    }
 
 
 def test_splits_are_disjoint_in_template_and_numbers(problems: dict[str, list[Problem]]) -> None:
-    """Read here with a reader of our own: a leak that the splitting code overlooks is to be seen."""
-    sums = {
-        split: {(problem.template, tuple(re.findall(r"\d+", problem.question))) for problem in of_split}
-        for split, of_split in problems.items()
+    """Finds the numbers independently of the splitting code, so that a leak it overlooks shows up."""
+    calculations = {
+        split: {(problem.template, tuple(re.findall(r"\d+", problem.question))) for problem in split_problems}
+        for split, split_problems in problems.items()
     }
-    assert not sums["base"] & sums["train"]
-    assert not sums["base"] & sums["test"]
-    assert not sums["train"] & sums["test"]
-    assert len(sums["test"]) == 90  # each test problem is an observation of its own
+    assert not calculations["base"] & calculations["train"]
+    assert not calculations["base"] & calculations["test"]
+    assert not calculations["train"] & calculations["test"]
+    assert len(calculations["test"]) == 90  # each test problem is an independent observation
 
 
 def test_problems_are_small_and_their_solutions_end_in_the_answer(problems: dict[str, list[Problem]]) -> None:
-    for problem in (problem for of_split in problems.values() for problem in of_split):
+    for problem in itertools.chain.from_iterable(problems.values()):
         assert all(int(number) <= SMALL.max_number for number in re.findall(r"\d+", problem.question))
         assert check(problem.answer, problem.solution).strict
 
@@ -58,17 +56,17 @@ def test_the_same_seed_draws_the_same_questions() -> None:
     assert load_task(SMALL) == load_task(SMALL)
 
 
-def test_a_share_of_what_the_base_model_reads_is_wrong_and_the_drills_are_right() -> None:
+def test_the_base_models_corpus_has_wrong_solutions_and_right_drills() -> None:
     solutions = list(worked_solutions(SMALL, 200, wrong_share=0.4, seed=0))
     right = {problem.question: problem.answer for problem in itertools.islice(draw_problems(SMALL, "base", 0), 200)}
     wrong = sum(not check(right[text.prompt], text.completion).correct for text in solutions)
-    assert 55 <= wrong <= 105  # 80 expected; 4 standard deviations either way
+    assert 55 <= wrong <= 105  # 80 expected, +- 4 standard deviations
     for text in drills(500, 40, seed=1):
         left = text.prompt.removesuffix("=").replace("/", "//")
-        assert eval(left) == int(text.completion)  # sums of our own making
+        assert eval(left) == int(text.completion)  # arithmetic from our own generator
 
 
-def test_gsm_symbolic_mistakes_are_named() -> None:
+def test_gsm_symbolic_reports_mistakes() -> None:
     with pytest.raises(UserError, match=r"task\.templates: 1000 is not a template"):
         load_task(GsmSymbolicConfig("gsm_symbolic", templates=(1000,)))
     with pytest.raises(UserError, match=r"task\.num_train \(500\): these templates have only \d+ such problems"):
@@ -77,8 +75,8 @@ def test_gsm_symbolic_mistakes_are_named() -> None:
 
 def write_gsm8k(folder: Path, lines: list[dict[str, str]]) -> Gsm8kConfig:
     for split in ("train", "test"):
-        of_split = [{**line, "question": f"{line['question']} ({split})"} for line in lines if "question" in line]
-        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, of_split)))
+        split_lines = [{**line, "question": f"{line['question']} ({split})"} for line in lines]
+        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, split_lines)))
     return Gsm8kConfig("gsm8k", folder=folder)
 
 
@@ -88,7 +86,7 @@ def test_gsm8k_reads_openais_files(tmp_path: Path) -> None:
     assert task.test.questions == (Question("gsm8k/test/0", "3 + 4? (test)", "7"),)
 
 
-def test_gsm8k_mistakes_are_named(tmp_path: Path) -> None:
+def test_gsm8k_reports_mistakes(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"train\.jsonl: no such file; get train\.jsonl and test\.jsonl from github"):
         load_task(Gsm8kConfig("gsm8k", folder=tmp_path / "none"))
     with pytest.raises(UserError, match=r"1 of 1 records cannot be used.*train\.jsonl:1: lacks \"answer\""):
@@ -97,30 +95,30 @@ def test_gsm8k_mistakes_are_named(tmp_path: Path) -> None:
         load_task(write_gsm8k(tmp_path, []))
 
 
-def test_choices_without_an_id_are_numbered(tmp_path: Path) -> None:
+def test_multiple_choice_questions_without_an_id_are_numbered(tmp_path: Path) -> None:
     lines = [{"id": None, "question": "?", "choices": ["a", "b"], "answer": 0}]
     lines.append({**lines[0], "id": 2.0, "question": "!"})
     for split in ("train", "test"):
-        of_split = [{**line, "question": f"{line['question']} {split}"} for line in lines]
-        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, of_split)))
+        split_lines = [{**line, "question": f"{line['question']} {split}"} for line in lines]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, split_lines)))
     task = load_task(MultipleChoiceConfig("multiple_choice", tmp_path / "train.jsonl", tmp_path / "test.jsonl"))
     assert [question.id for question in task.train] == ["multiple_choice/train/0", "2"]
 
 
-def test_a_math_answer_is_a_text_or_a_number() -> None:
+def test_a_math_answer_is_text_or_a_number() -> None:
     assert MathConfig.read_question("q", {"problem": "?", "answer": 7}).answer == "7"
-    with pytest.raises(InvalidRecordError, match="has an answer of type bool"):
+    with pytest.raises(InvalidRecordError, match='has an "answer" of type bool'):
         MathConfig.read_question("q", {"problem": "?", "answer": True})
 
 
-def made_up(answers: list[str], *, test: tuple[Question, ...] = (Question("t", "1 + 1?", "2"),)) -> Task:
+def make_task(answers: list[str], *, test: tuple[Question, ...] = (Question("t", "1 + 1?", "2"),)) -> Task:
     train = tuple(Question(str(number), f"{number} + 1?", answer) for number, answer in enumerate(answers))
     return Task("mine", QuestionSet(train), QuestionSet(test))
 
 
-def test_a_test_question_is_not_trained_on_however_it_is_written() -> None:
+def test_a_test_question_is_not_trained_on_in_any_spelling() -> None:
     test = (Question("t", " 2  +\t1", "3"), Question("u", "What is 3 - 1?", "2"))
-    task = without_test_questions(made_up(["1", "2", "3", "4"], test=test))
+    task = without_test_questions(make_task(["1", "2", "3", "4"], test=test))
     assert [question.id for question in task.train] == ["0", "1", "3"]
     assert task.num_contaminated == 1
     with pytest.raises(UserError, match="every training question is a test question too"):
@@ -129,32 +127,32 @@ def test_a_test_question_is_not_trained_on_however_it_is_written() -> None:
     assert normalised("WHAT is\u00a0 \u201cx\u201d?") == normalised("what is x")
 
 
-def test_questions_whose_answers_cannot_be_read_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
-    """Named and counted; more than 1% stop the run before it begins."""
+def test_questions_with_unreadable_reference_answers_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    """They are named and counted; more than 1% of a split are an error."""
     with CheckerPool("numeric", 1, seconds_per_trace=5.0) as pool:
-        task = without_unreadable(made_up(["7"] * 199 + ["see above"]), pool)
+        task = without_unreadable(make_task(["7"] * 199 + ["see above"]), pool)
         assert len(task.train) == 199
-        said = "1 train questions are left out, their answers cannot be read: 199 ('see above')"
-        assert said in capsys.readouterr().err
+        message = "leaving out 1 train questions with unreadable reference answers: 199 ('see above')"
+        assert message in capsys.readouterr().err
         with pytest.raises(
             UserError, match=r"cannot read 2 of 3 train reference answers, more than 1%: 1 \(''\), 2 \('x'"
         ):
-            without_unreadable(made_up(["7", "", "x"]), pool)
+            without_unreadable(make_task(["7", "", "x"]), pool)
         with pytest.raises(UserError, match=r"cannot read 1 of 1 test reference answers, more than 1%: t \('x'\)"):
-            without_unreadable(made_up(["7"] * 199, test=(Question("t", "?", "x"),)), pool)
+            without_unreadable(make_task(["7"] * 199, test=(Question("t", "?", "x"),)), pool)
 
 
-def test_a_test_question_does_not_go_with_a_training_question_of_its_id() -> None:
+def test_leaving_out_a_training_question_keeps_the_test_question_with_its_id() -> None:
     test = tuple(Question(str(number), f"{number} + 2?", str(number + 2)) for number in range(200))
     with CheckerPool("numeric", 1, seconds_per_trace=5.0) as pool:
-        task = without_unreadable(made_up(["7"] * 150 + ["see above"] + ["7"] * 49, test=test), pool)
+        task = without_unreadable(make_task(["7"] * 150 + ["see above"] + ["7"] * 49, test=test), pool)
     assert (len(task.train), task.test.questions) == (199, test)
 
 
-def test_ids_are_unique() -> None:
-    twice = (Question("1", "?", "2"), Question("1", "!", "3"))
+def test_repeated_ids_are_refused() -> None:
+    repeated = (Question("1", "?", "2"), Question("1", "!", "3"))
     with pytest.raises(UserError, match="two test questions have the id '1'"):
-        Task("mine", QuestionSet(twice[:1]), QuestionSet(twice))
+        Task("mine", QuestionSet(repeated[:1]), QuestionSet(repeated))
 
 
 @pytest.mark.skipif(not (SHARED / "gsm8k" / "train.jsonl").is_file(), reason="the real GSM8K is not beside the project")
