@@ -1,67 +1,73 @@
-"""Checker processes: a hard time limit for each trace, kept by killing the process; they run beside the device."""
+"""A pool of checker processes: they judge beside the device; a check that takes too long is killed with its process."""
 
 import contextlib
 import dataclasses
 import itertools
-import multiprocessing
+import mmap
 import os
 import queue
-import resource
 import signal
+import subprocess
 import sys
+import tempfile
 import threading
-import time
-import traceback
+import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Pipe
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
-from tpt_jax.checks.registry import Checker, get_checker, require
-from tpt_jax.errors import MachineError
-from tpt_jax.records import CHECKERS_FAULT, Question, Trace, Verdict
+import cloudpickle
+
+from tpt_jax.checks.registry import checker_name, require
+from tpt_jax.checks.worker import BOOT, OUT_OF_MEMORY, SECONDS_BETWEEN_MESSAGES
+from tpt_jax.errors import MachineError, UserError
+from tpt_jax.records import CHECKERS_FAULT, CheckerSpec, CheckFunction, Question, Trace, Verdict
 
 Pair = tuple[Question, str]  # a question and a completion
 Job = tuple[list[Pair], Future[list[Verdict]]]
 
-# A message to a worker holds so many traces and characters at most: it costs more than a numeric verdict.
-MOST_TRACES = 64
-MOST_CHARACTERS = 2**20
-JOBS_AHEAD = 16  # for each worker; whoever submits more waits
-SECONDS_BETWEEN_MESSAGES = 0.02  # a message for each quick verdict would cost more than the verdict
+# A worker judges one chunk per message: a message costs more than a numeric verdict.
+MAX_CHUNK_TRACES = 64  # fits the byte in which a worker says which one it is judging
+MAX_CHUNK_CHARACTERS = 2**20
+JOBS_PER_WORKER = 16  # in the queue; submitting more blocks
+BATCH_SIZE = 1_024  # traces that judge submits at a time
 SECONDS_TO_START = 60.0
 SECONDS_TO_EXIT = 2.0
-LONGEST_MESSAGE = 300  # characters of what a checker raised
-LEFT = "the pool was left"
+CLOSED = "the checker pool was closed before it had judged everything"
 DIED = f"{CHECKERS_FAULT} died"
-MEMORY_LIMIT = 2**30  # bytes of address space that a check may take on top of what its process has at the start
-BATCH = 1_024  # traces, of which judge has two under way
 
 
 class CheckerPool:
-    """Judges traces in worker processes.
+    """Judges traces in worker processes, which end with the `with` block, or with this process.
 
-    Workers are spawned, not forked: fork after JAX has started its threads is unsafe. A trace whose check outlasts its
-    limit, or takes its worker down, is wrong with the reason in its verdict; the worker is replaced and the rest go on.
+    Workers are new interpreters: forking is unsafe once JAX has started threads. If a check exceeds its time or memory
+    limit, or ends its worker, its trace is wrong, with the reason in the verdict; a new worker judges the rest.
     """
 
-    def __init__(self, checker: str, num_workers: int | None, seconds_per_trace: float):
-        """Starts the workers, and does not wait for them.
+    def __init__(self, checker: CheckerSpec, num_workers: int | None, seconds_per_trace: float):
+        """Starts the workers without waiting for them.
 
         Args:
-          checker: a name for get_checker.
-          num_workers: None for one a processor core.
+          checker: as for get_checker. A function is copied to the workers as it is now, with the variables it uses.
+          num_workers: one per processor core if None.
 
         Raises:
-          UserError: there is no such checker, or it cannot work on this machine.
+          UserError: the checker is unknown, cannot work on this machine, or cannot be copied to other processes.
         """
         require(checker)
         num_workers = num_workers or os.cpu_count() or 1
-        self._jobs: queue.Queue[Job | None] = queue.Queue(maxsize=JOBS_AHEAD * num_workers)
-        self._managers = [_Manager(checker, seconds_per_trace, self._jobs) for _ in range(num_workers)]
+        name = checker_name(checker)
+        path = [entry or os.getcwd() for entry in sys.path if isinstance(entry, str)]
+        start = _Start(
+            name, ((path, sys.argv), (name, checker if isinstance(checker, str) else _pickle_checker(checker)))
+        )
+        self._jobs: queue.Queue[Job | None] = queue.Queue(maxsize=JOBS_PER_WORKER * num_workers)
+        self._managers = [_Manager(start, seconds_per_trace, self._jobs) for _ in range(num_workers)]
+        # Also when the interpreter exits: a worker in the middle of a check would not notice that its pipe is closed.
+        weakref.finalize(self, _stop, self._managers, os.getpid())
         for manager in self._managers:
             manager.start()
 
@@ -71,148 +77,196 @@ class CheckerPool:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Ends the workers once what was submitted is judged; at once where the caller failed or was interrupted."""
+        """Ends the workers: after everything submitted is judged, or at once if the block was left by an exception."""
         if kind is not None:
             with contextlib.suppress(queue.Empty):
                 while (job := self._jobs.get_nowait()) is not None:
-                    job[1].set_exception(RuntimeError(LEFT))
-            for manager in self._managers:
-                manager.stop()
+                    job[1].set_exception(RuntimeError(CLOSED))
+            _stop(self._managers, os.getpid())
         for _ in self._managers:
             self._jobs.put(None)
         for manager in self._managers:
             manager.join()
 
     def wait_until_ready(self) -> None:
-        """Waits for the workers to start."""
+        """Waits until every worker has loaded the checker, or has failed to."""
         for manager in self._managers:
             manager.ready.wait()
 
     def submit_batch(self, pairs: Sequence[tuple[Question, Trace]]) -> Future[list[Verdict]]:
-        """Judges in the background; the result is in the order given. Waits while the workers are far behind."""
-        parts: list[Future[list[Verdict]]] = []
+        """Judges in the background, with the verdicts in the order of the pairs; blocks while the queue is full."""
+        futures: list[Future[list[Verdict]]] = []
         for chunk in _chunks((question, trace.completion) for question, trace in pairs):
-            parts.append(Future())
-            self._jobs.put((chunk, parts[-1]))
-        return _joined(parts)
+            futures.append(Future())
+            self._jobs.put((chunk, futures[-1]))
+        return _concatenated(futures)
 
     def judge(self, pairs: Iterable[tuple[Question, Trace]]) -> Iterator[Verdict]:
-        """Verdicts in the order given; never more than two batches are under way."""
-        waiting: deque[Future[list[Verdict]]] = deque()
-        rest = iter(pairs)
-        while batch := list(itertools.islice(rest, BATCH)):
-            waiting.append(self.submit_batch(batch))
-            if len(waiting) > 1:
-                yield from waiting.popleft().result()
-        for future in waiting:
+        """Yields verdicts in the order of the pairs, of which it reads at most two batches ahead."""
+        pending: deque[Future[list[Verdict]]] = deque()
+        unread = iter(pairs)
+        while batch := list(itertools.islice(unread, BATCH_SIZE)):
+            pending.append(self.submit_batch(batch))
+            if len(pending) > 1:
+                yield from pending.popleft().result()
+        for future in pending:
             yield from future.result()
+
+
+def _pickle_checker(function: CheckFunction) -> bytes:
+    """By value if a worker cannot import the function, as those of a script or a notebook.
+
+    Raises:
+      UserError: it refers to something that cannot be copied.
+    """
+    fix = 'create that object inside the function, or move the function to a module and write "module:function"'
+    return _pickled(function, f"checker {checker_name(function)!r}", fix)
+
+
+def _pickled(value: Any, name: str, fix: str) -> bytes:
+    try:
+        return cloudpickle.dumps(value)
+    except Exception as error:  # objects may raise anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"{name}: cannot be copied to worker processes ({reason}); {fix}") from error
 
 
 def _chunks(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
     chunk: list[Pair] = []
-    characters = 0
+    num_characters = 0
     for pair in pairs:
         chunk.append(pair)
-        characters += len(pair[1])
-        if len(chunk) == MOST_TRACES or characters > MOST_CHARACTERS:
+        num_characters += len(pair[1])
+        if len(chunk) == MAX_CHUNK_TRACES or num_characters > MAX_CHUNK_CHARACTERS:
             yield chunk
-            chunk, characters = [], 0
+            chunk, num_characters = [], 0
     if chunk:
         yield chunk
 
 
-def _joined(parts: list[Future[list[Verdict]]]) -> Future[list[Verdict]]:
-    """A future of all parts' results, one after another."""
-    whole: Future[list[Verdict]] = Future()
-    left = len(parts)
+def _concatenated(futures: list[Future[list[Verdict]]]) -> Future[list[Verdict]]:
+    """A future of all results, one after another."""
+    result: Future[list[Verdict]] = Future()
+    num_pending = len(futures)
     lock = threading.Lock()
 
-    def on_part(_: Future[list[Verdict]]) -> None:
-        nonlocal left
+    def on_done(_: Future[list[Verdict]]) -> None:
+        nonlocal num_pending
         with lock:
-            left -= 1
-            if left:
+            num_pending -= 1
+            if num_pending:
                 return
         try:
-            whole.set_result([verdict for part in parts for verdict in part.result()])
+            result.set_result([verdict for future in futures for verdict in future.result()])
         except Exception as error:
-            whole.set_exception(error)
+            result.set_exception(error)
 
-    for part in parts:
-        part.add_done_callback(on_part)
-    if not parts:
-        whole.set_result([])
-    return whole
+    for future in futures:
+        future.add_done_callback(on_done)
+    if not futures:
+        result.set_result([])
+    return result
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Start:
+    """What starting a worker takes: the checker's name for messages, and the first messages to the process."""
+
+    checker: str
+    messages: Sequence[Any]
 
 
 class _Worker:
-    """One checker process and the pipe to it.
+    """One worker process and the pipe to it.
 
     Attributes:
-      current: the place, in the chunk that it was sent, of the trace that it is judging; in shared memory.
+      current: one byte shared with the process: the index, in its chunk, of the trace that it is judging.
     """
 
-    def __init__(self, checker: str):
-        context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.current = context.RawValue("i", 0)
-        self._process = context.Process(target=_serve, args=(checker, theirs, self.current), daemon=True)
-        self._process.start()
-        theirs.close()  # so that the pipe breaks when the process ends
-        self._checker = checker
+    def __init__(self, start: _Start):
+        self.pipe, worker_pipe = Pipe()
+        with worker_pipe, _shared_file() as file:  # closed here, or the pipe would not break when the process ends
+            file.write(b"\0")
+            self.current = mmap.mmap(file.fileno(), 1)
+            fds = (worker_pipe.fileno(), file.fileno())
+            self._process = subprocess.Popen(
+                # The options of this interpreter, as multiprocessing hands them over; -P: no import from the folder.
+                [sys.executable, *_interpreter_options(), "-P", "-c", BOOT, *map(str, fds)],
+                stdin=subprocess.DEVNULL,
+                pass_fds=fds,
+            )
+        self._start = start
         self._is_ready = False
 
     def wait_until_ready(self) -> None:
-        """Waits until it can judge.
+        """Waits until the worker has loaded the checker.
 
         Raises:
-          RuntimeError: it ends before.
+          UserError: the checker cannot be loaded in a worker.
+          RuntimeError: the process ends.
           TimeoutError: it takes too long.
         """
         if self._is_ready:
             return
-        if not self.pipe.poll(SECONDS_TO_START):
-            raise TimeoutError(f"a process of checker {self._checker!r} did not start within {SECONDS_TO_START:.0f} s")
+        name = self._start.checker
         try:
-            self.pipe.recv()
+            for message in self._start.messages:
+                self.pipe.send(message)
+            answer = self.pipe.recv() if self.pipe.poll(SECONDS_TO_START) else None
         except (EOFError, OSError) as error:
-            self._process.join(SECONDS_TO_EXIT)  # the pipe breaks a little before there is an exit code
-            code = self._process.exitcode
-            raise RuntimeError(f"a process of checker {self._checker!r} ended with code {code} at its start") from error
+            with contextlib.suppress(subprocess.TimeoutExpired):  # the pipe breaks a little before the process ends
+                self._process.wait(SECONDS_TO_EXIT)
+            code = self._process.returncode
+            raise RuntimeError(f"a worker of checker {name!r} ended with code {code} at its start") from error
+        if answer is None:
+            raise TimeoutError(f"a worker of checker {name!r} did not start within {SECONDS_TO_START:.0f} s")
+        if isinstance(answer, UserError):
+            raise answer
         self._is_ready = True
 
     def kill(self) -> None:
-        """Ends the process, whoever waits for it: the pipe to it is broken then."""
+        """Kills the process; a thread that waits for an answer finds the pipe broken."""
         self._process.kill()
 
     def close(self) -> None:
-        """Ends the process and what belongs to it; for the thread that talks to it."""
+        """Kills the process and frees what belongs to it; only for the thread that uses the pipe."""
         self.kill()
-        self._process.join()
+        self._process.wait()
         self.pipe.close()
+        self.current.close()
+
+
+def _interpreter_options() -> list[str]:
+    return subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+
+
+def _shared_file() -> IO[bytes]:
+    """A file without a name; in memory on Linux, where a disk may be full or read-only."""
+    if sys.platform == "linux":
+        return os.fdopen(os.memfd_create("tpt_jax_worker"), "r+b", buffering=0)
+    return tempfile.TemporaryFile(buffering=0)
 
 
 class _Manager(threading.Thread):
-    """Feeds chunks to one worker, and replaces it when a trace has cost it its life.
+    """Sends chunks to one worker, and replaces it when a trace has ended it.
 
     Attributes:
-      ready: set once there is a worker, or cannot be one.
+      ready: set once the worker has loaded the checker, or has failed to.
     """
 
-    def __init__(self, checker: str, seconds: float, jobs: "queue.Queue[Job | None]"):
+    def __init__(self, start: _Start, seconds_per_trace: float, jobs: "queue.Queue[Job | None]"):
         super().__init__(daemon=True)
         self.ready = threading.Event()
-        self._checker = checker
-        self._seconds = seconds
+        self._start = start
+        self._seconds_per_trace = seconds_per_trace
         self._jobs = jobs
         self._worker: _Worker | None = None
-        self._stopped = False
+        self._is_stopped = False
 
     def run(self) -> None:
-        # The workers inherit it: Ctrl-C, which a terminal sends to all, is for the main process, which ends them.
-        resource_tracker.ensure_running()  # or the first worker would start it, which unblocks the signal
+        # Workers inherit the mask: a terminal sends Ctrl-C to all processes, but this one ends the workers.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        with contextlib.suppress(Exception):  # whoever gives it a job is told
+        with contextlib.suppress(Exception):  # the first job raises it again
             self._ready_worker()
         self.ready.set()
         while (job := self._jobs.get()) is not None:
@@ -224,17 +278,19 @@ class _Manager(threading.Thread):
         self._end_worker()
 
     def stop(self) -> None:
-        """Ends the worker, whatever it is doing."""
-        self._stopped = True
+        """Ends the worker, whatever it is doing, and starts no other; from any thread."""
+        self._is_stopped = True
         if (worker := self._worker) is not None:
             worker.kill()
 
     def _ready_worker(self) -> _Worker:
-        """The worker, a new one where there is none."""
-        worker = self._worker = self._worker or _Worker(self._checker)
-        if self._stopped:  # asked for after the worker can be seen: either we see the stop, or it the worker
-            raise RuntimeError(LEFT)
+        """The worker; starts one if there is none."""
+        worker = self._worker = self._worker or _Worker(self._start)
         try:
+            if (
+                self._is_stopped
+            ):  # read after self._worker is set, as stop() does the reverse: one of them sees the other
+                raise RuntimeError(CLOSED)
             worker.wait_until_ready()
         except BaseException:
             self._end_worker()
@@ -247,127 +303,73 @@ class _Manager(threading.Thread):
         self._worker = None
 
     def _judge(self, pairs: list[Pair]) -> list[Verdict]:
+        """Verdicts on all pairs.
+
+        A trace that was being judged when its worker died gets a second chance in case the worker was killed from
+        outside. Verdicts that a worker had not sent yet are judged again.
+        """
         verdicts: list[Verdict] = []
-        failed: dict[int, Verdict] = {}  # by place; what the worker had judged and not yet sent is judged again
-        suspects: set[int] = set()  # a worker died with them; it may have been ended from outside
-        while len(verdicts) < len(pairs):
-            start = len(verdicts)
+        failed: dict[int, Verdict] = {}  # by index
+        suspects: set[int] = set()  # a worker died while judging them
+        while (start := len(verdicts)) < len(pairs):
             if start in failed:
                 verdicts.append(failed[start])
                 continue
             worker = self._ready_worker()
-            stop = min((place for place in failed if place > start), default=len(pairs))
+            stop = min((index for index in failed if index > start), default=len(pairs))
             try:
-                failure = _judge_on(worker, pairs[start:stop], self._seconds, verdicts)
-            except MachineError:
+                failure = _judge_on(worker, pairs[start:stop], self._seconds_per_trace, verdicts)
+            except (MachineError, UserError):
                 self._end_worker()
                 raise
             if failure is None:
                 continue
             self._end_worker()
-            place = start + failure.place
-            if failure.reason != DIED or place in suspects:
-                failed[place] = Verdict.wrong(failure.reason)
-            suspects.add(place)
+            index = start + failure.index
+            if failure.reason != DIED or index in suspects:
+                failed[index] = Verdict.wrong(failure.reason)
+            suspects.add(index)
         return verdicts
+
+
+def _stop(managers: list[_Manager], owner: int) -> None:
+    """Ends all workers at once; not from a process that was forked off their owner."""
+    if os.getpid() == owner:
+        for manager in managers:
+            manager.stop()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Failure:
-    """Why a worker has to be replaced, and the place, in its chunk, of the trace that it was judging."""
+    """Why a worker has to be replaced, and the index, in its chunk, of the trace that it was judging."""
 
     reason: str
-    place: int
+    index: int
 
 
-def _judge_on(worker: _Worker, pairs: list[Pair], seconds: float, verdicts: list[Verdict]) -> _Failure | None:
-    """Appends a worker's verdicts on the pairs, as far as it gets.
+def _judge_on(worker: _Worker, pairs: list[Pair], seconds_per_trace: float, verdicts: list[Verdict]) -> _Failure | None:
+    """Appends a worker's verdicts on the pairs, as many as it sends before it fails.
 
     Raises:
-      MachineError: no verdict is possible on this machine. The worker has ended.
+      MachineError: this machine can no longer judge. The worker has ended.
+      UserError: a question's data cannot be copied to a worker.
     """
-    wanted = len(verdicts) + len(pairs)
-    worker.current.value = 0
+    num_expected = len(verdicts) + len(pairs)
+    message = _pickled(pairs, f"question {pairs[0][0].id!r} or one after it", "write plain values in its data")
+    worker.current[0] = 0
     try:
-        worker.pipe.send(pairs)
-        while len(verdicts) < wanted:
-            if not worker.pipe.poll(seconds + SECONDS_BETWEEN_MESSAGES):
-                place = worker.current.value
-                if not worker.pipe.poll():  # after so slow a trace it sends before it goes on to the next
-                    return _Failure("time limit", place)
-            message = worker.pipe.recv()
-            if isinstance(message, MachineError):
-                raise message
-            if message is None:
-                return _Failure("memory limit", worker.current.value)
-            verdicts.extend(message)
+        worker.pipe.send_bytes(message)
+        while len(verdicts) < num_expected:
+            if not worker.pipe.poll(seconds_per_trace + SECONDS_BETWEEN_MESSAGES):
+                index = worker.current[0]
+                if not worker.pipe.poll():  # a worker sends after every slow trace, before it begins the next
+                    return _Failure("time limit", index)
+            answer = worker.pipe.recv()
+            if isinstance(answer, MachineError | UserError):
+                raise answer
+            if answer == OUT_OF_MEMORY:
+                return _Failure("memory limit", worker.current[0])
+            verdicts.extend(answer)
     except (EOFError, OSError):
-        return _Failure(DIED, worker.current.value)
+        return _Failure(DIED, worker.current[0])
     return None
-
-
-def _serve(checker: str, pipe: Connection, current: Any) -> None:
-    """The worker: judges what comes through the pipe until it closes.
-
-    It sends lists of verdicts; None says that it ran out of memory, a MachineError that the machine is at fault.
-    """
-    os.dup2(2, 1)  # what a checker prints is no result
-    check = get_checker(checker)
-    _limit_memory()
-    with contextlib.suppress(EOFError, BrokenPipeError):  # nobody is there any more
-        _serve_until_the_end(check, checker, pipe, current)
-
-
-def _serve_until_the_end(check: Checker, name: str, pipe: Connection, current: Any) -> None:
-    pipe.send("ready")
-    told = False
-    while True:
-        pairs: list[Pair] = pipe.recv()
-        judged: list[Verdict] = []
-        sent_at = time.monotonic()
-        for place, (question, completion) in enumerate(pairs):
-            current.value = place
-            try:
-                verdict = check(question, completion)
-            except MemoryError:  # whatever the checker was in the middle of: a new process goes on
-                pipe.send(None)
-                return
-            except MachineError as error:
-                pipe.send(error)
-                return
-            except BaseException as error:  # a checker's own mistake, or its exit, costs one trace, and is named
-                if not told:
-                    told = True
-                    _tell(name, error)
-                verdict = Verdict.wrong(f"{CHECKERS_FAULT} raised {type(error).__name__}")
-            judged.append(verdict)
-            if time.monotonic() - sent_at > SECONDS_BETWEEN_MESSAGES:
-                pipe.send(judged)
-                judged, sent_at = [], time.monotonic()
-        pipe.send(judged)
-
-
-def _tell(checker: str, error: BaseException) -> None:
-    """Where a checker has failed, in one line; escaped, for it may quote what a model wrote."""
-    *_, last = traceback.extract_tb(error.__traceback__)
-    text = ascii(str(error)[:LONGEST_MESSAGE])[1:-1]
-    print(f"checker {checker!r}: {type(error).__name__}: {text} ({last.filename}:{last.lineno})", file=sys.stderr)
-
-
-def _limit_memory() -> None:
-    """As far as the system lets us: macOS knows no such limit, and nobody may raise one that is set."""
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = _address_space() + MEMORY_LIMIT
-    if hard != resource.RLIM_INFINITY:
-        limit = min(limit, hard)
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
-
-
-def _address_space() -> int:
-    """Bytes that the process has now; 0 where the system does not tell."""
-    try:
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[0]) * resource.getpagesize()
-    except OSError:
-        return 0

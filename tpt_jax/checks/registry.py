@@ -1,6 +1,5 @@
-"""Checkers by name: a question and a completion in, a verdict out. They run in a CheckerPool's processes."""
+"""Checkers by name, and users' own functions: a question and a completion in, a verdict out."""
 
-import dataclasses
 import functools
 import importlib
 import inspect
@@ -10,11 +9,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tpt_jax.errors import UserError, suggestion
-from tpt_jax.records import Question, Verdict
+from tpt_jax.records import CheckerSpec, CheckFunction, Question, Verdict
 
 Checker = Callable[[Question, str], Verdict]
 
-# Where each is; imported only in processes that judge with it.
+# Modules are imported when a checker is looked up, not before: some take a second.
 CHECKERS: Mapping[str, str] = {
     "numeric": "tpt_jax.checks.answers.numeric:check_numeric",
     "math": "tpt_jax.checks.answers.latex:check_math",
@@ -25,87 +24,106 @@ CHECKERS: Mapping[str, str] = {
 }
 
 
-def get_checker(name: str) -> Checker:
-    """A checker by its name, or a user's own as "module:function".
+def get_checker(spec: CheckerSpec) -> Checker:
+    """Looks up a checker.
 
-    The user's function is given a Question and a completion. It returns a Verdict; or True or False; or None where the
-    reference cannot be read. Anything else is a mistake, and costs that trace.
-
-    Raises:
-      UserError: there is none of that name.
-    """
-    if name in CHECKERS:
-        return _import(CHECKERS[name])
-    if ":" in name:
-        function = _import(name)
-        _refuse_others(name, function)
-        return functools.partial(_judge, function)
-    raise UserError(f"checker {name!r}: unknown; {suggestion(name, [*CHECKERS, 'module:function'])}")
-
-
-def require(name: str) -> None:
-    """Makes sure that a checker of that name can work on this machine: one that needs something has a method for it.
+    Args:
+      spec: a name in CHECKERS; or the user's own function, itself or as "module:function". A user's function takes a
+        Question and a completion, and returns a Verdict, True, False, or None if the reference answer cannot be read.
+        Any other value is the function's mistake and makes that trace wrong.
 
     Raises:
-      UserError: there is none of that name, or it cannot.
+      UserError: an unknown name, a module that cannot be imported, or an object that cannot be called this way.
     """
-    getattr(get_checker(name), "require", lambda: None)()
+    if not isinstance(spec, str):
+        return _wrap(checker_name(spec), spec)
+    if spec in CHECKERS:
+        return _import(CHECKERS[spec])
+    if ":" in spec:
+        return _wrap(spec, _import(spec))
+    raise UserError(f"checker {spec!r}: unknown; {suggestion(spec, [*CHECKERS, 'module:function'])}")
 
 
-def without_sandbox(name: str) -> str:
-    """The checker that runs programs with the user's own rights, where the one of this name runs programs."""
-    return "code_without_sandbox" if name == "code" else name
+def require(spec: CheckerSpec) -> None:
+    """Makes sure that a checker can work on this machine, by its `require` method if it has one.
+
+    Raises:
+      UserError: it cannot, or there is no such checker.
+    """
+    getattr(get_checker(spec), "require", lambda: None)()
+
+
+def without_sandbox(spec: CheckerSpec) -> CheckerSpec:
+    """The variant of a checker that runs programs with the user's own rights; other checkers stay as they are."""
+    return "code_without_sandbox" if spec == "code" else spec
+
+
+def checker_name(spec: CheckerSpec) -> str:
+    """The checker's name for messages: as given, or the function's."""
+    return spec if isinstance(spec, str) else getattr(spec, "__name__", type(spec).__name__)
 
 
 def _import(name: str) -> Any:
     module, _, attribute = name.partition(":")
-    if os.getcwd() not in sys.path:  # a user's module is looked for where the command runs
+    if os.getcwd() not in sys.path:  # a user's module may be in the folder where the command runs
         sys.path.append(os.getcwd())
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (Exception, SystemExit) as error:  # a user's module does what it likes when it is imported
+    except (Exception, SystemExit) as error:  # importing a user's module can raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(
-            f"checker {name!r}: {reason}; write module:function of something that can be imported"
+            f"checker {name!r}: {reason}; write module:function of a function that can be imported"
         ) from error
 
 
-def _refuse_others(name: str, function: Any) -> None:
-    """Raises UserError for what cannot be called with a question and a completion."""
-    wanted = "write a function of a question and a completion"
+def _wrap(name: str, function: Any) -> Checker:
+    """A user's function as a Checker.
+
+    Raises:
+      UserError: it cannot be called with a question and a completion.
+    """
+    _require_signature(name, function)
+    return functools.partial(_judge, function)
+
+
+def _require_signature(name: str, function: Any) -> None:
+    rule = "write a function of a question and a completion"
     if not callable(function):
-        raise UserError(f"checker {name!r}: of type {type(function).__name__}; {wanted}")
+        raise UserError(f"checker {name!r}: of type {type(function).__name__}; {rule}")
     try:
         signature = inspect.signature(function)
-    except ValueError:  # some of those that are written in C do not tell
+    except ValueError:  # some functions written in C have none
         return
     try:
         signature.bind("question", "completion")
     except TypeError as error:
-        raise UserError(f"checker {name!r}: does not take these two ({error}); {wanted}") from error
+        raise UserError(f"checker {name!r}: does not take these two ({error}); {rule}") from error
 
 
-def _judge(function: Callable[[Question, str], Verdict | bool | None], question: Question, completion: str) -> Verdict:
+def _judge(function: CheckFunction, question: Question, completion: str) -> Verdict:
     result = function(question, completion)
     if isinstance(result, Verdict):
         return _with_plain_values(result)
     if result is None:
         return Verdict.unreadable()
-    right = _truth(result)
-    return Verdict(None, strict=right, correct=right)
+    correct = _truth(result)
+    return Verdict(None, strict=correct, correct=correct)
 
 
 def _with_plain_values(verdict: Verdict) -> Verdict:
-    """The same verdict without numpy's booleans and the like, which cannot be written as JSON."""
+    """A plain Verdict: no subclass, no NumPy booleans, nothing that another process or JSON cannot take."""
     if not isinstance(verdict.extracted, str | None) or not isinstance(verdict.reason, str):
-        raise TypeError(
-            "it returned a Verdict whose `extracted` or `reason` is no text; return None or a text, and a text"
-        )
-    flags = {name: _truth(getattr(verdict, name)) for name in ("strict", "correct", "unknown")}
-    return dataclasses.replace(verdict, **flags)
+        raise TypeError("it returned a Verdict whose extracted is not a str or None, or whose reason is not a str")
+    return Verdict(
+        None if verdict.extracted is None else str.__str__(verdict.extracted),
+        strict=_truth(verdict.strict),
+        correct=_truth(verdict.correct),
+        reason=str.__str__(verdict.reason),
+        unknown=_truth(verdict.unknown),
+    )
 
 
 def _truth(value: Any) -> bool:
-    if value not in (True, False):  # "wrong", 0.5 or a coroutine would be as good as True
+    if value not in (True, False):  # bool() would take "wrong", 0.5 or a coroutine for True
         raise TypeError(f"it returned something of type {type(value).__name__}; return True, False, None or a Verdict")
     return bool(value)
