@@ -1,6 +1,7 @@
 """Pass@k and Maj@k against enumeration."""
 
 import itertools
+import statistics
 from collections import Counter
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from tpt_jax.errors import UserError
 from tpt_jax.evaluation import evaluate, maj_at_k, mean_interval, pass_at_k
-from tpt_jax.records import JudgedTrace, Trace, Verdict
+from tpt_jax.records import FinishReason, JudgedTrace, Trace, Verdict
 
 
 def judged(name: str, answers: list[str | None], right: str) -> list[JudgedTrace]:
@@ -21,7 +22,7 @@ def judged(name: str, answers: list[str | None], right: str) -> list[JudgedTrace
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=8), st.data())
-def test_pass_at_k_is_the_share_of_subsets_with_a_right_one(right: list[bool], data: st.DataObject) -> None:
+def test_pass_at_k_is_the_share_of_subsets_with_a_correct_trace(right: list[bool], data: st.DataObject) -> None:
     k = data.draw(st.integers(1, len(right)))
     expected = np.mean([any(subset) for subset in itertools.combinations(right, k)])
     assert pass_at_k(len(right), sum(right), k) == pytest.approx(expected)
@@ -35,7 +36,7 @@ def test_maj_at_k_breaks_ties_at_random(answers: list[str | None]) -> None:
     assert maj_at_k(judged("q", answers, "1")) == pytest.approx(expected)
 
 
-def test_figures_of_a_small_set() -> None:
+def test_figures_of_two_questions() -> None:
     figures = evaluate([*judged("a", ["1", "1", "2", None], "1"), *judged("b", ["5", "4", "4", "3"], "3")], k=2)
     assert figures.pass_at_1 == pytest.approx((2 / 4 + 1 / 4) / 2)
     assert figures.pass_at_k == pytest.approx((5 / 6 + 3 / 6) / 2)
@@ -44,7 +45,7 @@ def test_figures_of_a_small_set() -> None:
     assert (figures.num_questions, figures.num_samples, figures.k) == (2, 4, 2)
 
 
-def test_there_is_no_vote_where_right_traces_name_no_answer() -> None:
+def test_there_is_no_vote_if_a_correct_trace_has_no_answer() -> None:
     right = JudgedTrace(Trace("a", 0, "yes"), Verdict(None, strict=True, correct=True))
     figures = evaluate([right, *judged("b", ["5"], "3")], k=1)
     assert figures.maj_at_k is None
@@ -52,8 +53,40 @@ def test_there_is_no_vote_where_right_traces_name_no_answer() -> None:
     assert figures.pass_at_1 == 0.5
 
 
-def test_intervals_cover_the_truth() -> None:
-    """Of 400 made-up evaluations with clustered samples about 95% cover the true rate."""
+def test_strict_rates_and_counts_leave_unreadable_questions_out() -> None:
+    def trace(name: str, sample: int, num_tokens: int, verdict: Verdict, finish_reason: FinishReason) -> JudgedTrace:
+        return JudgedTrace(Trace(name, sample, "", (1,) * num_tokens, finish_reason=finish_reason), verdict)
+
+    strict, format_only = Verdict("1", strict=True, correct=True), Verdict("1", strict=False, correct=True)
+    figures = evaluate(
+        [
+            trace("a", 0, 4, strict, "stop"),
+            trace("a", 1, 7, format_only, "length"),
+            trace("b", 0, 1, Verdict("2", strict=False, correct=False), "stop"),
+            trace("b", 1, 0, format_only, "stop"),
+            trace("c", 0, 90, Verdict.unreadable(), "length"),
+            trace("c", 1, 90, strict, "length"),
+        ],
+        k=2,
+    )
+    assert (figures.pass_at_1, figures.pass_at_k) == (0.75, 1.0)
+    assert (figures.strict_pass_at_1, figures.strict_pass_at_k) == (0.25, 0.5)
+    assert (figures.num_questions, figures.num_unknown, figures.num_truncated, figures.mean_tokens) == (2, 1, 1, 3.0)
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=8))
+def test_the_interval_is_the_mean_and_its_standard_error(values: list[float]) -> None:
+    margin = statistics.NormalDist().inv_cdf(0.975) * statistics.stdev(values) / len(values) ** 0.5
+    low, high = max(0.0, statistics.fmean(values) - margin), min(1.0, statistics.fmean(values) + margin)
+    assert mean_interval(values) == pytest.approx((low, high), abs=1e-6)
+
+
+def test_one_value_gives_the_widest_interval() -> None:
+    assert mean_interval([0.5]) == (0.0, 1.0)
+
+
+def test_intervals_cover_the_true_rate() -> None:
+    """About 95% of 400 simulated evaluations with clustered samples do."""
     rng = np.random.default_rng(0)
     covered = 0
     for _ in range(400):
@@ -64,11 +97,11 @@ def test_intervals_cover_the_truth() -> None:
 
 
 @pytest.mark.parametrize(("traces", "k"), [([], 1), (judged("a", ["1"], "1"), 2), (judged("a", ["1"], "1"), 0)])
-def test_what_cannot_be_evaluated_is_refused(traces: list[JudgedTrace], k: int) -> None:
+def test_no_traces_and_a_k_out_of_range_are_refused(traces: list[JudgedTrace], k: int) -> None:
     with pytest.raises(UserError):
         evaluate(traces, k=k)
 
 
-def test_unequal_samples_are_refused() -> None:
+def test_unequal_numbers_of_samples_are_refused() -> None:
     with pytest.raises(UserError, match="unequal"):
         evaluate([*judged("a", ["1", "2"], "1"), *judged("b", ["1"], "1")], k=1)

@@ -101,7 +101,7 @@ def sample_and_judge(
             for traces, verdicts in judge_while_sampling(batches, setup.pool, questions):
                 writer.write(map(JudgedTrace, traces, verdicts))
                 advance(len(traces) * hosts.count())  # the other hosts are about as far
-        figures = Statistics.together(hosts.all_gather(f"{label}: figures", dataclasses.asdict(engine.statistics)))
+        figures = Statistics.combine(hosts.all_gather(f"{label}: figures", dataclasses.asdict(engine.statistics)))
         occupancy, idle = figures.occupancy(plan.shape.num_slots), figures.idle_share
         say(
             f"{label}: {figures.num_tokens / figures.seconds:,.0f} tokens/s, {percent(occupancy)} of slots busy while "
@@ -181,7 +181,7 @@ def select_traces(folder: RunFolder, round_index: int, config: PruneConfig, seed
         max_per_question=config.max_per_question,
         max_traces=config.max_traces,
         seed=seed,
-        use=config.keep,
+        keep=config.keep,
     )
     folder.write_training(round_index, selection.kept)
     return {

@@ -1,4 +1,4 @@
-"""Which judged traces are kept: a pure function of the traces, the limits and the seed, whatever order they come in."""
+"""Selects the traces to train on: a pure function of judged traces, limits and seed, whatever the input's order."""
 
 import dataclasses
 import hashlib
@@ -9,7 +9,7 @@ from tpt_jax.records import JudgedTrace, Keep
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """The kept traces, by question and sample, and how many others were dropped for which reason."""
+    """The kept traces, sorted by question and sample, and the number of dropped ones by reason."""
 
     kept: tuple[JudgedTrace, ...]
     num_dropped: dict[str, int]
@@ -21,51 +21,51 @@ def select(
     max_per_question: int | None,
     max_traces: int | None,
     seed: int,
-    use: Keep,
+    keep: Keep,
     is_held_out: Callable[[str], bool] = lambda name: False,
 ) -> Selection:
-    """Keeps finished traces with the wanted verdict, each text once, within the limits; what is over a limit is drawn.
+    """Keeps finished traces with the wanted verdict, no two with the same text, and draws at random within the limits.
 
-    An unfinished trace is never kept: it has no end of turn, and would teach the model not to stop. The paper keeps one
-    a question and 2,000 a round (arXiv 2504.18116, section 4).
+    Unfinished traces are never kept: they have no end of turn, and would teach the model not to stop. The paper keeps
+    one trace per question and 2,000 per round (arXiv 2504.18116, section 4).
 
     Args:
-      use: the verdict that counts; "any" keeps right and wrong alike, but nothing of which neither is known.
-      is_held_out: whether the question of that id is one that is evaluated.
+      keep: the wanted verdict; "any" keeps correct and wrong traces alike, but none whose verdict is unknown.
+      is_held_out: whether the question with this id is held out for evaluation.
     """
-    dropped: dict[str, int] = {}
+    num_dropped: dict[str, int] = {}
 
     def count_dropped(traces: list[JudgedTrace], kept: list[JudgedTrace], reason: str) -> list[JudgedTrace]:
-        dropped[reason] = len(traces) - len(kept)
+        num_dropped[reason] = len(traces) - len(kept)
         return kept
 
-    wanted: Callable[[JudgedTrace], bool] = {
+    is_wanted: Callable[[JudgedTrace], bool] = {
         "correct": lambda trace: trace.verdict.correct,
         "strict": lambda trace: trace.verdict.strict,
         "any": lambda trace: True,
-    }[use]
-    # In the order of a draw, so that "the first n" is a random choice that the input's order has no part in.
-    traces = sorted(judged, key=lambda trace: _draw(trace, seed))
+    }[keep]
+    # In random order, so that the first n are a random choice, whatever the order of the input.
+    traces = sorted(judged, key=lambda trace: _random_key(trace, seed))
     traces = count_dropped(traces, [trace for trace in traces if trace.trace.finish_reason == "stop"], "unfinished")
     traces = count_dropped(traces, [trace for trace in traces if not is_held_out(trace.trace.id)], "held out")
     traces = count_dropped(traces, [trace for trace in traces if not trace.verdict.unknown], "unknown")
-    traces = count_dropped(traces, [trace for trace in traces if wanted(trace)], "wrong")
-    first_of_text: dict[tuple[str, str], JudgedTrace] = {}
+    traces = count_dropped(traces, [trace for trace in traces if is_wanted(trace)], "wrong")
+    by_text: dict[tuple[str, str], JudgedTrace] = {}
     for trace in traces:
-        first_of_text.setdefault((trace.trace.id, trace.trace.completion), trace)
-    traces = count_dropped(traces, list(first_of_text.values()), "duplicate")
-    traces = count_dropped(traces, _first_of_each(traces, max_per_question), "over max_per_question")
+        by_text.setdefault((trace.trace.id, trace.trace.completion), trace)
+    traces = count_dropped(traces, list(by_text.values()), "duplicate")
+    traces = count_dropped(traces, _first_per_question(traces, max_per_question), "over max_per_question")
     traces = count_dropped(traces, traces[:max_traces], "over max_traces")
-    ordered = sorted(traces, key=lambda trace: (trace.trace.id, trace.trace.sample))
-    return Selection(tuple(dataclasses.replace(trace, kept=True) for trace in ordered), dropped)
+    traces.sort(key=lambda trace: (trace.trace.id, trace.trace.sample))
+    return Selection(tuple(dataclasses.replace(trace, kept=True) for trace in traces), num_dropped)
 
 
-def _draw(trace: JudgedTrace, seed: int) -> bytes:
-    """A random number of the trace's own, the same on every machine."""
+def _random_key(trace: JudgedTrace, seed: int) -> bytes:
+    """Random bytes that depend on seed, question and sample alone, the same on every machine."""
     return hashlib.sha256(f"{seed}/{trace.trace.id}/{trace.trace.sample}".encode("utf-8", "surrogatepass")).digest()
 
 
-def _first_of_each(traces: Iterable[JudgedTrace], limit: int | None) -> list[JudgedTrace]:
+def _first_per_question(traces: Iterable[JudgedTrace], limit: int | None) -> list[JudgedTrace]:
     counts: dict[str, int] = {}
     kept = []
     for trace in traces:

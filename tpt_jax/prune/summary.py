@@ -1,4 +1,4 @@
-"""What the verdicts on a set of traces come to: how often right, in which format, and why not."""
+"""Summaries of verdicts: counts by kind and reason, and the tables that `tpt prune` prints."""
 
 import collections
 from collections.abc import Callable, Iterable, Sequence
@@ -17,20 +17,20 @@ WRONG = "wrong answer"
 
 
 def label(verdict: Verdict) -> str:
-    """The one kind that a verdict is of; of those that are not right, its reason where it has one."""
+    """The kind of a verdict: STRICT, FORMAT_ONLY, or else its reason or WRONG."""
     if verdict.correct:
         return STRICT if verdict.strict else FORMAT_ONLY
     return verdict.reason or WRONG
 
 
 def count_labels(judged: Iterable[JudgedTrace]) -> dict[str, int]:
-    """How many verdicts there are of each kind: the right ones first, then the commonest."""
+    """The number of verdicts of each kind: correct kinds first, then the others from common to rare."""
     counts = collections.Counter(label(trace.verdict) for trace in judged)
     return {STRICT: counts.pop(STRICT, 0), FORMAT_ONLY: counts.pop(FORMAT_ONLY, 0), **dict(counts.most_common())}
 
 
 def failed_on_all(judged: Iterable[JudgedTrace]) -> str | None:
-    """Says so where the checker itself failed on every trace, as a broken one does; None where it did not."""
+    """A message if the checker itself failed on every trace; None if it did not, or if there are no traces."""
     reasons = {trace.verdict.reason for trace in judged}
     if not reasons or not all(reason.startswith(CHECKERS_FAULT) for reason in reasons):
         return None
@@ -38,48 +38,52 @@ def failed_on_all(judged: Iterable[JudgedTrace]) -> str | None:
 
 
 def print_summary(console: Console, judged: Sequence[JudgedTrace], selection: Selection) -> None:
-    """Tables of the verdicts, of what is kept, and of Pass@1 and Pass@k under both verdicts."""
+    """Prints tables of verdicts, kept and dropped traces, and Pass@1 and Pass@k for both verdicts."""
     table = Table("traces", "count", "share")
     table.columns[1].justify = table.columns[2].justify = "right"
 
-    def row(text: str, number: int) -> None:
-        table.add_row(text, f"{number:,}", f"{number / len(judged):.1%}")
+    def add_row(text: str, count: int) -> None:
+        table.add_row(text, f"{count:,}", f"{count / len(judged):.1%}")
 
-    def rows(heading: str, chosen: list[JudgedTrace]) -> None:
-        row(heading, len(chosen))
-        for text, number in count_labels(chosen).items():
-            if number:
-                row(f"  {text}", number)
+    def add_kinds(heading: str, traces: list[JudgedTrace]) -> None:
+        add_row(heading, len(traces))
+        for text, count in count_labels(traces).items():
+            if count:
+                add_row(f"  {text}", count)
 
-    rows("correct", [trace for trace in judged if trace.verdict.correct])
-    rows("wrong", [trace for trace in judged if not trace.verdict.correct and not trace.verdict.unknown])
-    rows("unknown", [trace for trace in judged if trace.verdict.unknown])
-    row("truncated", sum(trace.trace.finish_reason == "length" for trace in judged))
-    row("kept", len(selection.kept))
-    for reason, number in selection.num_dropped.items():
-        if number:
-            row(f"  dropped: {reason}", number)
+    add_kinds("correct", [trace for trace in judged if trace.verdict.correct])
+    add_kinds("wrong", [trace for trace in judged if not trace.verdict.correct and not trace.verdict.unknown])
+    add_kinds("unknown", [trace for trace in judged if trace.verdict.unknown])
+    add_row("truncated", sum(trace.trace.finish_reason == "length" for trace in judged))
+    add_row("kept", len(selection.kept))
+    for reason, count in selection.num_dropped.items():
+        if count:
+            add_row(f"  dropped: {reason}", count)
     console.print(table)
     _print_rates(console, [trace for trace in judged if not trace.verdict.unknown])
 
 
 def _print_rates(console: Console, judged: Sequence[JudgedTrace]) -> None:
-    """Of traces with a known verdict; k is the number of traces that every question has."""
+    """Prints Pass@1 and Pass@k; k is the smallest number of traces of any question.
+
+    Args:
+      judged: traces whose verdict is known.
+    """
     by_question: dict[str, list[JudgedTrace]] = collections.defaultdict(list)
     for trace in judged:
         by_question[trace.trace.id].append(trace)
     if not by_question:
         return
     questions = list(by_question.values())
-    draws = sorted({1, min(map(len, questions))})
-    table = Table("95% over questions", *(f"Pass@{k}" for k in draws))
+    ks = sorted({1, min(map(len, questions))})
+    table = Table("95% over questions", *(f"Pass@{k}" for k in ks))
 
     def rate(is_right: Callable[[JudgedTrace], bool], k: int) -> str:
         values = [pass_at_k(len(traces), sum(map(is_right, traces)), k) for traces in questions]
         low, high = mean_interval(values)
         return f"{sum(values) / len(values):.1%} ({low:.1%} to {high:.1%})"
 
-    table.add_row("correct", *(rate(lambda trace: trace.verdict.correct, k) for k in draws))
-    table.add_row("strict", *(rate(lambda trace: trace.verdict.strict, k) for k in draws))
+    table.add_row("correct", *(rate(lambda trace: trace.verdict.correct, k) for k in ks))
+    table.add_row("strict", *(rate(lambda trace: trace.verdict.strict, k) for k in ks))
     console.print(table)
     console.print(f"{len(judged):,} traces of {len(questions):,} questions", highlight=False)
