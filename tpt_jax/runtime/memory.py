@@ -1,4 +1,4 @@
-"""Programs that do not fit the devices' memory: one line each, with what would make them fit."""
+"""Turns a compiler's out-of-memory error into one line that says what would fit."""
 
 import contextlib
 import dataclasses
@@ -10,12 +10,12 @@ import jax
 from tpt_jax.errors import UserError
 
 GIB = 2**30
-EXCEEDS = re.compile(r"\(([\d.]+)G\) exceeds available HBM \(([\d.]+)G\)")  # in what XLA's TPU compiler says
+TPU_OUT_OF_MEMORY = re.compile(r"\(([\d.]+)G\) exceeds available HBM \(([\d.]+)G\)")  # XLA's TPU compiler
 
 
 @dataclasses.dataclass(frozen=True)
-class Need:
-    """What a program needs of a device, and what there is; bytes."""
+class MemoryNeed:
+    """Memory a program needs on one device, against the memory available there; bytes."""
 
     needed: float
     available: float
@@ -25,19 +25,19 @@ class Need:
 
 
 class DoesNotFitError(UserError):
-    """A program that the devices' memory does not hold; says what would."""
+    """A program does not fit in the devices' memory. The message says what would fit."""
 
-    def __init__(self, message: str, need: Need | None):
+    def __init__(self, message: str, need: MemoryNeed | None):
         super().__init__(message)
         self.need = need
 
 
 @contextlib.contextmanager
-def refusing(advise: Callable[[Need | None], str]) -> Iterator[None]:
-    """Turns what a compiler says when it runs out of memory into one line.
+def explain_out_of_memory(advise: Callable[[MemoryNeed | None], str]) -> Iterator[None]:
+    """Replaces the compiler's out-of-memory error with a one-line DoesNotFitError.
 
     Args:
-      advise: the line, given how much was needed, where the compiler tells.
+      advise: writes the line; takes the memory needed, or None where the compiler does not report it.
 
     Raises:
       DoesNotFitError: the program does not fit.
@@ -47,6 +47,6 @@ def refusing(advise: Callable[[Need | None], str]) -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        sizes = EXCEEDS.search(str(error))
-        need = Need(*(float(size) * GIB for size in sizes.groups())) if sizes else None
+        sizes = TPU_OUT_OF_MEMORY.search(str(error))
+        need = MemoryNeed(*(float(size) * GIB for size in sizes.groups())) if sizes else None
         raise DoesNotFitError(advise(need), need) from error

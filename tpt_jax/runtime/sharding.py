@@ -1,7 +1,7 @@
-"""Logical axes to mesh axes: one small table for each phase.
+"""Sharding rules: a table from logical axes to mesh axes, one for training and one for decoding.
 
-Weights and activations name their dimensions by what they mean ("embed", "heads", "batch", ...). A `Layout` is a mesh
-and the table that says over which mesh axes a dimension of that name is split.
+Weights and activations name their dimensions by meaning ("embed", "heads", "batch", ...). A `Layout` combines a mesh
+with the table of the mesh axes that split each logical axis.
 """
 
 import dataclasses
@@ -28,48 +28,48 @@ TRAIN_RULES: Rules = {
     "vocab": ("tensor",),
 }
 
-# Decoding: weights stand still. Split over fsdp, each would be gathered anew for every token.
+# Decoding: weights are not split over fsdp, or they would be gathered again for every token.
 DECODE_RULES: Rules = {**TRAIN_RULES, "embed": ()}
 
-# A dimension too small to split is copied instead: two devices may share one key-value head.
-COPIED_WHERE_INDIVISIBLE = frozenset({"kv_heads"})
+# Logical axes that are replicated if too small to split: several devices may need the same key-value head.
+REPLICATED_IF_INDIVISIBLE = frozenset({"kv_heads"})
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where each dimension of each array of one phase lives."""
+    """A mesh and one table of sharding rules."""
 
     mesh: Mesh
     rules: Rules
 
     def spec(self, axes: LogicalAxes, shape: tuple[int, ...]) -> PartitionSpec:
-        """The partition of an array with these logical axes.
+        """The PartitionSpec of an array with these logical axes.
 
         Raises:
           UserError: a dimension does not divide over its mesh axes.
-          ValueError: two dimensions would be split over the same mesh axis.
+          ValueError: two dimensions would be split over the same mesh axis, or the axes do not match the shape.
         """
         if len(axes) != len(shape):
-            raise ValueError(f"logical axes {axes} do not fit shape {shape}")
-        parts: list[tuple[str, ...] | None] = []
+            raise ValueError(f"logical axes {axes} do not match shape {shape}")
+        partitions: list[tuple[str, ...] | None] = []
         for name, size in zip(axes, shape, strict=True):
             mesh_axes = self.rules.get(name, ()) if name else ()
             ways = self.ways(mesh_axes)
             if size % ways:
-                if name not in COPIED_WHERE_INDIVISIBLE:
+                if name not in REPLICATED_IF_INDIVISIBLE:
                     raise UserError(
                         f"mesh {self.describe()}: {name} ({size}) does not divide over "
                         f"{' x '.join(mesh_axes)} ({ways}); choose sizes whose product divides {size}"
                     )
                 mesh_axes = ()
-            parts.append(mesh_axes or None)
-        used = [axis for part in parts if part for axis in part]
+            partitions.append(mesh_axes or None)
+        used = [axis for mesh_axes in partitions if mesh_axes for axis in mesh_axes]
         if len(used) != len(set(used)):
-            raise ValueError(f"logical axes {axes} are split over {parts}: a mesh axis stands twice")
-        return PartitionSpec(*parts)
+            raise ValueError(f"logical axes {axes} would be split over {partitions}, which uses a mesh axis twice")
+        return PartitionSpec(*partitions)
 
     def ways(self, mesh_axes: tuple[str, ...]) -> int:
-        """Into how many parts a dimension split over these mesh axes falls."""
+        """Number of shards of a dimension that is split over these mesh axes."""
         product = 1
         for axis in mesh_axes:
             product *= self.mesh.shape[axis]
@@ -77,7 +77,7 @@ class Layout:
 
     @property
     def batch_ways(self) -> int:
-        """A batch must be a multiple of this."""
+        """Number of shards of the batch dimension; a batch must be a multiple of it."""
         return self.ways(tuple(self.rules["batch"]))
 
     def sharding(self, axes: LogicalAxes, shape: tuple[int, ...]) -> NamedSharding:
@@ -88,21 +88,20 @@ class Layout:
         return NamedSharding(self.mesh, PartitionSpec())
 
     def constrain(self, x: jax.Array, *axes: str | None) -> jax.Array:
-        """Pins an activation's sharding inside a jitted function."""
+        """Constrains an activation's sharding inside a jitted function."""
         return jax.lax.with_sharding_constraint(x, self.sharding(axes, x.shape))
 
     def shardings(self, state: nnx.State) -> Any:
-        """The sharding of every parameter of a (possibly abstract) state, as a tree of the same structure."""
+        """A tree like the (possibly abstract) state, with the sharding of each parameter."""
 
-        def of(variable: nnx.Variable) -> nnx.Variable:
+        def sharding_of(variable: nnx.Variable) -> nnx.Variable:
             return variable.replace(self.sharding(variable.get_metadata()["logical_axes"], variable.get_value().shape))
 
-        return jax.tree.map(of, state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+        return jax.tree.map(sharding_of, state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
 
     def within_shard(self) -> "Layout":
-        """The same layout inside a function written for one shard of the batch (jax.shard_map), where only the axes
-        that do not split the batch are left."""
-        mesh: Any = jax.sharding.get_abstract_mesh()  # all that a sharding constraint needs of a mesh
+        """The layout to use inside a jax.shard_map over the batch axes: the batch is not split any further."""
+        mesh: Any = jax.sharding.get_abstract_mesh()  # enough of a mesh for a sharding constraint
         return Layout(mesh, {**self.rules, "batch": ()})
 
     def describe(self) -> str:
@@ -110,10 +109,10 @@ class Layout:
 
 
 def place(array: Any, sharding: NamedSharding) -> jax.Array:
-    """What every host has whole, on the devices: each host sends its own devices' part."""
+    """Puts an array that every host holds in full on the devices; each host transfers only its devices' shards."""
     return jax.make_array_from_callback(np.shape(array), sharding, lambda index: np.asarray(array)[index])
 
 
 def in_memory(state: nnx.State, kind: Literal["device", "pinned_host"]) -> nnx.State:
-    """The state in the devices' or in their hosts' memory, sharded as it is; where it is there already, the same."""
+    """Moves a state to device or host memory, keeping its sharding; returns it unchanged if it is already there."""
     return jax.device_put(state, jax.tree.map(lambda x: x.sharding.with_memory_kind(kind), state))

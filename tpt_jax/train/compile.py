@@ -1,6 +1,6 @@
-"""The programs of the Train phase, compiled once from shapes alone: the optimizer's initial state and one step.
+"""Compiles the programs of the train stage, from shapes alone: optimizer initialization and one training step.
 
-They are ahead-of-time executables: called with another shape or sharding they raise instead of compiling again.
+Both are ahead-of-time executables: called with another shape or sharding, they raise instead of recompiling.
 """
 
 import dataclasses
@@ -19,10 +19,9 @@ from tpt_jax.errors import UserError
 from tpt_jax.models.architecture import ModelConfig
 from tpt_jax.models.self_attention import choose_kernel
 from tpt_jax.models.transformer import abstract_parameters, place_abstract
-from tpt_jax.runtime import memory
-from tpt_jax.runtime.memory import Need
+from tpt_jax.runtime.memory import MemoryNeed, explain_out_of_memory
 from tpt_jax.runtime.sharding import TRAIN_RULES, Layout, place
-from tpt_jax.train import data
+from tpt_jax.train.data import Batch, BatchShape
 from tpt_jax.train.loss import token_loss
 from tpt_jax.train.optimizer import make_optimizer
 from tpt_jax.train.step import StepMetrics, StepOptions, TrainState, train_step
@@ -30,37 +29,37 @@ from tpt_jax.train.step import StepMetrics, StepOptions, TrainState, train_step
 
 @dataclasses.dataclass(frozen=True)
 class TrainerProgram:
-    """The phases that train.
+    """The compiled programs of the train stage.
 
     Attributes:
-      abstract_state: shapes and shardings of the state, to restore into.
-      start_optimizer: parameters to a fresh optimizer state.
-      compiled_step: (TrainState, Batch, learning rate) to (TrainState, StepMetrics); the state is donated.
+      abstract_state: shapes and shardings of the training state, for restoring a checkpoint.
+      init_optimizer: parameters -> initial optimizer state.
+      compiled_step: (TrainState, Batch, learning rate) -> (TrainState, StepMetrics); donates the state.
     """
 
     layout: Layout
-    batch_shape: data.BatchShape
+    batch_shape: BatchShape
     abstract_state: TrainState
-    start_optimizer: jax.stages.Compiled
+    init_optimizer: jax.stages.Compiled
     compiled_step: jax.stages.Compiled
 
-    def start(self, parameters: nnx.State) -> TrainState:
-        """The state before the first step. It takes the parameters over: the first step donates them."""
-        healthy = place(np.asarray(True), self.layout.replicated)
-        return TrainState(parameters, self.start_optimizer(parameters), healthy)
+    def init_state(self, parameters: nnx.State) -> TrainState:
+        """The state before the first step. Takes ownership of the parameters: the first step donates them."""
+        is_finite = place(np.asarray(True), self.layout.replicated)
+        return TrainState(parameters, self.init_optimizer(parameters), is_finite)
 
-    def step(self, state: TrainState, batch: data.Batch, learning_rate: float) -> tuple[TrainState, StepMetrics]:
-        """Dispatches one step; the metrics stay on the device until they are asked for."""
+    def step(self, state: TrainState, batch: Batch, learning_rate: float) -> tuple[TrainState, StepMetrics]:
+        """Dispatches one step without waiting for it; the metrics stay on the device."""
         sharding = self.layout.sharding((None, "batch", None), batch.tokens.shape)
-        placed = jax.tree.map(lambda array: place(array, sharding), batch)
-        return self.compiled_step(state, placed, place(np.float32(learning_rate), self.layout.replicated))
+        device_batch = jax.tree.map(lambda array: place(array, sharding), batch)
+        return self.compiled_step(state, device_batch, place(np.float32(learning_rate), self.layout.replicated))
 
 
 def compile_trainer(config: ModelConfig, mesh: Mesh, *, compute_dtype: str, train: TrainConfig) -> TrainerProgram:
-    """Compiles the optimizer's start and one train step.
+    """Compiles optimizer initialization and the training step.
 
     Raises:
-      UserError: the rows or the model do not divide over the mesh, or a step does not fit the devices.
+      UserError: the rows or the model's dimensions do not divide over the mesh, or a step does not fit in memory.
     """
     layout = Layout(mesh, TRAIN_RULES)
     if train.rows % layout.batch_ways:
@@ -71,9 +70,9 @@ def compile_trainer(config: ModelConfig, mesh: Mesh, *, compute_dtype: str, trai
     graph, abstract = abstract_parameters(config)
     parameters = place_abstract(abstract, layout)
     optimizer = make_optimizer(train.optimizer)
-    state_shapes = jax.eval_shape(optimizer.init, parameters)
-    state_shardings = _optimizer_shardings(state_shapes, layout)
-    start = jax.jit(optimizer.init, out_shardings=state_shardings).lower(parameters).compile()
+    optimizer_shapes = jax.eval_shape(optimizer.init, parameters)
+    optimizer_shardings = _optimizer_shardings(optimizer_shapes, layout)
+    init_optimizer = jax.jit(optimizer.init, out_shardings=optimizer_shardings).lower(parameters).compile()
 
     kernel = choose_kernel(mesh, train.sequence_length) if train.attention == "auto" else train.attention
     options = StepOptions(
@@ -85,54 +84,24 @@ def compile_trainer(config: ModelConfig, mesh: Mesh, *, compute_dtype: str, trai
         remat=train.remat,
         token_loss=token_loss(train.loss),
     )
-    flag: Any = jax.ShapeDtypeStruct((), jnp.bool_, sharding=layout.replicated)
-    rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=layout.replicated)
-    state = TrainState(parameters, _with_shardings(state_shapes, state_shardings), flag)
-    shardings = jax.tree.map(lambda x: x.sharding, state)
-    shape = data.BatchShape(train.micro_batches, train.rows, train.sequence_length)
+    is_finite: Any = jax.ShapeDtypeStruct((), jnp.bool_, sharding=layout.replicated)
+    learning_rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=layout.replicated)
+    state = TrainState(parameters, _with_shardings(optimizer_shapes, optimizer_shardings), is_finite)
+    state_shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    batch_shape = BatchShape(train.micro_batches, train.rows, train.sequence_length)
     step = jax.jit(
         functools.partial(train_step, options=options),
         donate_argnums=0,
-        out_shardings=(shardings, layout.replicated),
+        out_shardings=(state_shardings, layout.replicated),
     )
-    lowered = step.lower(state, _abstract_batch(shape, layout), rate)
-    with memory.refusing(lambda need: smaller_step(need, train, layout)):
-        compiled = lowered.compile()
-    return TrainerProgram(layout, shape, state, start, compiled)
+    lowered = step.lower(state, _abstract_batch(batch_shape, layout), learning_rate)
+    with explain_out_of_memory(lambda need: suggest_smaller_step(need, train, layout)):
+        compiled_step = lowered.compile()
+    return TrainerProgram(layout, batch_shape, state, init_optimizer, compiled_step)
 
 
-def _optimizer_shardings(shapes: Any, layout: Layout) -> Any:
-    """Moments are sharded as the weights whose shape and logical axes they carry; what is small is copied."""
-
-    def of(node: Any) -> Any:
-        if isinstance(node, nnx.Variable):
-            moment = node.get_value()
-            if isinstance(moment, optax.MaskedNode):  # a weight that this part of the optimizer does not move
-                return node
-            if len(node.get_metadata()["logical_axes"]) != moment.ndim:  # adafactor's, of rows or columns only
-                return node.replace(layout.replicated)
-            return node.replace(layout.sharding(node.get_metadata()["logical_axes"], moment.shape))
-        return layout.replicated
-
-    return jax.tree.map(of, shapes, is_leaf=lambda node: isinstance(node, nnx.Variable))
-
-
-def _with_shardings(shapes: Any, shardings: Any) -> Any:
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
-    )
-
-
-def _abstract_batch(shape: data.BatchShape, layout: Layout) -> data.Batch:
-    dims = (shape.micro_batches, shape.rows, shape.sequence_length)
-    sharding = layout.sharding((None, "batch", None), dims)
-    names = [field.name for field in dataclasses.fields(data.Batch)]
-    arrays: dict[str, Any] = {name: jax.ShapeDtypeStruct(dims, jnp.int32, sharding=sharding) for name in names}
-    return data.Batch(**{**arrays, "loss_weights": jax.ShapeDtypeStruct(dims, jnp.float32, sharding=sharding)})
-
-
-def smaller_step(need: Need | None, train: TrainConfig, layout: Layout) -> str:
-    """For a training step that does not fit: what needs less."""
+def suggest_smaller_step(need: MemoryNeed | None, train: TrainConfig, layout: Layout) -> str:
+    """The error message for a training step that does not fit in memory, with settings that need less."""
     rows = train.rows // 2 // layout.batch_ways * layout.batch_ways
     advice = []
     if train.remat != "full":
@@ -141,6 +110,38 @@ def smaller_step(need: Need | None, train: TrainConfig, layout: Layout) -> str:
         advice.append(f"train.rows: {rows} with train.micro_batches: {-(-train.rows // rows) * train.micro_batches}")
     if train.optimizer.name == "adamw" and train.optimizer.first_moment == "float32":
         advice.append("train.optimizer.first_moment: bfloat16")
-    of = f" ({need} a device)" if need else ""
-    tries = ", or ".join(advice) or "more devices"
-    return f"train.rows ({train.rows}): a step does not fit the devices{of}; try {tries}"
+    amount = f" ({need} a device)" if need else ""
+    return (
+        f"train.rows ({train.rows}): a step does not fit in the devices' memory{amount}; "
+        f"try {', or '.join(advice) or 'more devices'}"
+    )
+
+
+def _optimizer_shardings(shapes: Any, layout: Layout) -> Any:
+    """Shards moments like the weights they belong to; scalars and factored moments are replicated."""
+
+    def sharding_of(node: Any) -> Any:
+        if isinstance(node, nnx.Variable):
+            moment = node.get_value()
+            if isinstance(moment, optax.MaskedNode):  # muon: this weight belongs to the other optimizer
+                return node
+            if len(node.get_metadata()["logical_axes"]) != moment.ndim:  # adafactor: row or column statistics
+                return node.replace(layout.replicated)
+            return node.replace(layout.sharding(node.get_metadata()["logical_axes"], moment.shape))
+        return layout.replicated
+
+    return jax.tree.map(sharding_of, shapes, is_leaf=lambda node: isinstance(node, nnx.Variable))
+
+
+def _with_shardings(shapes: Any, shardings: Any) -> Any:
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
+    )
+
+
+def _abstract_batch(shape: BatchShape, layout: Layout) -> Batch:
+    dims = (shape.micro_batches, shape.rows, shape.sequence_length)
+    sharding = layout.sharding((None, "batch", None), dims)
+    names = [field.name for field in dataclasses.fields(Batch)]
+    arrays: dict[str, Any] = {name: jax.ShapeDtypeStruct(dims, jnp.int32, sharding=sharding) for name in names}
+    return Batch(**{**arrays, "loss_weights": jax.ShapeDtypeStruct(dims, jnp.float32, sharding=sharding)})

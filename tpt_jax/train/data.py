@@ -1,4 +1,4 @@
-"""Packed training batches, with grain: several short examples share a row and never see each other.
+"""Packed training batches (grain): several short examples share a row, but do not attend to each other.
 
 row      |--------- example 1 ----------|------ example 2 ------| padding
 segment   1 1 1 1 1 1 1 1 1 1 1 1 1 1 1  2 2 2 2 2 2 2 2 2 2 2 2  0 0 0 0
@@ -21,21 +21,21 @@ from tpt_jax.prompts import Example
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """One optimizer step's rows, cut into micro-batches; on the host until it is placed.
+    """The packed rows of one optimizer step; host arrays until TrainerProgram.step moves them to the devices.
 
-    A: micro-batches, B: rows of one, T: sequence length.
+    A: micro-batches, B: rows per micro-batch, T: sequence length.
     """
 
     tokens: Int[Array, "A B T"]
-    targets: Int[Array, "A B T"]  # the token that follows each
-    loss_weights: Float[Array, "A B T"]  # 1 on completion and end of turn, else 0
-    positions: Int[Array, "A B T"]  # in its own segment
+    targets: Int[Array, "A B T"]  # the next token
+    loss_weights: Float[Array, "A B T"]  # 1 where the target is completion or end of turn, else 0
+    positions: Int[Array, "A B T"]  # within the segment
     segment_ids: Int[Array, "A B T"]  # from 1; 0 is padding
 
 
 @dataclasses.dataclass(frozen=True)
 class BatchShape:
-    """micro_batches x rows x sequence_length tokens for each optimizer step."""
+    """One optimizer step: micro_batches x rows x sequence_length tokens."""
 
     micro_batches: int
     rows: int
@@ -48,15 +48,18 @@ class BatchShape:
 
 @dataclasses.dataclass(frozen=True)
 class PackedBatch:
-    """A batch on the host, and what is in it."""
+    """A batch on the host, and which examples it contains."""
 
     arrays: Batch
     example_ids: tuple[str, ...]
-    num_tokens: int  # that are not padding
+    num_tokens: int  # without padding
 
 
 def split_by_length(examples: Sequence[Example], sequence_length: int) -> tuple[list[Example], list[Example]]:
-    """The examples that fit a row, and those that do not: a cut trace would be trained without its answer."""
+    """Splits examples into those that fit in a row and those that do not.
+
+    Long ones are left out, not truncated: a truncated trace would be trained on without its answer.
+    """
     fitting = [example for example in examples if _length(example) <= sequence_length]
     return fitting, [example for example in examples if _length(example) > sequence_length]
 
@@ -64,15 +67,15 @@ def split_by_length(examples: Sequence[Example], sequence_length: int) -> tuple[
 def packed_batches(
     examples: Sequence[Example], shape: BatchShape, *, seed: int, num_epochs: int
 ) -> grain.MapDataset[PackedBatch]:
-    """Every example once an epoch, the rows in an order drawn anew for each; the last batch is filled with padding.
+    """Batches with every example once per epoch; rows are reshuffled each epoch, the last batch is padded.
 
-    It can be indexed, and every host has the same.
+    The result supports indexing and is the same on every host.
 
     Args:
-      examples: none of them longer than a row.
+      examples: each fits in a row; see split_by_length.
     """
     rows = [
-        [examples[index] for index in row] for row in plan_rows(list(map(_length, examples)), shape.sequence_length)
+        [examples[index] for index in row] for row in assign_rows(list(map(_length, examples)), shape.sequence_length)
     ]
     return (
         grain.MapDataset.source(rows)
@@ -84,27 +87,28 @@ def packed_batches(
     )
 
 
-def plan_rows(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Which examples share a row: best fit decreasing. A row's examples are given by their indices.
+def assign_rows(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Assigns examples to rows by best fit decreasing; returns each row's example indices.
 
-    The longest example first, each into the row with the least room that still holds it: at most 11/9 of the fewest
-    rows possible, and four (Johnson et al., SIAM Journal on Computing 3, 1974).
+    Longest example first, each into the fullest row that still has room for it. Uses at most 11/9 of the minimum
+    number of rows, plus 4 (Johnson et al., SIAM Journal on Computing 3, 1974).
     """
     rows: list[list[int]] = []
-    rooms: list[tuple[int, int]] = []  # what is left in each row, in increasing order; and which row
+    free: list[tuple[int, int]] = []  # (free tokens, row), sorted
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        at = bisect.bisect_left(rooms, (lengths[index], -1))
-        if at == len(rooms):
+        best = bisect.bisect_left(free, (lengths[index], -1))
+        if best == len(free):
             room, row = capacity, len(rows)
             rows.append([])
         else:
-            room, row = rooms.pop(at)
+            room, row = free.pop(best)
         rows[row].append(index)
-        bisect.insort(rooms, (room - lengths[index], row))
+        bisect.insort(free, (room - lengths[index], row))
     return rows
 
 
 def _length(example: Example) -> int:
+    """Tokens the example takes up in a row."""
     return len(example.tokens) - 1  # the last token is only a target
 
 
@@ -112,20 +116,22 @@ def _pack(rows: Sequence[Sequence[Example]], shape: BatchShape) -> PackedBatch:
     size = (shape.micro_batches * shape.rows, shape.sequence_length)
     tokens, targets, positions, segment_ids = (np.zeros(size, np.int32) for _ in range(4))
     loss_weights = np.zeros(size, np.float32)
-    for row, example, piece, segment in _places(rows):
-        tokens[row, piece], targets[row, piece] = example.tokens[:-1], example.tokens[1:]
-        loss_weights[row, piece.start + example.num_prompt - 1 : piece.stop] = 1.0
-        positions[row, piece], segment_ids[row, piece] = np.arange(_length(example)), segment
-    arrays = (tokens, targets, loss_weights, positions, segment_ids)
-    cut = [array.reshape(shape.micro_batches, shape.rows, shape.sequence_length) for array in arrays]
+    for row, columns, segment, example in _segments(rows):
+        tokens[row, columns], targets[row, columns] = example.tokens[:-1], example.tokens[1:]
+        loss_weights[row, columns.start + example.num_prompt - 1 : columns.stop] = 1.0
+        positions[row, columns], segment_ids[row, columns] = np.arange(_length(example)), segment
+    micro_batches = [
+        array.reshape(shape.micro_batches, shape.rows, shape.sequence_length)
+        for array in (tokens, targets, loss_weights, positions, segment_ids)
+    ]
     ids = tuple(example.id for row in rows for example in row)
-    return PackedBatch(Batch(*cut), ids, int((segment_ids > 0).sum()))  # pyright: ignore[reportArgumentType]
+    return PackedBatch(Batch(*micro_batches), ids, int((segment_ids > 0).sum()))  # pyright: ignore[reportArgumentType]
 
 
-def _places(rows: Sequence[Sequence[Example]]) -> Iterator[tuple[int, Example, slice, int]]:
-    """Each example with its row, its piece of it, and the number of its segment."""
+def _segments(rows: Sequence[Sequence[Example]]) -> Iterator[tuple[int, slice, int, Example]]:
+    """Each example with its row, its columns there and its segment id."""
     for row, examples in enumerate(rows):
         start = 0
         for segment, example in enumerate(examples, start=1):
-            yield row, example, slice(start, start + _length(example)), segment
+            yield row, slice(start, start + _length(example)), segment, example
             start += _length(example)

@@ -1,4 +1,4 @@
-"""The arithmetic that a model asks for, whatever a program spends: for the share of a device's speed that is used."""
+"""Flops a model needs by its definition, whatever a program spends: the numerator of MFU."""
 
 from collections.abc import Iterable
 
@@ -6,20 +6,20 @@ from tpt_jax.models.architecture import ModelConfig
 
 
 def model_flops(config: ModelConfig, lengths: Iterable[int]) -> float:
-    """Of training on sequences of these lengths once.
+    """Flops to train once on sequences of these lengths.
 
-    Six for each weight of a matrix and token: two forward, four backward (Kaplan et al., arXiv 2001.08361, section
-    2.1). A looked-up embedding does not count where it is not the output projection too. Attention counts what a token
-    sees: itself and what is before it, within the window.
+    Six per matrix weight and token: two forward, four backward (Kaplan et al., arXiv 2001.08361, section 2.1). The
+    embedding counts only if it is also the output projection. Attention counts each token's visible tokens: itself and
+    those before it, within the window.
     """
-    looked_up = 0 if config.tie_embeddings else config.vocab_size * config.embed_dim
-    weights = config.num_parameters - looked_up
+    lookup_only = 0 if config.tie_embeddings else config.vocab_size * config.embed_dim
+    weights = config.num_parameters - lookup_only
     lengths = list(lengths)
-    seen = sum(_tokens_seen(length, window) for length in lengths for window in config.windows)
-    return 6.0 * weights * sum(lengths) + 12.0 * config.num_heads * config.head_dim * seen
+    visible = sum(_visible_tokens(length, window) for length in lengths for window in config.windows)
+    return 6.0 * weights * sum(lengths) + 12.0 * config.num_heads * config.head_dim * visible
 
 
-def _tokens_seen(length: int, window: int | None) -> int:
-    """By all tokens of a sequence together."""
+def _visible_tokens(length: int, window: int | None) -> int:
+    """Query-key pairs in one sequence."""
     reach = length if window is None else min(length, window)
     return reach * (reach + 1) // 2 + (length - reach) * reach

@@ -1,4 +1,4 @@
-"""What a token costs: cross-entropy, and two ways to care less for tokens that the model is sure of already."""
+"""Per-token losses: cross-entropy, and two variants that down-weight tokens the model already predicts well."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ TokenLoss = Callable[[Float[Array, "..."]], Float[Array, "..."]]
 
 
 def token_loss(config: LossConfig) -> TokenLoss:
-    """From a token's negative log-likelihood, -log p in nats, to its loss."""
+    """A function from a token's negative log-likelihood (-log p, in nats) to its loss."""
     if config.name == "focal":
         return lambda nll: (1 - jnp.exp(-nll)) ** config.focal_gamma * nll
     if config.name == "clipped":

@@ -1,4 +1,4 @@
-"""Optimizers and the learning rate."""
+"""Optimizers and the learning-rate schedule."""
 
 import math
 from typing import Any
@@ -11,17 +11,19 @@ from optax import contrib
 
 from tpt_jax.config import OptimizerConfig
 
-Update = optax.GradientTransformation
 
-
-def make_optimizer(config: OptimizerConfig) -> Update:
-    """An optimizer of learning rate 1: the step scales its update, so that one compiled step serves every schedule."""
-    moves = {"adamw": _adamw, "adafactor": _adafactor, "muon": _muon}
-    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), moves[config.name](config))
+def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+    """An optimizer with learning rate 1. The train step scales its updates, so one program serves every schedule."""
+    factories = {"adamw": _adamw, "adafactor": _adafactor, "muon": _muon}
+    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), factories[config.name](config))
 
 
 def learning_rate_at(step: int, num_steps: int, config: OptimizerConfig) -> float:
-    """Linear warm-up, then a cosine to zero; as transformers' get_cosine_schedule_with_warmup. step counts from 0."""
+    """Linear warm-up, then cosine decay to 0, like transformers' get_cosine_schedule_with_warmup.
+
+    Args:
+      step: from 0; its rate is 0 if there is a warm-up.
+    """
     warmup = math.ceil(config.warmup_fraction * num_steps)
     if step < warmup:
         return config.learning_rate * step / max(1, warmup)
@@ -29,74 +31,76 @@ def learning_rate_at(step: int, num_steps: int, config: OptimizerConfig) -> floa
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def _adamw(config: OptimizerConfig) -> Update:
+def _adamw(config: OptimizerConfig) -> optax.GradientTransformation:
     adam = optax.scale_by_adam(config.beta1, config.beta2, mu_dtype=jnp.dtype(config.first_moment))
     return optax.chain(
-        _with_second_moments_as(adam, jnp.dtype(config.second_moment)),
-        optax.add_decayed_weights(config.weight_decay, _is_decayed),
+        _store_second_moments(adam, jnp.dtype(config.second_moment)),
+        optax.add_decayed_weights(config.weight_decay, _decay_mask),
         optax.scale(-1.0),
     )
 
 
-def _with_second_moments_as(adam: Update, dtype: jnp.dtype) -> Update:
-    """Adam that keeps its second moments in another type between steps; optax offers this for the first ones only."""
+def _store_second_moments(adam: optax.GradientTransformation, dtype: jnp.dtype) -> optax.GradientTransformation:
+    """Adam with its second moments stored in `dtype` between steps; optax offers this for first moments only."""
 
-    def kept(state: optax.ScaleByAdamState, dtype: Any) -> optax.ScaleByAdamState:
+    def cast(state: optax.ScaleByAdamState, dtype: Any) -> optax.ScaleByAdamState:
         return state._replace(nu=optax.tree.cast(state.nu, dtype))
 
     def init(params: optax.Params) -> Any:
-        return kept(adam.init(params), dtype)  # pyright: ignore[reportArgumentType]
+        return cast(adam.init(params), dtype)  # pyright: ignore[reportArgumentType]
 
     def update(updates: optax.Updates, state: Any, params: optax.Params | None = None) -> tuple[optax.Updates, Any]:
-        updates, state = adam.update(updates, kept(state, jnp.float32), params)
-        return updates, kept(state, dtype)  # pyright: ignore[reportArgumentType]
+        updates, state = adam.update(updates, cast(state, jnp.float32), params)
+        return updates, cast(state, dtype)  # pyright: ignore[reportArgumentType]
 
     return optax.GradientTransformation(init, update)
 
 
-def _adafactor(config: OptimizerConfig) -> Update:
-    # Without the scaling by each weight's size, so that a learning rate means what it means for AdamW.
+def _adafactor(config: OptimizerConfig) -> optax.GradientTransformation:
+    # Updates are not scaled by the size of each weight: a learning rate means the same as with AdamW.
     return optax.adafactor(
         1.0,
         multiply_by_parameter_scale=False,
         weight_decay_rate=config.weight_decay,
-        weight_decay_mask=_is_decayed,
+        weight_decay_mask=_decay_mask,
     )
 
 
-def _muon(config: OptimizerConfig) -> Update:
+def _muon(config: OptimizerConfig) -> optax.GradientTransformation:
     return contrib.muon(
         1.0,
         beta=config.beta2,
         mu_dtype=jnp.dtype(config.first_moment),
         weight_decay=config.weight_decay,
-        weight_decay_mask=_is_decayed,
+        weight_decay_mask=_decay_mask,
         adam_b1=config.beta1,
         adam_b2=config.beta2,
         muon_weight_dimension_numbers=_matrix_axes,
     )
 
 
-def _is_decayed(parameters: Any) -> Any:
-    return _by_logical_axes(parameters, lambda axes: "norm" not in axes)
+def _decay_mask(parameters: Any) -> Any:
+    """True for every weight except norms."""
+    return _map_logical_axes(parameters, lambda axes: "norm" not in axes)
 
 
 def _matrix_axes(parameters: Any) -> Any:
-    """Which axes of each weight are a matrix's input and output; layers are stacked matrices; None: not a matrix."""
+    """Input and output axes of each stack of matrices (one per layer); None for norms and vocabulary tables."""
 
-    def axes_of(axes: tuple[str | None, ...]) -> contrib.MuonDimensionNumbers | None:
+    def dimension_numbers(axes: tuple[str | None, ...]) -> contrib.MuonDimensionNumbers | None:
         if "norm" in axes or "vocab" in axes:
             return None
         outputs = tuple(range(2, len(axes))) if axes[1] == "embed" else (len(axes) - 1,)
         inputs = tuple(axis for axis in range(1, len(axes)) if axis not in outputs)
         return contrib.MuonDimensionNumbers(inputs, outputs)
 
-    return _by_logical_axes(parameters, axes_of)
+    return _map_logical_axes(parameters, dimension_numbers)
 
 
-def _by_logical_axes(parameters: Any, choose: Any) -> Any:
+def _map_logical_axes(parameters: Any, function: Any) -> Any:
+    """A tree like the parameters', with function(logical axes) for each weight."""
     return jax.tree.map(
-        lambda weight: weight.replace(choose(weight.get_metadata()["logical_axes"])),
+        lambda weight: weight.replace(function(weight.get_metadata()["logical_axes"])),
         parameters,
         is_leaf=lambda node: isinstance(node, nnx.Variable),
     )

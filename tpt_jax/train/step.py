@@ -22,30 +22,30 @@ from tpt_jax.train.loss import TokenLoss
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """What an optimizer step consumes and returns."""
+    """The training state: consumed and returned by each step."""
 
     parameters: nnx.State  # fp32 master weights
-    optimizer: Any  # optax state, sharded as the weights
-    is_finite: Bool[Array, ""]  # once false nothing moves any more: steps that follow were dispatched unknowing
+    optimizer: Any  # optax state, sharded like the weights
+    is_finite: Bool[Array, ""]  # once False, later steps change nothing: they were dispatched before it was known
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class StepMetrics:
-    """Scalars of one step, left on the device."""
+    """Scalar metrics of one step, on the device."""
 
-    loss: Float[Array, ""]  # a completion token's; nats
+    loss: Float[Array, ""]  # mean over completion tokens, in nats
     grad_norm: Float[Array, ""]  # before clipping
     num_tokens: Int[Array, ""]  # completion tokens
 
 
 @dataclasses.dataclass(frozen=True)
 class StepOptions:
-    """What a step is compiled for.
+    """Static options of a compiled step.
 
     Attributes:
-      kernel: how attention is computed.
-      remat: what the backward pass computes anew. "none" holds for the loss too: it saves flops, else memory.
+      kernel: attention implementation.
+      remat: what the backward pass recomputes. "none" makes the loss save flops too; otherwise it saves memory.
     """
 
     graph: nnx.GraphDef[Transformer]
@@ -60,10 +60,13 @@ class StepOptions:
 def train_step(
     state: TrainState, batch: Batch, learning_rate: Float[Array, ""], *, options: StepOptions
 ) -> tuple[TrainState, StepMetrics]:
-    """Moves the weights by one batch, unless its loss or gradient is not finite. Jit it with `state` donated."""
+    """Applies one optimizer step, unless a loss or gradient of this or an earlier step is not finite.
+
+    Jit it with `state` donated.
+    """
     gradients, loss, count = _gradient_sums(state.parameters, batch, options)
-    gradients = _laid_out_as_weights(gradients, options.layout)
-    count = jnp.maximum(count, 1.0)  # a batch of padding alone moves nothing
+    gradients = _constrain_table_layouts(gradients, options.layout)
+    count = jnp.maximum(count, 1.0)  # a batch may be all padding
     gradients = jax.tree.map(lambda total: total / count, gradients)
     metrics = StepMetrics(loss / count, optax.tree.norm(gradients), count.astype(jnp.int32))
 
@@ -71,17 +74,19 @@ def train_step(
     parameters = jax.tree.map(lambda weight, update: weight + update * learning_rate, state.parameters, updates)
     is_finite = state.is_finite & jnp.isfinite(metrics.loss) & jnp.isfinite(metrics.grad_norm)
 
-    def keep(new: Any, old: Any) -> Any:
+    def new_if_finite(new: Any, old: Any) -> Any:
         return jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), new, old)
 
-    moved = TrainState(keep(parameters, state.parameters), keep(optimizer_state, state.optimizer), is_finite)
-    return moved, metrics
+    new_state = TrainState(
+        new_if_finite(parameters, state.parameters), new_if_finite(optimizer_state, state.optimizer), is_finite
+    )
+    return new_state, metrics
 
 
 def _gradient_sums(
     parameters: nnx.State, batch: Batch, options: StepOptions
 ) -> tuple[nnx.State, Float[Array, ""], Float[Array, ""]]:
-    """Sums of gradients, losses and loss weights over all micro-batches."""
+    """Gradients, loss and loss weights, each summed over all tokens of all micro-batches."""
 
     def loss_sum(parameters: nnx.State, micro: Batch) -> jax.Array:
         model = nnx.merge(options.graph, parameters)
@@ -109,20 +114,21 @@ def _gradient_sums(
         loss, gradients = jax.value_and_grad(loss_sum)(parameters, micro)
         return gradients, loss, micro.loss_weights.sum()
 
-    if len(batch.tokens) == 1:  # no second copy of the gradients to add to
+    if len(batch.tokens) == 1:  # a scan would hold a second copy of the gradients
         return sums(jax.tree.map(lambda array: array[0], batch))
     zeros = (jax.tree.map(jnp.zeros_like, parameters), jnp.float32(0), jnp.float32(0))
     return jax.lax.scan(lambda total, micro: (jax.tree.map(jnp.add, total, sums(micro)), None), zeros, batch)[0]
 
 
-def _laid_out_as_weights(gradients: nnx.State, layout: Layout) -> nnx.State:
-    """Gradients of vocabulary tables with the vocabulary innermost in memory, where a TPU keeps the tables so.
+def _constrain_table_layouts(gradients: nnx.State, layout: Layout) -> nnx.State:
+    """Keeps the gradients of vocabulary tables in the memory layout a TPU uses for the tables themselves.
 
-    It does where the columns of a device are no whole number of vector lanes. The look-up's gradient is made row by
-    row, and without this word XLA takes weights and both moments into that layout and back.
+    A TPU stores a table vocabulary-innermost if a device's shard of its columns is not a multiple of the vector lanes.
+    The gradient of the embedding lookup is row-major, and without this constraint XLA transposes the weights and both
+    moments to match it, and back.
     """
 
-    def lay_out(gradient: nnx.Variable) -> nnx.Variable:
+    def constrain(gradient: nnx.Variable) -> nnx.Variable:
         axes, value = gradient.get_metadata()["logical_axes"], gradient.get_value()
         if axes != ("vocab", "embed") or layout.sharding(axes, value.shape).shard_shape(value.shape)[1] % LANES == 0:
             return gradient
@@ -130,4 +136,4 @@ def _laid_out_as_weights(gradients: nnx.State, layout: Layout) -> nnx.State:
 
     if layout.mesh.devices.flat[0].platform != "tpu":
         return gradients
-    return jax.tree.map(lay_out, gradients, is_leaf=lambda node: isinstance(node, nnx.Variable))
+    return jax.tree.map(constrain, gradients, is_leaf=lambda node: isinstance(node, nnx.Variable))
