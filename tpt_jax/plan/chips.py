@@ -1,8 +1,8 @@
-"""What the TPU chips have: the figures that a plan's bounds rest on.
+"""Peak figures of the TPU chips, on which a plan's bounds rest.
 
 Flops and bandwidth: cloud.google.com/tpu/docs, the page of each version ("Key chip specifications"). Memory: what the
-compiler leaves to a program, read from its own refusals. All are those of a JAX device, which is a chip (a v4 chip's
-two cores are one device) but on tpu7x, where it is half of one.
+compiler leaves to a program, taken from its own out-of-memory errors. All figures are per JAX device: one chip (a v4
+chip's two cores are one device), except on tpu7x, where it is half a chip.
 """
 
 import dataclasses
@@ -18,10 +18,10 @@ class Chip:
     """One JAX device of a TPU version.
 
     Attributes:
-      memory: bytes that a program may use.
-      flops: a second, bfloat16.
-      bandwidth: of the memory, bytes a second.
-      per_chip: JAX devices on a chip, for chip-hours.
+      memory: bytes available to a program.
+      flops: peak per second, in bfloat16.
+      bandwidth: peak bytes per second to and from main memory.
+      per_chip: JAX devices per chip, for counting chip-hours.
     """
 
     memory: float
@@ -40,10 +40,10 @@ CHIPS: Mapping[str, Chip] = {
 
 
 def chip_of(topology: str) -> Chip:
-    """The chip that a topology such as "v5e:2x4" is made of.
+    """The chip of a topology like "v5e:2x4".
 
     Raises:
-      UserError: there is none of that name.
+      UserError: unknown TPU version.
     """
     version = topology.partition(":")[0]
     if version not in CHIPS:

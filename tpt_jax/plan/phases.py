@@ -1,8 +1,8 @@
-"""What each phase of a run needs of a device, from its program compiled for a topology."""
+"""Memory and cost of each phase of a run on one device, from its program compiled for a topology."""
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,31 +15,30 @@ from tpt_jax.models.architecture import ModelConfig
 from tpt_jax.models.transformer import abstract_parameters, place_abstract
 from tpt_jax.plan.chips import Chip
 from tpt_jax.plan.hlo import Module
-from tpt_jax.runtime import memory
-from tpt_jax.runtime.memory import DoesNotFitError, Need
+from tpt_jax.runtime.memory import DoesNotFitError, MemoryNeed, explain_out_of_memory
 from tpt_jax.runtime.sharding import DECODE_RULES, TRAIN_RULES, Layout
-from tpt_jax.think.compile import SlotProgram, compile_slots
-from tpt_jax.think.cost_probes import compile_prefill, compile_step
-from tpt_jax.think.engine import slot_shape
+from tpt_jax.think.cost_probes import compile_decode_step, compile_prefill, least_step_bytes
 from tpt_jax.think.reshard import compile_reshard
 from tpt_jax.think.sampler import fewer_slots
 from tpt_jax.think.sampling import Filters
+from tpt_jax.think.sampling_plan import slot_shape
+from tpt_jax.think.slot_program import SlotProgram, compile_slots
 from tpt_jax.think.state import SlotShape
 from tpt_jax.train.compile import compile_trainer
 from tpt_jax.train.flops import model_flops
 
-NO_STOP = (0,)  # which token ends a trace decides nothing of what a program needs
+STOP_IDS = (0,)  # any will do: memory and cost do not depend on the stop token
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Of one run of a program on one device.
+    """Cost of running a program once, on one device.
 
     Attributes:
-      bytes: to and from its memory.
-      collectives: bytes sent to other devices, by kind.
-      least: what there is no way around: of a decoding step, the bytes of weights and cache; of a training step, the
-        model's flops; None where nobody has thought of one.
+      bytes: moved to and from main memory.
+      collectives: bytes sent to other devices, by kind of collective.
+      least: lower bound: for a decode step, the bytes of weights and KV cache; for a train step, the model's flops;
+        None for other programs.
     """
 
     flops: int
@@ -48,16 +47,16 @@ class Cost:
     least: float | None = None
 
     def seconds(self, chip: Chip) -> float:
-        """No device is faster: the larger of the time for its products and that for its memory."""
+        """Lower bound on the time: the larger of compute time and memory time."""
         return max(self.flops / chip.flops, self.bytes / chip.bandwidth)
 
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Of a device, while a program runs; bytes.
+    """Memory of one device while a program runs; bytes.
 
     Attributes:
-      resident: what lies there besides, of which the program does not know.
+      resident: arrays on the device that are not arguments of the program.
     """
 
     arguments: int
@@ -75,9 +74,10 @@ class Phase:
     """A phase of a run.
 
     Attributes:
-      unit: what one run of its program does.
-      memory: None where the program does not compile into what a device has, or is part of another phase's program.
-      advice: what to do where it does not fit; None where it fits.
+      unit: the work done by one run of its program.
+      memory: None if the program does not fit, or is part of another phase's program.
+      cost: None if the program does not fit.
+      advice: what to change if it does not fit; None if it fits.
     """
 
     name: str
@@ -89,7 +89,7 @@ class Phase:
 
 @dataclasses.dataclass(frozen=True)
 class Compiler:
-    """Compiles a run's phases for a mesh of devices, whether they are here or not."""
+    """Compiles the phases of a run for a mesh of devices, which need not be attached."""
 
     config: RunConfig
     model: ModelConfig
@@ -105,13 +105,21 @@ class Compiler:
         return Layout(self.mesh, DECODE_RULES)
 
     @property
+    def train_layout(self) -> Layout:
+        return Layout(self.mesh, TRAIN_RULES)
+
+    @property
     def master_bytes(self) -> int:
-        """Of the fp32 weights on one device; they stay there while the model samples, unless they are offloaded."""
-        placed = place_abstract(abstract_parameters(self.model)[1], Layout(self.mesh, TRAIN_RULES))
+        """Bytes of the fp32 master weights on one device."""
+        placed = place_abstract(abstract_parameters(self.model)[1], self.train_layout)
         return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * 4 for leaf in jax.tree.leaves(placed))
 
-    def shape(self, sampling: Sampling, num_questions: int) -> SlotShape:
-        """What a section of the config samples, with prompts as long as they may be."""
+    @property
+    def _resident_while_sampling(self) -> int:
+        return 0 if self.config.train.offload else self.master_bytes
+
+    def slot_shape(self, sampling: Sampling, num_questions: int) -> SlotShape:
+        """The slots of a sampling section of the config, assuming prompts of maximum length."""
         section: SamplingConfig = getattr(self.config, sampling)
         return slot_shape(
             num_questions=min(section.num_questions or num_questions, num_questions),
@@ -126,94 +134,87 @@ class Compiler:
             option=f"{sampling}.",
         )
 
-    def slots(self, sampling: Sampling, shape: SlotShape) -> SlotProgram:
-        """The sampling program.
+    def compile_sampler(self, sampling: Sampling, shape: SlotShape) -> SlotProgram:
+        """Compiles the sampling program.
 
         Raises:
-          DoesNotFitError: it does not fit the devices beside the fp32 weights.
+          DoesNotFitError: it does not fit in memory next to the fp32 weights.
         """
         layout = self.decode_layout
 
-        def advise(need: Need | None) -> str:
-            beside = Need(need.needed + self._resident, need.available) if need else None
-            return fewer_slots(beside, sampling, shape, self.model, layout, self.dtype)
+        def advise(need: MemoryNeed | None) -> str:
+            total = MemoryNeed(need.needed + self._resident_while_sampling, need.available) if need else None
+            return fewer_slots(total, sampling, shape, self.model, layout, self.dtype)
 
-        with memory.refusing(advise):
-            program = compile_slots(self.model, layout, self.dtype, shape, NO_STOP)
+        with explain_out_of_memory(advise):
+            program = compile_slots(self.model, layout, self.dtype, shape, STOP_IDS)
         needed = self.sampling_memory(program).needed
         if needed > self.chip.memory:
-            need = Need(needed, self.chip.memory)
-            raise DoesNotFitError(
-                fewer_slots(need, sampling, shape, self.model, layout, self.dtype) + ", or train.offload: true",
-                need,
-            )
+            need = MemoryNeed(needed, self.chip.memory)
+            advice = fewer_slots(need, sampling, shape, self.model, layout, self.dtype)
+            raise DoesNotFitError(f"{advice}, or train.offload: true", need)
         return program
 
     def sampling_memory(self, program: SlotProgram) -> Memory:
-        return _memory(program.decode_chunk, self._resident)
+        return _memory(program.decode_chunk, self._resident_while_sampling)
 
-    def trainer(self, train: TrainConfig) -> jax.stages.Compiled:
-        """The training step.
+    def compile_train_step(self, train: TrainConfig) -> jax.stages.Compiled:
+        """Compiles the train step.
 
         Raises:
-          DoesNotFitError: it does not fit the devices.
+          DoesNotFitError: it does not fit in memory.
         """
         program = compile_trainer(self.model, self.mesh, compute_dtype=self.config.model.compute_dtype, train=train)
         return program.compiled_step
 
     def training_memory(self, step: jax.stages.Compiled) -> Memory:
-        return _memory(step, 0)
+        return _memory(step)
 
-    @property
-    def _resident(self) -> int:
-        return 0 if self.config.train.offload else self.master_bytes
-
-    def phases(self, shapes: dict[Sampling, SlotShape]) -> list[Phase]:
-        """All of them; two compile at a time."""
+    def phases(self, shapes: Mapping[Sampling, SlotShape]) -> list[Phase]:
+        """Compiles all phases, two at a time."""
         with ThreadPoolExecutor(2) as pool:
-            train = pool.submit(self._train)
-            sampling = [pool.submit(self._sampling, kind, shapes[kind]) for kind in _distinct(shapes)]
+            train = pool.submit(self._train_phase)
+            sampling = [pool.submit(self._sampling_phases, kind, shapes[kind]) for kind in _distinct(shapes)]
             return [phase for phases in sampling for phase in phases.result()] + [train.result()]
 
-    def _sampling(self, sampling: Sampling, shape: SlotShape) -> list[Phase]:
-        """Reshard (with what thinks), prefill and decode; prefill is part of the program that decodes."""
-        layout, rows = self.decode_layout, shape.prefill_rows
-        source = place_abstract(abstract_parameters(self.model)[1], Layout(self.mesh, TRAIN_RULES))
-        prefills, decodes = f"{rows} prompts a shard", f"a token in each of {shape.num_slots} slots a shard"
+    def _sampling_phases(self, sampling: Sampling, shape: SlotShape) -> list[Phase]:
+        """Reshard (for think only), prefill and decode; prefill runs inside the decoding program."""
+        source = place_abstract(abstract_parameters(self.model)[1], self.train_layout)
+        prefill_unit = f"{shape.prefill_rows} prompts a shard"
+        decode_unit = f"a token in each of {shape.num_slots} slots a shard"
         try:
-            program = self.slots(sampling, shape)
+            program = self.compile_sampler(sampling, shape)
         except DoesNotFitError as error:
-            advice = str(error)
-            return [Phase(f"{sampling}: decode", decodes, None, None, advice)]
+            return [Phase(f"{sampling}: decode", decode_unit, None, None, str(error))]
         reshard = compile_reshard(source, program.parameters).compiled
-        prefill = compile_prefill(self.model, layout, program)
-        step = compile_step(self.model, layout, program)
+        prefill = compile_prefill(self.model, self.decode_layout, program)
+        step = compile_decode_step(self.model, self.decode_layout, program)
         phases = [
-            Phase("reshard", "all weights", _memory(reshard, 0), _cost(reshard)),
-            Phase(f"{sampling}: prefill", prefills, None, _cost(prefill.compiled)),
+            Phase("reshard", "all weights", _memory(reshard), _cost(reshard)),
+            Phase(f"{sampling}: prefill", prefill_unit, None, _cost(prefill)),
             Phase(
                 f"{sampling}: decode",
-                decodes,
+                decode_unit,
                 self.sampling_memory(program),
-                dataclasses.replace(_cost(step.compiled), least=step.least_bytes),
+                dataclasses.replace(_cost(step), least=least_step_bytes(program)),
             ),
         ]
         return phases if sampling == "think" else phases[1:]
 
-    def _train(self) -> Phase:
+    def _train_phase(self) -> Phase:
         train = self.config.train
-        unit = f"a step of {train.micro_batches * train.rows} x {train.sequence_length} tokens"
+        num_rows = train.micro_batches * train.rows
+        unit = f"a step of {num_rows} x {train.sequence_length} tokens"
         try:
-            step = self.trainer(train)
+            step = self.compile_train_step(train)
         except DoesNotFitError as error:
             return Phase("train step", unit, None, None, str(error))
-        lengths = [train.sequence_length] * (train.micro_batches * train.rows)
-        least = model_flops(self.model, lengths) / self.mesh.size
+        least = model_flops(self.model, [train.sequence_length] * num_rows) / self.mesh.size
         return Phase("train step", unit, self.training_memory(step), dataclasses.replace(_cost(step), least=least))
 
 
-def _distinct(shapes: dict[Sampling, SlotShape]) -> Iterable[Sampling]:
-    """The sections but for those whose program differs from an earlier one's in the number of questions only."""
+def _distinct(shapes: Mapping[Sampling, SlotShape]) -> Iterable[Sampling]:
+    """The sections with a program of their own; the number of questions and traces does not change a program."""
     seen = []
     for sampling, shape in shapes.items():
         key = dataclasses.replace(shape, num_questions=0, num_traces=0)
@@ -222,7 +223,7 @@ def _distinct(shapes: dict[Sampling, SlotShape]) -> Iterable[Sampling]:
             yield sampling
 
 
-def _memory(compiled: jax.stages.Compiled, resident: int) -> Memory:
+def _memory(compiled: jax.stages.Compiled, resident: int = 0) -> Memory:
     analysis: Any = compiled.memory_analysis()
     arguments, temporaries = analysis.argument_size_in_bytes, analysis.temp_size_in_bytes
     outputs = analysis.output_size_in_bytes - analysis.alias_size_in_bytes

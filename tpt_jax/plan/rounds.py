@@ -1,4 +1,4 @@
-"""How long a round takes at best: how often each phase's program runs, times the least time that it can take."""
+"""Lower bounds on the stages of a round: how often each phase's program runs, times its lower bound."""
 
 import dataclasses
 import math
@@ -9,12 +9,13 @@ from tpt_jax.plan.chips import Chip
 from tpt_jax.plan.phases import Phase
 from tpt_jax.think.state import SlotShape
 
-PACKING = 0.95  # of a batch that is not padding
+PACKING = 0.95  # share of a training batch that is not padding
+UNLIMITED = 10**12
 
 
 @dataclasses.dataclass(frozen=True)
 class Lengths:
-    """What nobody knows before the model has spoken, in tokens."""
+    """Assumed mean lengths in tokens, unknown until the model has sampled."""
 
     mean_prompt: int
     mean_completion: int
@@ -22,7 +23,7 @@ class Lengths:
 
 @dataclasses.dataclass(frozen=True)
 class StageBound:
-    """One stage of a round: tokens sampled or trained on, and the least seconds; None where a phase does not fit."""
+    """One stage of a round: tokens sampled or trained on, and the least seconds; None if a phase does not fit."""
 
     stage: str
     tokens: int
@@ -37,30 +38,46 @@ def stage_bounds(
     lengths: Lengths,
     chip: Chip,
 ) -> list[StageBound]:
-    """Think, train and evaluate of the first round; a trace that is pruned costs the device nothing."""
-    by_name = {phase.name: phase for phase in phases}
+    """Think, train and evaluate of the first round. Pruning costs no device time.
 
-    def bound(name: str) -> float | None:
-        cost = by_name[name].cost if name in by_name else None
-        return None if cost is None else cost.seconds(chip)
+    Args:
+      shapes: slots of one batch shard, by sampling section.
+      num_shards: batch shards.
+    """
+    seconds = {phase.name: phase.cost.seconds(chip) for phase in phases if phase.cost is not None}
+    by_name = {phase.name for phase in phases}
 
     def sampling(kind: Sampling) -> StageBound:
         shape = shapes[kind]
-        # A section that differs in its number of questions only has no phases of its own.
+        # Sections that differ only in their number of questions share the phases of the first.
         source = kind if f"{kind}: decode" in by_name else "think"
-        step, prefill = bound(f"{source}: decode"), bound(f"{source}: prefill")
+        step, prefill = seconds.get(f"{source}: decode"), seconds.get(f"{source}: prefill")
         tokens = shape.num_traces * lengths.mean_completion
         num_steps = math.ceil(tokens / shape.num_slots)
         num_prefills = math.ceil(shape.num_questions / shape.prefill_rows)
-        seconds = None if step is None or prefill is None else num_steps * step + num_prefills * prefill
-        return StageBound(kind, tokens * num_shards, seconds)
+        total = None if step is None or prefill is None else num_steps * step + num_prefills * prefill
+        return StageBound(kind, tokens * num_shards, total)
 
-    train = config.train
-    num_kept = min(shapes["think"].num_traces * num_shards, config.prune.max_traces or 10**12)
-    num_kept = min(num_kept, shapes["think"].num_questions * num_shards * (config.prune.max_per_question or 10**12))
+    return [
+        sampling("think"),
+        _train_bound(config, shapes["think"], num_shards, lengths, seconds),
+        sampling("evaluate"),
+    ]
+
+
+def _train_bound(
+    config: RunConfig, think: SlotShape, num_shards: int, lengths: Lengths, seconds: Mapping[str, float]
+) -> StageBound:
+    """Training on as many traces as the config lets pruning keep."""
+    train, prune = config.train, config.prune
+    num_kept = min(
+        think.num_traces * num_shards,
+        think.num_questions * num_shards * (prune.max_per_question or UNLIMITED),
+        prune.max_traces or UNLIMITED,
+    )
     tokens = num_kept * (lengths.mean_prompt + lengths.mean_completion) * train.num_epochs
-    per_step = train.micro_batches * train.rows * train.sequence_length
-    num_steps = min(math.ceil(tokens / (per_step * PACKING)), train.max_steps or 10**12)
-    step = bound("train step")
-    training = StageBound("train", min(tokens, num_steps * per_step), None if step is None else num_steps * step)
-    return [sampling("think"), training, sampling("evaluate")]
+    tokens_per_step = train.micro_batches * train.rows * train.sequence_length
+    num_steps = min(math.ceil(tokens / (tokens_per_step * PACKING)), train.max_steps or UNLIMITED)
+    step = seconds.get("train step")
+    total = None if step is None else num_steps * step
+    return StageBound("train", min(tokens, num_steps * tokens_per_step), total)

@@ -1,4 +1,4 @@
-"""TPU devices that are not there: libtpu compiles for them without one."""
+"""TPU devices to compile for without having a TPU."""
 
 import importlib.util
 import os
@@ -8,35 +8,35 @@ from tpt_jax.errors import UserError
 
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
-    # Keep libtpu from looking for a TPU and its metadata.
+    # Keep libtpu from probing for a TPU and its metadata server.
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # another process may be planning too
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # two plans may run at once
 }
 
 
 def prepare_environment() -> None:
-    """To be called before JAX is imported."""
+    """Sets libtpu's environment. Call it before JAX is imported."""
     os.environ.update(ENVIRONMENT)
 
 
 def tpu_devices(topology: str) -> list[Any]:
-    """The devices of a topology such as "v5e:2x4" or "v5p:4x4x4".
+    """The devices of a topology like "v5e:2x4" or "v5p:4x4x4".
 
     Raises:
-      UserError: libtpu is not installed, or knows no such topology.
+      UserError: libtpu is not installed, or does not know the topology.
     """
     from jax.experimental import topologies
 
     if importlib.util.find_spec("libtpu") is None:
-        raise UserError("a plan needs libtpu, which needs no TPU; run: pip install 'tpt_jax[tpu]'")
+        raise UserError("tpt plan needs libtpu (but no TPU); run: pip install 'tpt_jax[tpu]'")
     # A v4 chip's two cores are one device, as on a VM.
     options = {"chip_config_name": "megacore"} if topology.startswith("v4:") else {}
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices)
-    except Exception as error:  # of the runtime's own kinds
+    except Exception as error:  # the runtime has its own exception types
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"--topology {topology}: libtpu knows none such ({reason}); write one like v5e:2x4, v6e:8x8 or v5p:4x4x4"
+            f"--topology {topology}: unknown to libtpu ({reason}); write one like v5e:2x4, v6e:8x8 or v5p:4x4x4"
         ) from error

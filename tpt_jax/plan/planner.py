@@ -1,0 +1,136 @@
+"""Plans a run on a TPU slice: memory and cost of each phase, and lower bounds on the time and cost of a round."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tpt_jax.checkpoints.model_folder import ModelFolder
+from tpt_jax.config import RunConfig, Sampling
+from tpt_jax.errors import UserError
+from tpt_jax.models.architecture import PUBLISHED, ModelConfig, published
+from tpt_jax.plan.chips import Chip, chip_of
+from tpt_jax.plan.phases import Compiler, Phase
+from tpt_jax.plan.rounds import Lengths, StageBound, stage_bounds
+from tpt_jax.plan.search import most_rows, most_slots
+from tpt_jax.plan.topology import tpu_devices
+from tpt_jax.runtime.mesh import make_mesh
+from tpt_jax.terminal import say
+from tpt_jax.think.state import SlotShape
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The needs of a run on a TPU slice.
+
+    Attributes:
+      largest: the largest value of a config key that fits, by key; 0 if none was found. None if not searched for.
+    """
+
+    config: RunConfig
+    topology: str
+    chip: Chip
+    mesh_sizes: dict[str, int]
+    num_parameters: int
+    phases: Sequence[Phase]
+    stages: Sequence[StageBound]
+    lengths: Lengths
+    largest: dict[str, int] | None
+
+    @property
+    def fits(self) -> bool:
+        return not any(phase.advice for phase in self.phases)
+
+    @property
+    def num_chips(self) -> int:
+        return math.prod(self.mesh_sizes.values()) // self.chip.per_chip
+
+    @property
+    def round_seconds(self) -> float | None:
+        """Lower bound on the first round; None if a phase does not fit."""
+        seconds = [stage.seconds for stage in self.stages if stage.seconds is not None]
+        return sum(seconds) if len(seconds) == len(self.stages) else None
+
+    @property
+    def round_chip_hours(self) -> float | None:
+        return None if self.round_seconds is None else self.round_seconds * self.num_chips / 3600
+
+    def as_json(self) -> dict[str, Any]:
+        """All figures; bytes, flops and seconds."""
+        return {
+            "config": self.config.name,
+            "topology": self.topology,
+            "num_chips": self.num_chips,
+            "mesh": self.mesh_sizes,
+            "num_parameters": self.num_parameters,
+            "chip": dataclasses.asdict(self.chip),
+            "phases": [
+                {**dataclasses.asdict(phase), "seconds": phase.cost.seconds(self.chip) if phase.cost else None}
+                for phase in self.phases
+            ],
+            "round": {
+                "assumes": dataclasses.asdict(self.lengths),
+                "stages": [dataclasses.asdict(stage) for stage in self.stages],
+                "seconds": self.round_seconds,
+                "chip_hours": self.round_chip_hours,
+                "num_rounds": self.config.num_rounds,
+            },
+            "largest": self.largest,
+        }
+
+
+def make_plan(config: RunConfig, topology: str, lengths: Lengths, *, search: bool) -> Plan:
+    """Compiles every phase of a run for a topology.
+
+    Args:
+      search: also find the most slots and rows that fit.
+
+    Raises:
+      UserError: unknown topology, unknown model, or a mesh that does not fit the topology.
+    """
+    chip = chip_of(topology)
+    compiler = Compiler(config, model_config(config), make_mesh(config.mesh, tpu_devices(topology)), chip)
+    num_train, num_test = config.task.num_questions()
+    shapes: dict[Sampling, SlotShape] = {
+        "think": compiler.slot_shape("think", num_train),
+        "evaluate": compiler.slot_shape("evaluate", num_test),
+    }
+    say(
+        f"{config.name}: {compiler.model.num_parameters / 1e9:.2f}B parameters on {topology}, "
+        f"mesh {dict(compiler.mesh.shape)}; compiling"
+    )
+    phases = compiler.phases(shapes)
+    stages = stage_bounds(config, phases, shapes, compiler.decode_layout.batch_ways, lengths, chip)
+    largest = None
+    if search:
+        largest = {"think.num_slots": most_slots(compiler, "think", num_train), "train.rows": most_rows(compiler)}
+    num_parameters = compiler.model.num_parameters
+    return Plan(config, topology, chip, dict(compiler.mesh.shape), num_parameters, phases, stages, lengths, largest)
+
+
+def default_lengths(config: RunConfig, mean_prompt: int | None, mean_completion: int | None) -> Lengths:
+    """Mean lengths; by default half of think.max_prompt_tokens and a third of think.max_new_tokens."""
+    return Lengths(
+        mean_prompt or -(-config.think.max_prompt_tokens // 2),
+        mean_completion or -(-config.think.max_new_tokens // 3),
+    )
+
+
+def model_config(config: RunConfig) -> ModelConfig:
+    """The architecture of model.path, or of a published model if the folder is not there.
+
+    Raises:
+      UserError: neither the folder nor a published model of that name exists.
+    """
+    path = Path(config.model.path).expanduser()
+    if config.model.path == "quickstart" or path.is_dir():
+        return ModelFolder.open(config.model.path).config
+    source = (config.model.source or "").partition(" ")[0]
+    architecture = published(config.model.path) or published(source)
+    if architecture is None:
+        raise UserError(
+            f"model.path ({config.model.path}): no such folder, and neither model.path nor model.source names a "
+            f"published model; give a folder with a config.json, or one of {', '.join(PUBLISHED)}"
+        )
+    return architecture

@@ -1,0 +1,123 @@
+"""Makes and prints a plan: a table of the phases, then the round and what does not fit in lines of text."""
+
+import json
+import time
+from pathlib import Path
+
+import rich.box
+from rich.console import Console
+from rich.table import Table
+
+from tpt_jax.config import RunConfig
+from tpt_jax.io.files import write_atomically
+from tpt_jax.plan.chips import GIB
+from tpt_jax.plan.phases import Cost, Memory, Phase
+from tpt_jax.plan.planner import Plan, default_lengths, make_plan
+from tpt_jax.terminal import say
+
+MIN_WIDTH = 100  # of the table, where standard output is not a terminal
+COLUMNS = ("per device", "args", "temps", "resident", "peak", "of HBM", "GFLOP", "GB", "GB sent", "min ms")
+
+
+def print_plan(
+    config: RunConfig,
+    topology: str,
+    *,
+    mean_prompt_tokens: int | None = None,
+    mean_new_tokens: int | None = None,
+    search: bool = False,
+    json_path: Path | None = None,
+) -> bool:
+    """Makes a plan and prints it; returns whether everything fits.
+
+    Args:
+      mean_prompt_tokens, mean_new_tokens: see default_lengths.
+      search: also find the most slots and rows that fit; takes minutes longer.
+      json_path: file to write the figures to.
+
+    Raises:
+      UserError: see make_plan.
+    """
+    started = time.monotonic()
+    plan = make_plan(config, topology, default_lengths(config, mean_prompt_tokens, mean_new_tokens), search=search)
+    stdout = Console(width=max(Console().width, MIN_WIDTH))
+    stdout.print(phase_table(plan))
+    stdout.print(summary(plan), highlight=False, markup=False, soft_wrap=True)
+    if json_path:
+        write_atomically(json_path, json.dumps(plan.as_json(), indent=2) + "\n")
+    say(f"planned in {time.monotonic() - started:.0f} s")
+    return plan.fits
+
+
+def phase_table(plan: Plan) -> Table:
+    """Memory (GiB) and cost of each phase on one device."""
+    table = Table(box=rich.box.SIMPLE, padding=(0, 1, 0, 0))
+    for index, heading in enumerate(COLUMNS):
+        table.add_column(heading, justify="right" if index else "left", no_wrap=True)
+    for phase in plan.phases:
+        table.add_row(phase.name, *_memory_cells(plan, phase), *_cost_cells(plan, phase.cost))
+    return table
+
+
+def _memory_cells(plan: Plan, phase: Phase) -> tuple[str, ...]:
+    memory: Memory | None = phase.memory
+    if memory is None:
+        return ("", "", "", "", "does not fit" if phase.advice else "")
+    sizes = (memory.arguments, memory.temporaries, memory.resident, memory.needed)
+    return (*(f"{size / GIB:.2f}" for size in sizes), f"{memory.needed / plan.chip.memory:.0%}")
+
+
+def _cost_cells(plan: Plan, cost: Cost | None) -> tuple[str, ...]:
+    if cost is None:
+        return ("",) * 4
+    return (
+        f"{cost.flops / 1e9:,.1f}",
+        f"{cost.bytes / 1e9:,.2f}",
+        f"{sum(cost.collectives.values()) / 1e9:,.3f}",
+        f"{1000 * cost.seconds(plan.chip):,.2f}",
+    )
+
+
+def summary(plan: Plan) -> str:
+    """Explains the table's rows; then the round, the largest sizes that fit, and advice for what does not fit."""
+    lines = ["Memory in GiB. resident: the fp32 weights, which stay on the devices while they sample."]
+    lines += [_phase_line(phase) for phase in plan.phases]
+    lines += _round_lines(plan)
+    for key, value in (plan.largest or {}).items():
+        lines.append(f"largest {key} that fits: {value}" if value else f"no {key} fits")
+    lines += [f"{phase.name} does not fit: {phase.advice}" for phase in plan.phases if phase.advice]
+    lines.append(
+        "All times are lower bounds: the larger of flops over the chip's peak and bytes over its bandwidth, loops "
+        "counted with their trips, every slot at maximum length. Communication and waiting come on top."
+    )
+    return "\n".join(lines)
+
+
+def _phase_line(phase: Phase) -> str:
+    line, cost = f"{phase.name}: {phase.unit}", phase.cost
+    if cost and cost.least:
+        if phase.name == "train step":
+            line += f"; {cost.flops / cost.least:.2f} times the flops of the model"
+        else:
+            line += f"; {cost.bytes / cost.least:.2f} times the bytes of weights and KV cache"
+    if cost and cost.collectives:
+        large = [f"{kind} {size / 1e9:.3f} GB" for kind, size in cost.collectives.items() if size > 1e6]
+        line += f"; sends {', '.join(large) or 'less than 1 MB'}"
+    return line
+
+
+def _round_lines(plan: Plan) -> list[str]:
+    lengths = plan.lengths
+    lines = [
+        f"A round with prompts of {lengths.mean_prompt} tokens and completions of {lengths.mean_completion} "
+        "takes at least"
+    ]
+    for stage in plan.stages:
+        seconds = "does not fit" if stage.seconds is None else f"{stage.seconds:,.0f} s"
+        lines.append(f"  {stage.stage:9} {stage.tokens:>12,} tokens  {seconds}")
+    if plan.round_seconds is not None and plan.round_chip_hours is not None:
+        lines.append(
+            f"  total: {plan.round_seconds:,.0f} s on {plan.num_chips} chips, {plan.round_chip_hours:.2f} chip-hours; "
+            f"{plan.round_chip_hours * plan.config.num_rounds:.1f} for {plan.config.num_rounds} rounds"
+        )
+    return lines
