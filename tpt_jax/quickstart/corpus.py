@@ -1,8 +1,7 @@
-"""What the quickstart's base model has read: worked solutions, many of them wrong, and short sums.
+"""The quickstart base model's training corpus: worked solutions, many of them wrong, and arithmetic drills.
 
-Nobody can ship a pretrained language model in ten megabytes, so the quickstart makes a small one. Like a real base
-model it has read right and wrong solutions, and like a real one it is unsure because of that: a noisy corpus, on
-purpose.
+A pretrained language model does not fit in ten megabytes, so the quickstart trains a small one. Its corpus is noisy on
+purpose: like a real base model, it has read right and wrong solutions, and is unsure as a result.
 """
 
 import dataclasses
@@ -13,38 +12,43 @@ from collections.abc import Iterator
 
 from tpt_jax.tasks.gsm_symbolic import GsmSymbolicConfig, draw_problems
 
-# "12 + 13 = 25", "$40 - 8=32", "6 boys/girl = 48": the number right of an equals sign.
+# The number right of an equals sign: "12 + 13 = 25", "$40 - 8=32", "6 boys/girl = 48".
 RESULT = re.compile(r"(?<==)(\s*[$£€]?)(\d+)")
 
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """A prompt and what was written under it."""
+    """A prompt and its completion."""
 
     prompt: str
     completion: str
 
 
 def worked_solutions(config: GsmSymbolicConfig, count: int, wrong_share: float, seed: int) -> Iterator[Text]:
-    """Problems of the base split with the library's solutions, a share of them with a slip that reaches the answer."""
+    """Problems of the base split with reference solutions, some of which are given a wrong final answer.
+
+    Args:
+      wrong_share: probability that a solution is wrong.
+    """
     rng = random.Random(f"{seed}/slips")
     for problem in itertools.islice(draw_problems(config, "base", seed), count):
-        solution = slip(problem.solution, rng) if rng.random() < wrong_share else problem.solution
+        solution = with_wrong_answer(problem.solution, rng) if rng.random() < wrong_share else problem.solution
         yield Text(problem.question, solution)
 
 
-def slip(solution: str, rng: random.Random) -> str:
-    """The solution with its last sum's result wrong by a little, and so its answer."""
+def with_wrong_answer(solution: str, rng: random.Random) -> str:
+    """The solution with the result of its last calculation, and so its final answer, slightly off."""
     body, _, answer = solution.rpartition("\n#### ")
-    results = [match for match in RESULT.finditer(body) if match.group(2) == answer]
+    matches = [match for match in RESULT.finditer(body) if match.group(2) == answer]
     wrong = str(_near(int(answer), rng))
-    if results:
-        start, end = results[-1].span(2)
+    if matches:
+        start, end = matches[-1].span(2)
         body = body[:start] + re.sub(rf"\b{answer}\b", wrong, body[start:end] + body[end:])
     return f"{body}\n#### {wrong}"
 
 
 def _near(value: int, rng: random.Random) -> int:
+    """A non-negative number close to the value, but not equal to it."""
     while True:
         wrong = value + rng.choice((-10, -3, -2, -1, 1, 2, 3, 10))
         if wrong >= 0:
@@ -52,12 +56,12 @@ def _near(value: int, rng: random.Random) -> int:
 
 
 def drills(count: int, largest: int, seed: int) -> Iterator[Text]:
-    """Short sums of up to three numbers, all right: the reader of wrong solutions knows arithmetic, and doubts it."""
+    """Correct calculations with two or three numbers up to `largest`, so that the model does learn arithmetic."""
     rng = random.Random(f"{seed}/drills")
     for _ in range(count):
         a, b, c = (rng.randint(1, largest) for _ in range(3))
         factor = rng.randint(1, 12) if rng.random() < 0.9 else 30
-        left, result = rng.choice(
+        expression, result = rng.choice(
             (
                 (f"{a} + {b}", a + b),
                 (f"{a} + {b} + {c}", a + b + c),
@@ -71,5 +75,5 @@ def drills(count: int, largest: int, seed: int) -> Iterator[Text]:
             )
         )
         if rng.random() < 0.5:
-            left = left.replace(" ", "")
-        yield Text(f"{left} =", str(result))
+            expression = expression.replace(" ", "")
+        yield Text(f"{expression} =", str(result))

@@ -1,21 +1,21 @@
-"""Makes the base model that ships with the quickstart, from nothing: tokenizer, random weights, one training run.
+"""Builds the base model that ships with the quickstart: trains a tokenizer, then a model from random weights.
 
     python -m tpt_jax.quickstart.make_base --output DIR
 
-A LLaMA of 0.9 million parameters learns from the base split of the quickstart's own templates. See corpus.py for what
-it reads; the splits are disjoint in (template, numbers), so it sees no problem that the quickstart trains or tests on.
+A LLaMA of 0.9 million parameters is trained on the corpus in corpus.py, drawn from the base split of the quickstart's
+own templates. Splits are disjoint in (template, numbers), so it sees no problem the quickstart trains or tests on.
 """
 
 import argparse
+import dataclasses
 import json
 from pathlib import Path
-
-import rich.console
 
 from tpt_jax.config import OptimizerConfig, TrainConfig, load_config
 from tpt_jax.models.architecture import from_huggingface
 from tpt_jax.quickstart.corpus import Text, drills, worked_solutions
 from tpt_jax.tasks import GsmSymbolicConfig
+from tpt_jax.terminal import say
 
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<user>", "<model>", "<end_of_turn>")
 CHAT_TEMPLATE = (
@@ -42,7 +42,7 @@ CONFIG = {
     "eos_token_id": 4,
     "pad_token_id": 0,
 }
-# Weight decay and a large rate: far from fine-tuning, the weights start from noise.
+# A large learning rate and weight decay: this is pretraining from random weights, not fine-tuning.
 TRAINING = TrainConfig(
     num_epochs=4,
     rows=24,
@@ -53,13 +53,13 @@ TRAINING = TrainConfig(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="the folder to write, in Hugging Face format")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write, in Hugging Face format")
     parser.add_argument(
-        "--config", type=Path, default=Path("configs/quickstart.yaml"), help="whose task to prepare for"
+        "--config", type=Path, default=Path("configs/quickstart.yaml"), help="the config whose task to train for"
     )
-    parser.add_argument("--num_problems", type=int, default=16_000, help="worked solutions to read")
-    parser.add_argument("--wrong_share", type=float, default=0.4, help="how many of them end in a wrong result")
-    parser.add_argument("--num_drills", type=int, default=70_000, help="short sums to read")
+    parser.add_argument("--num_problems", type=int, default=16_000, help="worked solutions in the corpus")
+    parser.add_argument("--wrong_share", type=float, default=0.4, help="share of them with a wrong answer")
+    parser.add_argument("--num_drills", type=int, default=70_000, help="arithmetic drills in the corpus")
     parser.add_argument("--num_epochs", type=int, default=TRAINING.num_epochs)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def write_tokenizer(folder: Path, texts: list[Text]) -> None:
-    """A byte-level BPE in which every digit is a token of its own, and config.json beside it."""
+    """Trains a byte-level BPE tokenizer with single-digit tokens and writes it, and config.json, to the folder."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -87,10 +87,10 @@ def write_tokenizer(folder: Path, texts: list[Text]) -> None:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator((part for text in texts for part in (text.prompt, text.completion)), trainer)
+    tokenizer.train_from_iterator((string for text in texts for string in (text.prompt, text.completion)), trainer)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
-    side = {
+    tokenizer_config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": "<bos>",
         "eos_token": "<end_of_turn>",
@@ -98,35 +98,33 @@ def write_tokenizer(folder: Path, texts: list[Text]) -> None:
         "clean_up_tokenization_spaces": False,
         "chat_template": CHAT_TEMPLATE,
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(side, indent=2) + "\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config, indent=2) + "\n")
     (folder / "config.json").write_text(json.dumps({**CONFIG, "dtype": "bfloat16"}, indent=2) + "\n")
 
 
 def train(folder: Path, texts: list[Text], num_epochs: int, seed: int) -> None:
-    """Trains random weights on the completions and writes them beside the tokenizer."""
-    import dataclasses
-
+    """Trains a model from random weights on the completions and writes it to the tokenizer's folder."""
     from tpt_jax.config import MeshConfig
-    from tpt_jax.models.huggingface import initialize_parameters, save_parameters
+    from tpt_jax.models.huggingface_export import save_parameters
+    from tpt_jax.models.transformer import initialize_parameters
     from tpt_jax.prompts import load_prompt
     from tpt_jax.runtime.mesh import make_mesh
     from tpt_jax.train.compile import compile_trainer
     from tpt_jax.train.data import split_by_length
-    from tpt_jax.train.fit import Fit
+    from tpt_jax.train.fine_tuning import FineTuning
 
-    console = rich.console.Console(stderr=True)
     prompt = load_prompt(folder, instruction="")
     examples = [prompt.example(text.prompt, prompt.completion_ids(text.completion)) for text in texts]
-    config = from_huggingface(CONFIG)
-    training = dataclasses.replace(TRAINING, num_epochs=num_epochs)
-    examples, too_long = split_by_length(examples, training.sequence_length)
-    program = compile_trainer(config, make_mesh(MeshConfig()), compute_dtype="float32", train=training)
-    fit = Fit(program, lambda: initialize_parameters(config, program.layout, seed), examples, training, seed)
-    console.print(f"{len(examples)} texts ({len(too_long)} too long), {fit.num_steps} steps")
-    for record in fit:
+    model = from_huggingface(CONFIG)
+    config = dataclasses.replace(TRAINING, num_epochs=num_epochs)
+    examples, too_long = split_by_length(examples, config.sequence_length)
+    program = compile_trainer(model, make_mesh(MeshConfig()), compute_dtype="float32", train=config)
+    training = FineTuning(program, lambda: initialize_parameters(model, program.layout, seed), examples, config, seed)
+    say(f"{len(examples)} texts ({len(too_long)} too long), {training.num_steps} steps")
+    for record in training:
         if record.step % 50 == 0:
-            console.print(f"step {record.step} of {record.num_steps}: loss {record.loss:.3f}")
-    save_parameters(folder, config, fit.parameters, dtype="bfloat16")
+            say(f"step {record.step} of {record.num_steps}: loss {record.loss:.3f}")
+    save_parameters(folder, model, training.parameters, dtype="bfloat16")
 
 
 if __name__ == "__main__":
