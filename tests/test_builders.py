@@ -17,6 +17,7 @@ from tpt_jax.tasks import Gsm8kConfig, MathConfig, MbppConfig, load_task
 from tpt_jax.tasks.builders.gsm8k import TptGsm8k
 from tpt_jax.tasks.download import read_dataset
 
+SAMPLE = Path(__file__).parent / "data" / "gsm8k"
 SHARED = Path(__file__).parents[2] / "shared" / "gsm8k"
 
 
@@ -163,10 +164,20 @@ def test_a_task_reads_the_same_questions_from_builder_and_folder(
         load_task(config(name, folder=tmp_path, manual_dir=tmp_path))
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the real GSM8K is not beside the project")
+def test_published_questions_pass_through_the_builder_unchanged(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        lines = [json.loads(line) for line in (SAMPLE / f"{split}.jsonl").read_text().splitlines()]
+        assert read_dataset("gsm8k", split, SAMPLE, tmp_path) == lines
+        assert len(lines) == 20
+
+
 def test_the_checksums_are_those_of_the_published_files() -> None:
-    known = TptGsm8k.url_infos
-    assert known is not None
+    published = json.loads((SAMPLE / "published.json").read_text())
+    checksums = TptGsm8k.url_infos
+    assert checksums is not None
     for name, url in TptGsm8k.FILES.items():
-        content = (SHARED / name).read_bytes()
-        assert (known[url].size, known[url].checksum) == (len(content), hashlib.sha256(content).hexdigest())
+        expected = {"size": checksums[url].size, "sha256": checksums[url].checksum}
+        assert published[name] == expected
+        if SHARED.is_dir():
+            content = (SHARED / name).read_bytes()
+            assert {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()} == expected

@@ -1,4 +1,4 @@
-"""A user's own task: files in, questions out, a checker of their own in checker processes; mistakes named."""
+"""A user's own task from files: questions, shots and checker, and mistakes in them."""
 
 import json
 import textwrap
@@ -20,7 +20,7 @@ LINES = [
 
 
 def write(folder: Path, train: Any = LINES, test: Any = None, **options: Any) -> FileConfig:
-    """A config whose files hold these objects as JSON lines; a text stands as it is."""
+    """A config whose files hold these objects as JSON lines; a string is written as it is."""
     test = [{"question": "9 + 9?", "answer": "18"}] if test is None else test
     for name, content in (("train", train), ("test", test)):
         text = content if isinstance(content, str) else "\n".join(map(json.dumps, content))
@@ -28,7 +28,7 @@ def write(folder: Path, train: Any = LINES, test: Any = None, **options: Any) ->
     return FileConfig("file", train=folder / "train.jsonl", test=folder / "test.jsonl", **options)
 
 
-def test_questions_keep_all_that_the_file_says(tmp_path: Path) -> None:
+def test_questions_keep_every_field_of_the_file(tmp_path: Path) -> None:
     config = write(tmp_path, instruction="Answer.")
     task = load_task(config)
     assert task.train.questions == (
@@ -43,7 +43,7 @@ def test_questions_keep_all_that_the_file_says(tmp_path: Path) -> None:
     assert config.num_questions() == (2, 1)
 
 
-def test_json_lines_a_json_list_and_yaml_say_the_same(tmp_path: Path) -> None:
+def test_json_lines_json_and_yaml_give_the_same_questions(tmp_path: Path) -> None:
     expected = load_task(write(tmp_path)).train
     assert load_task(write(tmp_path, train=json.dumps(LINES))).train == expected
     (tmp_path / "train.yaml").write_text(
@@ -65,7 +65,7 @@ def test_json_lines_a_json_list_and_yaml_say_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("answer", ["12:30", "010", "1_000", "no", "2024-01-02", "1e3", "0x10", "7", "-2.5", "007.5"])
-def test_answers_in_yaml_are_what_is_written(tmp_path: Path, answer: str) -> None:
+def test_yaml_answers_stay_the_text_that_was_written(tmp_path: Path, answer: str) -> None:
     config = write(tmp_path)
     (tmp_path / "train.yaml").write_text(f"- question: What?\n  answer: {answer}\n")
     train = load_task(FileConfig("file", tmp_path / "train.yaml", config.test)).train
@@ -73,7 +73,7 @@ def test_answers_in_yaml_are_what_is_written(tmp_path: Path, answer: str) -> Non
 
 
 @pytest.mark.parametrize("lines", ["\n".join(map(json.dumps, LINES)), json.dumps(LINES)])
-def test_a_byte_order_mark_is_no_fault(tmp_path: Path, lines: str) -> None:
+def test_a_byte_order_mark_is_ignored(tmp_path: Path, lines: str) -> None:
     assert load_task(write(tmp_path, train=f"\ufeff{lines}")).train == load_task(write(tmp_path)).train
 
 
@@ -85,19 +85,19 @@ def test_shots_come_from_a_file(tmp_path: Path) -> None:
         load_task(write(tmp_path, shots=tmp_path / "shots.yml"))
 
 
-def test_a_few_broken_lines_are_left_out_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_few_broken_lines_are_left_out_and_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = [json.dumps({"id": str(number), "question": f"{number}?", "answer": "7"}) for number in range(300)]
     lines[10], lines[20], lines[30] = '{"id": "10"', lines[19], '{"id": "30", "question": "30?"}'
     task = load_task(write(tmp_path, train="\n".join(lines)))
     assert [question.id for question in task.train] == [str(n) for n in range(300) if n not in (10, 20, 30)]
-    said = capsys.readouterr().err
-    assert "leaving out 3 of 300 records" in said
-    for place in (
+    err = capsys.readouterr().err
+    assert "leaving out 3 of 300 records" in err
+    for message in (
         "train.jsonl:11: not JSON",
         "train.jsonl:21: repeats the id '19'",
         'train.jsonl:31: lacks "a',
     ):
-        assert place in said
+        assert message in err
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_a_few_broken_lines_are_left_out_and_named(tmp_path: Path, capsys: pytes
         ("x\n" * 7, r"7 of 7 records cannot be used.*jsonl:5: [^;]*; write one object per line; \.\.\.$"),
     ],
 )
-def test_mistakes_are_named(tmp_path: Path, train: Any, message: str) -> None:
+def test_mistakes_are_reported(tmp_path: Path, train: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_task(write(tmp_path, train))
 
@@ -135,14 +135,14 @@ def test_mistakes_are_named(tmp_path: Path, train: Any, message: str) -> None:
         ("", r"no training questions"),
     ],
 )
-def test_mistakes_in_yaml_are_named(tmp_path: Path, text: str, message: str) -> None:
+def test_mistakes_in_yaml_are_reported(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "train.yaml").write_text(text)
     write(tmp_path)
     with pytest.raises(UserError, match=message):
         load_task(FileConfig("file", tmp_path / "train.yaml", tmp_path / "test.jsonl"))
 
 
-def test_a_missing_file_and_an_unknown_checker_are_named(tmp_path: Path) -> None:
+def test_a_missing_file_and_an_unknown_checker_are_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.jsonl: no such file"):
         load_task(FileConfig("file", tmp_path / "none.jsonl", tmp_path / "none.jsonl"))
     with pytest.raises(UserError, match="checker 'numerik': unknown; did you mean numeric"):
@@ -151,14 +151,14 @@ def test_a_missing_file_and_an_unknown_checker_are_named(tmp_path: Path) -> None
         load_task(write(tmp_path, checker="no_such_module:check"))
 
 
-def test_read_question_takes_a_question_without_an_answer_only_with_something_else() -> None:
+def test_a_question_needs_an_answer_or_other_data() -> None:
     assert FileConfig.read_question("q", {"question": "?", "tests": "x"}) == Question("q", "?", "", {"tests": "x"})
     with pytest.raises(InvalidRecordError, match='lacks "answer"'):
         FileConfig.read_question("q", {"question": "?"})
 
 
-def test_a_checker_of_ones_own_judges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the folder in which the command runs, in processes of its own, with all that the question's line says."""
+def test_an_own_checker_judges_in_worker_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its module is in the folder where the command runs; it sees every field of the question's line."""
     (tmp_path / "my_own_checker.py").write_text(
         textwrap.dedent(
             """
@@ -185,7 +185,7 @@ def test_a_checker_of_ones_own_judges(tmp_path: Path, monkeypatch: pytest.Monkey
     assert verdicts[3].unknown
 
 
-def test_the_config_reads_it(tmp_path: Path) -> None:
+def test_a_config_reads_the_task(tmp_path: Path) -> None:
     write(tmp_path)
     task = {"name": "file", "train": str(tmp_path / "train.jsonl"), "test": str(tmp_path / "test.jsonl")}
     config = parse_config({"name": "mine", "model": {"path": "quickstart"}, "task": task})

@@ -18,7 +18,8 @@ from tpt_jax.tasks import Gsm8kConfig, GsmSymbolicConfig, MathConfig, MultipleCh
 from tpt_jax.tasks.decontamination import normalised, without_test_questions
 from tpt_jax.tasks.gsm_symbolic import Problem, draw_problems
 
-SHARED = Path(__file__).parent.parent.parent / "shared"
+SAMPLE = Path(__file__).parent / "data" / "gsm8k"
+SHARED = Path(__file__).parents[2] / "shared" / "gsm8k"
 SMALL = GsmSymbolicConfig("gsm_symbolic", templates=(10, 16, 43), num_train=90, num_test=30)
 
 
@@ -155,9 +156,21 @@ def test_repeated_ids_are_refused() -> None:
         Task("mine", QuestionSet(repeated[:1]), QuestionSet(repeated))
 
 
-@pytest.mark.skipif(not (SHARED / "gsm8k" / "train.jsonl").is_file(), reason="the real GSM8K is not beside the project")
-def test_the_real_gsm8k() -> None:
-    task = load_task(Gsm8kConfig("gsm8k", folder=SHARED / "gsm8k"))
-    assert (len(task.train), len(task.test)) == (7473, 1319)
-    for question in random.Random(0).sample(task.test, 100):
+@pytest.mark.parametrize(
+    ("folder", "sizes"),
+    [
+        (SAMPLE, (20, 20)),
+        pytest.param(
+            SHARED,
+            (7473, 1319),
+            marks=pytest.mark.skipif(not SHARED.is_dir(), reason="the shared/ folder is not next to the checkout"),
+        ),
+    ],
+    ids=["sample", "complete"],
+)
+def test_the_published_gsm8k(folder: Path, sizes: tuple[int, int]) -> None:
+    task = load_task(Gsm8kConfig("gsm8k", folder=folder))
+    assert (len(task.train), len(task.test)) == sizes
+    for question in random.Random(0).sample(task.test, min(100, len(task.test))):
         assert check(question.answer, f"#### {question.answer}").strict
+        assert not check(question.answer, f"#### {question.answer}1").correct
