@@ -543,7 +543,7 @@ def test_math_reads_published_folders(tmp_path: Path, capsys: pytest.CaptureFixt
         assert check(boxed_answer(shot.completion, find_boxes(shot.completion)), shot.completion).strict
     (tmp_path / "train" / "algebra" / "7.json").write_text('{"problem": "?", "solution": "no box"}')
     assert len(load_task(MathConfig("math", folder=tmp_path)).train) == 119
-    assert "1 of 120 records are left out" in capsys.readouterr().err
+    assert "leaving out 1 of 120 records" in capsys.readouterr().err
     for index in (8, 9):
         (tmp_path / "train" / "algebra" / f"{index}.json").write_text("{")
     with pytest.raises(UserError, match=r"3 of 120 records cannot be used.*algebra/7.json: its solution has no"):
@@ -578,7 +578,7 @@ def test_math_reads_json_lines(tmp_path: Path) -> None:
 def test_multiple_choice_reads_arc_records(line: dict[str, Any]) -> None:
     question = MultipleChoiceConfig.read_question("q", line)
     assert (question.question, question.answer) == ("?\nA) a\nB) b", "B")
-    with pytest.raises(InvalidRecordError, match=r'"answerKey" \(\'C\'\) is none of the labels'):
+    with pytest.raises(InvalidRecordError, match=r'"answerKey" \(\'C\'\) is not a label'):
         MultipleChoiceConfig.read_question("q", {**line, "answerKey": "C"})
 
 
@@ -605,10 +605,10 @@ def test_multiple_choice_answer_may_be_letter_index_or_text(tmp_path: Path) -> N
     ("line", "message"),
     [
         ({"choices": CHOICES, "answer": "C"}, 'lacks "question"'),
-        ({"question": "?", "choices": ["one"], "answer": "A"}, '"choices" is no list of 2 to 26'),
-        ({"question": "?", "choices": ["one", "one"], "answer": "A"}, "one twice"),
-        ({"question": "?", "choices": CHOICES, "answer": "E"}, r'"answer" \(\'E\'\) is none of the 4 choices'),
-        ({"question": "?", "choices": CHOICES, "answer": True}, r'"answer" \(True\) is none'),
+        ({"question": "?", "choices": ["one"], "answer": "A"}, '"choices" must be a list of 2 to 26'),
+        ({"question": "?", "choices": ["one", "one"], "answer": "A"}, "a repeated text"),
+        ({"question": "?", "choices": CHOICES, "answer": "E"}, r'"answer" \(\'E\'\) is not one of the 4 choices'),
+        ({"question": "?", "choices": CHOICES, "answer": True}, r'"answer" \(True\) is not one'),
     ],
 )
 def test_multiple_choice_errors_name_the_field(tmp_path: Path, line: dict, message: str) -> None:

@@ -1,4 +1,4 @@
-"""`tpt sample`, in processes of its own: what comes out, what is kept of a killed one, and mistakes."""
+"""`tpt sample`, in processes of its own: output, resuming after a kill, and mistakes."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def test_every_sample_of_every_prompt_in_order(whole: list[dict[str, Any]]) -> N
     assert right > 400  # the model that ships can add, most of the time
 
 
-def test_a_killed_one_goes_on_and_ends_alike(tmp_path: Path, whole: list[dict[str, Any]]) -> None:
+def test_a_killed_command_resumes_to_the_same_output(tmp_path: Path, whole: list[dict[str, Any]]) -> None:
     write_prompts(tmp_path, [{"id": index, "prompt": text} for index, text in enumerate(QUESTIONS)])
     paths = ("--prompts", str(tmp_path / "prompts.jsonl"), "--output", str(tmp_path / "out.jsonl"))
     command = [*TPT, *LENGTH, *paths, "--num_samples", "2", "--num_slots", "2"]
@@ -64,10 +64,10 @@ def test_a_killed_one_goes_on_and_ends_alike(tmp_path: Path, whole: list[dict[st
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    partial.write_bytes(partial.read_bytes()[:-7])  # a line that was not written to its end
+    partial.write_bytes(partial.read_bytes()[:-7])  # an incomplete last line
     other = sample(tmp_path, "--num_samples", "2", "--seed", "1")
     assert other.returncode == 2
-    assert "was begun with --seed 0, not 1" in other.stderr
+    assert "was started with --seed 0, not 1" in other.stderr
     done = sample(tmp_path, "--num_samples", "2")
     assert done.returncode == 0, done.stderr
     assert not partial.exists()
@@ -97,7 +97,7 @@ def test_stop_strings_end_a_trace_before_them(tmp_path: Path) -> None:
 def test_mistakes(tmp_path: Path) -> None:
     cases = {
         '{"prompt": "x"}\n{"id": 0, "prompt": "y"}': "prompts.jsonl:2: the id '0' is that of an earlier prompt",
-        '{"id": 1}': 'prompts.jsonl:1: lacks a text under "prompt"',
+        '{"id": 1}': 'prompts.jsonl:1: lacks text under "prompt"',
         "": "holds no prompts",
     }
     for text, message in cases.items():
@@ -108,7 +108,7 @@ def test_mistakes(tmp_path: Path) -> None:
     write_prompts(tmp_path, [{"prompt": "2 + 3 ="}, {"id": "long", "prompt": "2 + 3 = " * 40}])
     done = sample(tmp_path, "--max_prompt_tokens", "60")
     assert done.returncode == 0
-    assert "1 prompts are left out, longer than --max_prompt_tokens: long" in done.stderr
+    assert "leaving out 1 prompts longer than max_prompt_tokens: long" in done.stderr
     assert len(completions(tmp_path)) == 1
     done = sample(tmp_path)
     assert done.returncode == 2

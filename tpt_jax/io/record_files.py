@@ -15,7 +15,7 @@ from tpt_jax.io.paths import AnyPath, to_path
 from tpt_jax.records import FinishReason
 from tpt_jax.terminal import say
 
-MAX_BROKEN_SHARE = 0.01  # of a file's records; above it, the file is probably not what its user thinks it is
+MAX_BROKEN_SHARE = 0.01  # of a file's records; if more are broken, it is probably the wrong file
 MAX_REPORTED = 5  # broken records named in a message
 YAML_SUFFIXES = (".yaml", ".yml")
 

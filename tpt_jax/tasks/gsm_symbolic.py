@@ -137,10 +137,10 @@ def _draw_problem(
     for _ in range(TRIES_PER_PROBLEM):
         entry = generator(rng, 1.0)
         problem = Problem(template, entry["question"], entry["metadata"]["answer_cot"], str(entry["answer"]))
-        small = all(number.isdecimal() and int(number) <= config.max_number for number in problem.numbers)
-        whole = "." not in "".join(NUMBER.findall(problem.solution))
+        is_small = all(number.isdecimal() and int(number) <= config.max_number for number in problem.numbers)
+        is_integral = "." not in "".join(NUMBER.findall(problem.solution))
         identity = (template, problem.numbers) if split == "test" else problem.question
-        if small and whole and problem.split == split and identity not in seen:
+        if is_small and is_integral and problem.split == split and identity not in seen:
             seen.add(identity)
             return problem
     return None
