@@ -248,6 +248,7 @@ def is_clean(question, completion):
     return (
         int(completion) < limits.LIMIT
         and "jax" not in sys.modules
+        and sys.stdin.read() == ""
         and os.environ.get("PYTHONPATH") == question.data["PYTHONPATH"]
         and signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
     )
