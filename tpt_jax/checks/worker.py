@@ -90,7 +90,8 @@ def _serve(name: str, check: Checker, pipe: Connection, current: mmap.mmap) -> N
         except (EOFError, OSError):
             raise
         except Exception as error:  # the data holds objects of a module that only the pool's process can import
-            pipe.send(UserError(f"a question's data cannot be read in a worker process ({_one_line(error)})"))
+            reason = f"a question's data cannot be read in a worker process ({_one_line(error)})"
+            pipe.send(UserError(f"{reason}; write plain values in it"))
             return
         verdicts: list[Verdict] = []
         sent_at = time.monotonic()
