@@ -1,10 +1,10 @@
-"""How much host memory it takes to read a large checkpoint: one made up, of random bf16 weights in several files.
+"""Measures the host memory needed to load a large checkpoint (random bf16 weights in several files).
 
     python benchmarks/big_checkpoint.py --gigabytes 2
 
-Reads it in one process with eight emulated devices, and in two with four each, as the hosts of a pod do. An emulated
-device keeps its arrays in the process's own memory, so a host should need its share of the weights, in fp32, and little
-more. Pages of the files that the system keeps, and may drop at any time, do not count (RssAnon of /proc/self/status).
+Loads the checkpoint in one process with eight emulated devices, then in two processes with four each, like the hosts of
+a pod. Emulated devices keep their arrays in host memory, so a host should need its fp32 shards and little more. Only
+anonymous memory counts (RssAnon in /proc/self/status), not cached file pages, which the system can drop at any time.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import threading
 import time
 from pathlib import Path
 
-LAYERS, VOCABULARY, HEAD_DIM, FILES = 8, 32_000, 128, 4
+NUM_LAYERS, VOCAB_SIZE, HEAD_DIM, NUM_FILES = 8, 32_000, 128, 4
 
 
 def main() -> None:
@@ -47,18 +47,17 @@ def main() -> None:
             hosts = [subprocess.Popen([*command, str(index)], env=env) for index in range(num_hosts)]
             statuses = [host.wait() for host in hosts]
             if any(statuses):
-                sys.exit("a checkpoint could not be read")
+                sys.exit("loading the checkpoint failed")
 
 
 def write(folder: Path, gigabytes: float) -> None:
-    """A LLaMA of about this size, its layers dealt out to several files; one layer is in memory at a time."""
+    """Writes a LLaMA checkpoint of about this size, its layers spread over several files, one file at a time."""
     import ml_dtypes
     import numpy as np
     from safetensors.numpy import save_file
 
-    width = (
-        int((gigabytes * 1e9 / 2 / (LAYERS * 16)) ** 0.5 / 1024 + 0.5) * 1024
-    )  # a layer has about 16 x width^2 weights
+    weights_per_layer = gigabytes * 1e9 / 2 / NUM_LAYERS
+    width = int((weights_per_layer / 16) ** 0.5 / 1024 + 0.5) * 1024  # a layer has about 16 x width^2 weights
     heads = width // HEAD_DIM
     square, wide = (width, width), (4 * width, width)
     layer = {
@@ -71,10 +70,10 @@ def write(folder: Path, gigabytes: float) -> None:
     }
     config = {
         "model_type": "llama",
-        "vocab_size": VOCABULARY,
+        "vocab_size": VOCAB_SIZE,
         "hidden_size": width,
         "intermediate_size": 4 * width,
-        "num_hidden_layers": LAYERS,
+        "num_hidden_layers": NUM_LAYERS,
         "num_attention_heads": heads,
         "num_key_value_heads": heads,
         "head_dim": HEAD_DIM,
@@ -83,27 +82,27 @@ def write(folder: Path, gigabytes: float) -> None:
     (folder / "config.json").write_text(json.dumps(config))
     random = np.random.default_rng(0)
     weight_map = {}
-    for number in range(FILES):
+    for number in range(NUM_FILES):
         shapes = {
             f"model.layers.{index}.{name}.weight": shape
-            for index in range(number, LAYERS, FILES)
+            for index in range(number, NUM_LAYERS, NUM_FILES)
             for name, shape in layer.items()
         }
         if number == 0:
-            shapes |= {"model.embed_tokens.weight": (VOCABULARY, width), "lm_head.weight": (VOCABULARY, width)}
+            shapes |= {"model.embed_tokens.weight": (VOCAB_SIZE, width), "lm_head.weight": (VOCAB_SIZE, width)}
             shapes["model.norm.weight"] = (width,)
         tensors = {
             name: (random.standard_normal(shape, np.float32) * 0.02).astype(ml_dtypes.bfloat16)
             for name, shape in shapes.items()
         }
-        file = f"model-{number + 1:05}-of-{FILES:05}.safetensors"
+        file = f"model-{number + 1:05}-of-{NUM_FILES:05}.safetensors"
         save_file(tensors, folder / file)
         weight_map |= dict.fromkeys(tensors, file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
 
 
 def read(folder: Path, port: int, num_hosts: int, host: int) -> None:
-    """Loads the checkpoint into training's layout, and tells what that took of this host's memory."""
+    """Loads the checkpoint in the training layout and prints this host's peak memory."""
     import jax
 
     from tpt_jax.config import MeshConfig
@@ -134,19 +133,19 @@ def read(folder: Path, port: int, num_hosts: int, host: int) -> None:
     largest = max(leaf.nbytes for leaf in leaves)
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     print(
-        f"host {host} of {num_hosts}: a checkpoint of {size / 1e9:.2f} GB; its share in fp32 {share / 1e9:.2f} GB, "
-        f"memory at the peak {(peak - before) / 1e9:.2f} GB, {(peak - before - share) / 1e9:.2f} GB of it besides; "
-        f"the largest parameter of all hosts is {largest / 1e9:.2f} GB; {time.monotonic() - started:.0f} s",
+        f"host {host} of {num_hosts}: checkpoint {size / 1e9:.2f} GB; fp32 shards of this host {share / 1e9:.2f} GB, "
+        f"peak memory {(peak - before) / 1e9:.2f} GB, {(peak - before - share) / 1e9:.2f} GB above the shards; "
+        f"largest parameter (all hosts) {largest / 1e9:.2f} GB; {time.monotonic() - started:.0f} s",
         flush=True,
     )
-    hosts.barrier("all have read")
+    hosts.barrier("checkpoint loaded")
 
 
 def anonymous_memory() -> int:
-    """Bytes of this process that no file backs."""
-    found = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None  # on Linux
-    return int(found[1]) * 1024
+    """Bytes of this process's memory that are not backed by a file."""
+    match = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert match is not None  # Linux only
+    return int(match[1]) * 1024
 
 
 if __name__ == "__main__":

@@ -1,24 +1,24 @@
-r"""Our checkers beside others' on the same traces: where they differ, and what stands in the traces where they do.
+r"""Compares our answer checkers with others' on the same traces, and shows traces on which they disagree.
 
     pip install 'tpt_jax[bench]'
     python benchmarks/compare_checkers.py --questions questions.json --traces traces.jsonl --show 5
     python benchmarks/compare_checkers.py --labelled model_solutions_6b.jsonl
     python benchmarks/compare_checkers.py --math problems.jsonl
 
-The first two are for answers that are numbers; the second takes lines of {"ground_truth", "solution", "is_correct"},
-answers after "A:", as OpenAI published for GSM8K. The third is for LaTeX: lines of {"answer", "completion"}, and
-"label" (true or false) where somebody has judged. Only reading and comparing are compared: each of the others has a
-prompt of its own, and lm-evaluation-harness stops sampling at "Question:".
+The first two commands check numeric answers. The second takes lines of {"ground_truth", "solution", "is_correct"} with
+the answer after "A:", the format OpenAI published for GSM8K. The third checks LaTeX answers: lines of {"answer",
+"completion"} and optionally "label" (true or false), a human verdict. Only answer extraction and comparison are
+measured: the other tools use their own prompts, and lm-evaluation-harness stops sampling at "Question:".
 
-  - public expression: that of the public TPT scripts, and equality of strings;
-  - lm-eval strict, lm-eval flexible: lm-evaluation-harness's gsm8k task, by its own filters, metric and settings;
-  - math-verify: the library by itself, given the reference in a box and the whole trace;
-  - Minerva: the comparison of Lewkowycz et al. 2022 (arXiv 2206.14858, appendix D.1), as lm-evaluation-harness has it.
-    Its own extraction finds nothing but "Final Answer: The final answer is X. I hope it is correct.", so it is given
-    what our math checker finds.
+  - public expression: the regular expression of the public TPT scripts, answers compared as strings;
+  - lm-eval strict, lm-eval flexible: lm-evaluation-harness's gsm8k task, with its own filters, metric and settings;
+  - math-verify: the library on its own, given the boxed reference answer and the full trace;
+  - Minerva: the comparison of Lewkowycz et al. 2022 (arXiv 2206.14858, appendix D.1) in lm-evaluation-harness. Its own
+    extraction only accepts "Final Answer: The final answer is X. I hope it is correct.", so it is given the answer that
+    our math checker extracts.
 
-The last two cannot be had together: Minerva's needs antlr4-python3-runtime 4.11, with which math-verify (0.9.0) reads
-no percentages. So run it twice, the second time for Minerva beside the numeric checker:
+The last two cannot run together: Minerva needs antlr4-python3-runtime 4.11, with which math-verify (0.9.0) cannot read
+percentages. Run the script twice, the second time with Minerva:
 
     pip install --target antlr411 antlr4-python3-runtime==4.11.1
     PYTHONPATH=antlr411 python benchmarks/compare_checkers.py ...
@@ -51,12 +51,12 @@ from tpt_jax.tasks.task import read_plain_question
 PUBLIC_EXPRESSION = re.compile(r"####\s*(-?[\d.,]+)")
 TAIL = 400  # characters of a trace that --show prints
 
-Compare = Callable[[str, str], bool]  # a reference and a trace
+Compare = Callable[[str, str], bool]  # (reference answer, trace) -> correct
 
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """A trace to judge, and what somebody said of it."""
+    """A trace to judge, with a human verdict if there is one."""
 
     question: str
     sample: int
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--traces", type=Path)
     parser.add_argument("--labelled", type=Path)
     parser.add_argument("--math", type=Path)
-    parser.add_argument("--show", type=int, default=0, help="so many traces of each kind of difference")
+    parser.add_argument("--show", type=int, default=0, help="traces to show for each kind of disagreement")
     args = parser.parse_args()
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)
     if args.questions and args.traces:
@@ -105,18 +105,18 @@ def _math_lines(path: Path) -> list[Item]:
 
 
 def numeric_checkers() -> dict[str, Compare]:
-    """Ours first."""
+    """Numeric checkers by name, ours first."""
     return {
         "correct": lambda answer, trace: check_numeric(Question("", "", answer), trace).correct,
         "strict": lambda answer, trace: check_numeric(Question("", "", answer), trace).strict,
-        "public expression": _public,
+        "public expression": _public_expression,
         **_harness(),
         **_symbolic(),
     }
 
 
 def math_checkers() -> dict[str, Compare]:
-    """Ours first."""
+    """LaTeX checkers by name, ours first."""
     return {
         "correct": lambda answer, trace: check_math(Question("", "", answer), trace).correct,
         "strict": lambda answer, trace: check_math(Question("", "", answer), trace).strict,
@@ -124,30 +124,30 @@ def math_checkers() -> dict[str, Compare]:
     }
 
 
-def _public(answer: str, trace: str) -> bool:
+def _public_expression(answer: str, trace: str) -> bool:
     match = PUBLIC_EXPRESSION.search(trace)
     return match is not None and match.group(1) == answer
 
 
 def _harness() -> dict[str, Compare]:
-    """lm-evaluation-harness's two verdicts on GSM8K."""
-    import lm_eval.filters  # noqa: F401  its filters register themselves
+    """The two verdicts of lm-evaluation-harness on GSM8K."""
+    import lm_eval.filters  # noqa: F401  registers the filters
     from lm_eval.api.metrics import exact_match_fn
     from lm_eval.api.registry import get_filter
     from lm_eval.tasks._yaml_loader import load_yaml
 
     task = load_yaml(Path(str(importlib.resources.files("lm_eval"))) / "tasks" / "gsm8k" / "gsm8k.yaml")
-    given = {"metric", "aggregation", "higher_is_better"}
-    settings = {key: value for key, value in task["metric_list"][0].items() if key not in given}
+    non_settings = {"metric", "aggregation", "higher_is_better"}
+    settings = {key: value for key, value in task["metric_list"][0].items() if key not in non_settings}
 
     def checker(steps: Sequence[Mapping[str, Any]]) -> Compare:
         filters = [get_filter(step["function"])(**{k: v for k, v in step.items() if k != "function"}) for step in steps]
 
         def judge(answer: str, trace: str) -> bool:
-            found: Any = [[trace]]
+            answers: Any = [[trace]]
             for step in filters:
-                found = list(step.apply(found, [{}]))
-            return exact_match_fn(predictions=found, references=[answer], **settings)["exact_match"] == 1
+                answers = list(step.apply(answers, [{}]))
+            return exact_match_fn(predictions=answers, references=[answer], **settings)["exact_match"] == 1
 
         return judge
 
@@ -162,20 +162,22 @@ def _math_verify(answer: str, trace: str) -> bool:
 
 
 def _symbolic() -> dict[str, Compare]:
-    """Minerva's comparison where it can be had, else math-verify's."""
+    """Minerva's comparison if the installed antlr allows it, otherwise math-verify's."""
     if not version("antlr4-python3-runtime").startswith("4.11"):
         return {"math-verify": _math_verify}
     from lm_eval.tasks.minerva_math.utils import is_equiv, normalize_final_answer
 
     def judge(answer: str, trace: str) -> bool:
-        found = final_answer(trace)
-        return found is not None and is_equiv(normalize_final_answer(found.text), normalize_final_answer(answer))
+        extracted = final_answer(trace)
+        return extracted is not None and is_equiv(
+            normalize_final_answer(extracted.text), normalize_final_answer(answer)
+        )
 
     return {"Minerva": judge}
 
 
 def compare(items: Sequence[Item], checkers: Mapping[str, Compare], show: int) -> None:
-    """Prints how often each calls a trace right, who agrees with whom, and `show` traces of each kind of difference."""
+    """Prints each checker's share of correct traces, pairwise agreement, and `show` traces per kind of disagreement."""
     verdicts: dict[str, list[bool]] = {}
     rates: dict[str, float] = {}
     for name, judge in checkers.items():
@@ -184,47 +186,47 @@ def compare(items: Sequence[Item], checkers: Mapping[str, Compare], show: int) -
         rates[name] = len(items) / (time.perf_counter() - started)
     ours = verdicts["correct"]
     labels = [item.label for item in items]
-    table = Table("", "right", "share", "alone right", "ours alone right", "agrees with labels", "verdicts/s")
+    table = Table("", "correct", "share", "not by ours", "only by ours", "agrees with labels", "verdicts/s")
     for name, theirs in verdicts.items():
-        agreed = [verdict == label for verdict, label in zip(theirs, labels, strict=True) if label is not None]
+        agreements = [verdict == label for verdict, label in zip(theirs, labels, strict=True) if label is not None]
         table.add_row(
             name,
             str(sum(theirs)),
             _share(items, theirs),
-            str(sum(map(_first_alone, theirs, ours))),
-            str(sum(map(_first_alone, ours, theirs))),
-            f"{sum(agreed)} of {len(agreed)}" if agreed else "",
+            str(sum(map(_only_first, theirs, ours))),
+            str(sum(map(_only_first, ours, theirs))),
+            f"{sum(agreements)} of {len(agreements)}" if agreements else "",
             f"{rates[name]:,.0f}",
         )
     console = Console()
     console.print(f"{len(items)} traces, one core", highlight=False)
     console.print(table)
     pairs = Table("agree on", *list(verdicts)[1:])
-    for one, other in itertools.groupby(itertools.combinations(verdicts, 2), key=lambda pair: pair[0]):
-        agreements = [sum(map(bool.__eq__, verdicts[one], verdicts[second])) for _, second in other]
-        pairs.add_row(one, *[""] * (len(verdicts) - 1 - len(agreements)), *map(str, agreements))
+    for first, group in itertools.groupby(itertools.combinations(verdicts, 2), key=lambda pair: pair[0]):
+        agreements = [sum(map(bool.__eq__, verdicts[first], verdicts[second])) for _, second in group]
+        pairs.add_row(first, *[""] * (len(verdicts) - 1 - len(agreements)), *map(str, agreements))
     console.print(pairs)
     for name, theirs in list(verdicts.items())[1:]:
-        _show(f"{name} alone calls right", list(map(_first_alone, theirs, ours)), items, show)
-        _show(f"not called right by {name}, ours is right", list(map(_first_alone, ours, theirs)), items, show)
+        _show(f"correct by {name}, not by ours", list(map(_only_first, theirs, ours)), items, show)
+        _show(f"correct by ours, not by {name}", list(map(_only_first, ours, theirs)), items, show)
 
 
-def _share(items: Sequence[Item], right: Sequence[bool]) -> str:
-    """With its 95% interval over questions."""
-    of_questions: dict[str, list[bool]] = {}
-    for item, is_right in zip(items, right, strict=True):
-        of_questions.setdefault(item.question, []).append(is_right)
-    low, high = mean_interval([sum(each) / len(each) for each in of_questions.values()])
-    return f"{sum(right) / len(right):.1%} ({low:.1%} to {high:.1%})"
+def _share(items: Sequence[Item], correct: Sequence[bool]) -> str:
+    """Share of correct traces, with its 95% interval over questions."""
+    by_question: dict[str, list[bool]] = {}
+    for item, is_correct in zip(items, correct, strict=True):
+        by_question.setdefault(item.question, []).append(is_correct)
+    low, high = mean_interval([sum(verdicts) / len(verdicts) for verdicts in by_question.values()])
+    return f"{sum(correct) / len(correct):.1%} ({low:.1%} to {high:.1%})"
 
 
-def _first_alone(first: bool, second: bool) -> bool:
+def _only_first(first: bool, second: bool) -> bool:
     return first and not second
 
 
-def _show(title: str, chosen: Sequence[bool], items: Sequence[Item], count: int) -> None:
-    """Ends of traces, control characters escaped: a model's text must not drive a terminal."""
-    for item in [item for item, is_chosen in zip(items, chosen, strict=True) if is_chosen][:count]:
+def _show(title: str, selected: Sequence[bool], items: Sequence[Item], count: int) -> None:
+    """Prints the ends of traces; control characters are escaped, since a model's text must not drive a terminal."""
+    for item in list(itertools.compress(items, selected))[:count]:
         print(f"\n{title}: {item.question}/{item.sample}, reference {item.answer!a}")
         for line in item.completion[-TAIL:].split("\n"):
             print(f"    {ascii(line)[1:-1]}")

@@ -1,8 +1,8 @@
-"""Kills a small run at random moments and goes on with it, over and over; then compares with a run that nobody killed.
+"""Kills a small run at random times and resumes it, repeatedly; then compares it with an uninterrupted run.
 
     python benchmarks/kills.py --num_kills 20
 
-Prints where each kill fell, and exits with 1 if a trace, a step of a curve, or a weight, by more than 1e-6, is another.
+Prints how far each run had got when killed. Exits with 1 if a trace or a loss differs, or a weight by more than 1e-6.
 """
 
 import argparse
@@ -22,7 +22,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax
 import numpy as np
 
-from tpt_jax.checkpoints.model import ModelFolder
+from tpt_jax.checkpoints.model_folder import ModelFolder
 from tpt_jax.config import MeshConfig
 from tpt_jax.runtime.mesh import make_mesh
 from tpt_jax.runtime.sharding import TRAIN_RULES, Layout
@@ -36,7 +36,7 @@ think: {{num_questions: 120, num_slots: 32}}
 train: {{num_epochs: 4, rows: 4, save_every: 3}}
 evaluate: {{num_slots: 32}}
 """
-LONGEST = 8.0  # seconds until a kill, from when the process is ready to sample: starting up writes nothing
+MAX_SECONDS = 8.0  # longest time to a kill, counted from "sampler ready", since nothing is written before
 
 
 def main() -> int:
@@ -44,31 +44,31 @@ def main() -> int:
     parser.add_argument("--num_kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    draw = random.Random(args.seed)
+    rng = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         config = folder / "kills.yaml"
         config.write_text(CONFIG.format(configs=Path(__file__).parent.parent / "configs"))
-        whole = folder / "whole"
-        run(config, whole, None)
-        num_kills, faults = 0, 0
+        uninterrupted = folder / "uninterrupted"
+        run(config, uninterrupted, None)
+        num_kills, num_differences = 0, 0
         while num_kills < args.num_kills:
             killed = folder / f"killed{num_kills}"
-            while run(config, killed, draw.uniform(0, LONGEST)):
+            while run(config, killed, rng.uniform(0, MAX_SECONDS)):
                 num_kills += 1
-                print(f"kill {num_kills}: {where(killed)}", flush=True)
-            faults += compare(whole, killed)
-    print(f"{num_kills} kills, {faults} faults")
-    return 1 if faults else 0
+                print(f"kill {num_kills}: {last_write(killed)}", flush=True)
+            num_differences += compare(uninterrupted, killed)
+    print(f"{num_kills} kills, {num_differences} differences")
+    return 1 if num_differences else 0
 
 
 def run(config: Path, run_dir: Path, seconds: float | None) -> bool:
-    """Whether the run was killed so many seconds after its start, rather than done before."""
+    """Starts or resumes the run; returns true if it was killed after this many seconds, false if it finished before."""
     command = [sys.executable, "-m", "tpt_jax", "run", "--config", str(config), "--run_dir", str(run_dir)]
-    said = run_dir.with_suffix(".log")
-    with said.open("w") as log:
+    log_path = run_dir.with_suffix(".log")
+    with log_path.open("w") as log:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log)
-    while process.poll() is None and "sampler ready" not in said.read_text():
+    while process.poll() is None and "sampler ready" not in log_path.read_text():
         time.sleep(0.05)
     try:
         code = process.wait(timeout=seconds)
@@ -77,43 +77,48 @@ def run(config: Path, run_dir: Path, seconds: float | None) -> bool:
         process.wait()
         return True
     if code:
-        sys.exit(f"the run ended by itself with {code}")
+        sys.exit(f"the run failed with exit status {code}; see {log_path}")
     return False
 
 
-def where(run_dir: Path) -> str:
-    """The newest thing that the killed process had written."""
+def last_write(run_dir: Path) -> str:
+    """The newest file of the killed process, and its age."""
     files = [path for path in run_dir.rglob("*") if path.is_file()]
     if not files:
-        return "before it wrote anything"
+        return "before the first write"
     newest = max(files, key=lambda path: path.stat().st_mtime)
     return f"{time.time() - newest.stat().st_mtime:.1f} s after {newest.relative_to(run_dir)}"
 
 
-def compare(whole: Path, killed: Path) -> int:
-    """How many of traces, curves and weights are others."""
-    faults = sum(found(whole)[key] != found(killed).get(key) for key in found(whole))
-    faults += found(whole).keys() != found(killed).keys()
+def compare(uninterrupted: Path, killed: Path) -> int:
+    """The number of differing traces and losses, plus one if the weights differ."""
+    expected, actual = read_results(uninterrupted), read_results(killed)
+    num_differences = sum(expected[key] != actual.get(key) for key in expected)
+    num_differences += expected.keys() != actual.keys()
     layout = Layout(make_mesh(MeshConfig()), TRAIN_RULES)
-    weights = [ModelFolder.open(run_dir / "checkpoints/002").load(layout) for run_dir in (whole, killed)]
+    weights = [ModelFolder.open(run_dir / "checkpoints/002").load(layout) for run_dir in (uninterrupted, killed)]
     pairs = zip(*map(jax.tree.leaves, weights), strict=True)
-    difference = max(float(np.abs(np.asarray(one) - np.asarray(two)).max()) for one, two in pairs)
-    print(f"  {len(found(whole))} traces and steps, {faults} others; weights differ by {difference:.1e}", flush=True)
-    return faults + (difference > 1e-6)
+    weight_difference = max(float(np.abs(np.asarray(first) - np.asarray(second)).max()) for first, second in pairs)
+    print(
+        f"  {len(expected)} traces and losses, {num_differences} different; "
+        f"largest weight difference {weight_difference:.1e}",
+        flush=True,
+    )
+    return num_differences + (weight_difference > 1e-6)
 
 
-def found(run_dir: Path) -> dict[Any, Any]:
-    """Tokens of every trace and the loss of every step; one that stands there twice is a fault of its own."""
-    lines: dict[Any, Any] = {}
-    for part in sorted(run_dir.glob("rounds/*/traces/*.jsonl")):
-        for line in map(json.loads, part.read_text().splitlines()):
-            key = (part.parent.parent.name, part.name.partition("-")[0], line["id"], line["sample"])
-            lines[key] = "twice" if key in lines else line["token_ids"]
+def read_results(run_dir: Path) -> dict[Any, Any]:
+    """The token ids of every trace and the loss of every step; a duplicate is marked, to count as a difference."""
+    results: dict[Any, Any] = {}
+    for path in sorted(run_dir.glob("rounds/*/traces/*.jsonl")):
+        for line in map(json.loads, path.read_text().splitlines()):
+            key = (path.parent.parent.name, path.name.partition("-")[0], line["id"], line["sample"])
+            results[key] = "duplicate" if key in results else line["token_ids"]
     for line in map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines()):
         if line["phase"] == "train":
             key = (line["round"], line["step"])
-            lines[key] = "twice" if key in lines else line["loss"]
-    return lines
+            results[key] = "duplicate" if key in results else line["loss"]
+    return results
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Why master weights are fp32: at the paper's learning rate of 1e-6 a bf16 weight does not move.
+"""Shows why master weights are fp32: at the paper's learning rate of 1e-6, bf16 weights do not change.
 
     python benchmarks/master_weights.py [--num_steps 100 --learning_rate 1e-6]
 
-The quickstart's model is trained on its own kind of problems, at a constant rate, forward and backward pass in bf16
-both times: once with AdamW on fp32 weights, of which the pass uses a bf16 copy, once with the same AdamW, moments in
-fp32, on weights that are stored in bf16. Shown: how many of the stored weights differ from those at the start, how many
-of the bf16 weights that the pass uses do, and the loss of all the problems before and after.
+Trains the quickstart model on problems of its own task at a constant learning rate, with forward and backward passes in
+bf16: first with fp32 master weights, then with weights stored in bf16. AdamW and its fp32 moments are the same. Prints
+the share of stored weights that changed, the share of their bf16 copies that changed, and the loss on all problems
+before and after.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from tpt_jax.checkpoints.model import ModelFolder
+from tpt_jax.checkpoints.model_folder import ModelFolder
 from tpt_jax.config import LossConfig, MeshConfig
 from tpt_jax.models.transformer import Transformer, abstract_parameters
 from tpt_jax.prompts import load_prompt
@@ -55,30 +55,30 @@ def main() -> None:
         return linear_cross_entropy(hidden, model.output_table, targets, weights, **options) / weights.sum()
 
     optimizer = optax.adamw(args.learning_rate, 0.9, 0.95, weight_decay=0.0, mu_dtype=jnp.float32)
-    loss_of = jax.jit(loss)
+    jitted_loss = jax.jit(loss)
 
     @jax.jit
     def step(parameters: nnx.State, state: Any, batch: Batch) -> tuple[nnx.State, Any]:
         gradients = jax.tree.map(lambda x: x.astype(jnp.float32), jax.grad(loss)(parameters, batch))
         updates, state = optimizer.update(gradients, state, jax.tree.map(lambda x: x.astype(jnp.float32), parameters))
-        # The update is rounded to the weight's type with the sum, as a bf16 optimizer does.
+        # The sum is rounded to the weight's dtype, as in a bf16 optimizer.
         return jax.tree.map(lambda weight, update: (weight + update).astype(weight.dtype), parameters, updates), state
 
-    start = folder.load(layout)
-    print(f"{'weights':10}{'stored moved':>14}{'used moved':>12}{'loss before':>13}{'after':>10}")
+    base = folder.load(layout)
+    print(f"{'weights':10}{'stored moved':>14}{'bf16 moved':>12}{'loss before':>13}{'after':>10}")
     for dtype in ("float32", "bfloat16"):
-        first = jax.tree.map(lambda x, dtype=dtype: x.astype(dtype), start)
-        parameters, state = first, optimizer.init(jax.tree.map(lambda x: x.astype(jnp.float32), first))
-        before = np.mean([float(loss_of(parameters, batch)) for batch in batches])
+        initial = jax.tree.map(lambda x, dtype=dtype: x.astype(dtype), base)
+        parameters, state = initial, optimizer.init(jax.tree.map(lambda x: x.astype(jnp.float32), initial))
+        before = np.mean([float(jitted_loss(parameters, batch)) for batch in batches])
         for index in range(args.num_steps):
             parameters, state = step(parameters, state, batches[index % len(batches)])
-        after = np.mean([float(loss_of(parameters, batch)) for batch in batches])
-        shares = [moved(first, parameters, kind) for kind in (dtype, "bfloat16")]
+        after = np.mean([float(jitted_loss(parameters, batch)) for batch in batches])
+        shares = [share_moved(initial, parameters, compared) for compared in (dtype, "bfloat16")]
         print(f"{dtype:10}{shares[0]:14.1%}{shares[1]:12.1%}{before:13.5f}{after:10.5f}")
 
 
-def moved(before: nnx.State, after: nnx.State, dtype: str) -> float:
-    """The share of weights that differ, once both are in this type."""
+def share_moved(before: nnx.State, after: nnx.State, dtype: str) -> float:
+    """The share of weights that differ when both are cast to this dtype."""
     pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
     differ = [(old.astype(dtype) != new.astype(dtype)) for old, new in pairs]
     return float(sum(int(leaf.sum()) for leaf in differ) / sum(leaf.size for leaf in differ))

@@ -1,10 +1,10 @@
-"""How many of Math-Verify's own test cases the math checker decides as they expect.
+"""Runs the math checker on Math-Verify's own test cases and counts the verdicts that match.
 
     git clone https://github.com/huggingface/Math-Verify
     python benchmarks/math_verify_cases.py --cases Math-Verify
 
-The cases are what pytest collects from the checkout's tests: those with a reference, a prediction and what is expected
-of the two. Settings that a case gives the library are not ours to give: such cases are counted apart.
+Takes from the checkout's parametrized tests those with a reference answer, a prediction and an expected verdict. Cases
+that pass settings to the library, which our checker does not have, are also counted separately.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import pytest
 from tpt_jax.checks.answers.latex import check_math
 from tpt_jax.records import Question
 
-PLAIN = {"gold", "pred", "expected", "result"}
+CASE_PARAMETERS = {"gold", "pred", "expected", "result"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,19 +33,19 @@ class Case:
 
 
 class Collector:
-    """A pytest plugin that keeps the parameters of what is collected."""
+    """A pytest plugin that records the parameters of collected tests."""
 
     def __init__(self) -> None:
         self.cases: list[Case] = []
 
     def pytest_collection_modifyitems(self, items: Sequence[pytest.Item]) -> None:
         for item in items:
-            given = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-            expected = given.get("expected", given.get("result"))
-            gold, pred = given.get("gold"), given.get("pred")
+            parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+            expected = parameters.get("expected", parameters.get("result"))
+            gold, pred = parameters.get("gold"), parameters.get("pred")
             if isinstance(gold, str) and isinstance(pred, str) and expected in (0, 1):
                 name = item.name.partition("[")[0]
-                self.cases.append(Case(name, gold, pred, bool(expected), bool(given.keys() - PLAIN)))
+                self.cases.append(Case(name, gold, pred, bool(expected), bool(parameters.keys() - CASE_PARAMETERS)))
 
 
 def main() -> None:
@@ -54,22 +54,27 @@ def main() -> None:
     args = parser.parse_args()
     cases = collect(args.cases)
     started = time.perf_counter()
-    ours = [check_math(Question("", "", case.gold), case.pred) for case in cases]
+    verdicts = [check_math(Question("", "", case.gold), case.pred) for case in cases]
     seconds = time.perf_counter() - started
-    for case, verdict in zip(cases, ours, strict=True):
+    for case, verdict in zip(cases, verdicts, strict=True):
         if verdict.correct != case.expected:
             settings = ", with settings" if case.with_settings else ""
             print(f"{case.name}{settings}: expected {_word(case.expected)}, ours {_word(verdict.correct)}", end="")
-            print(f" ({verdict.reason or 'compared'})\n  reference  {_end(case.gold)}\n  prediction {_end(case.pred)}")
+            print(
+                f" ({verdict.reason or 'compared'})\n  reference  {_tail(case.gold)}\n  prediction {_tail(case.pred)}"
+            )
             print(f"  extracted  {verdict.extracted}")
-    agreed = [verdict.correct == case.expected for case, verdict in zip(cases, ours, strict=True)]
-    plain = [agrees for case, agrees in zip(cases, agreed, strict=True) if not case.with_settings]
-    print(f"{sum(agreed)} of {len(agreed)} cases agree; {sum(plain)} of the {len(plain)} without settings")
+    matches = [verdict.correct == case.expected for case, verdict in zip(cases, verdicts, strict=True)]
+    without_settings = [match for case, match in zip(cases, matches, strict=True) if not case.with_settings]
+    print(
+        f"{sum(matches)} of {len(matches)} cases match; "
+        f"{sum(without_settings)} of {len(without_settings)} without settings"
+    )
     print(f"{len(cases) / seconds:,.0f} verdicts/s on one core")
 
 
 def collect(checkout: Path) -> list[Case]:
-    """The cases in a checkout's tests."""
+    """Collects the cases from the tests of a checkout."""
     collector = Collector()
     with contextlib.redirect_stdout(io.StringIO()):
         tests = str(checkout.resolve() / "tests")
@@ -87,11 +92,11 @@ def collect(checkout: Path) -> list[Case]:
     return collector.cases
 
 
-def _word(right: bool) -> str:
-    return "right" if right else "wrong"
+def _word(correct: bool) -> str:
+    return "correct" if correct else "wrong"
 
 
-def _end(text: str) -> str:
+def _tail(text: str) -> str:
     return ascii(text if len(text) <= 160 else "..." + text[-160:])
 
 

@@ -1,8 +1,8 @@
-"""Runs the quickstart and its control with several seeds, and prints Pass@1 by round.
+"""Runs the quickstart and its unpruned control with several seeds, and prints Pass@1 by round.
 
     python benchmarks/quickstart_seeds.py --output runs/seeds [--seeds 0 1 2] [--picture benchmarks/quickstart.svg]
 
-A run that is there already is read, not run again. Round 0 is the model as given, sampled with the run's seed.
+Finished runs in the output folder are not run again. Round 0 is the base model, sampled with the run's seed.
 """
 
 import argparse
@@ -17,29 +17,29 @@ import numpy as np
 from tpt_jax.report.svg import HEIGHT, WIDTH, Frame, Unit, round_ticks, tag
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-NAMES = {"quickstart": "pruned", "quickstart_no_prune": "not pruned"}  # config, and what it is called in the picture
+NAMES = {"quickstart": "pruned", "quickstart_no_prune": "not pruned"}  # config -> label in the picture
 COLORS = ("#0068a8", "#c05a00")
 STYLE = "text { font: 12px sans-serif; fill: #59626b } .grid { stroke: #e2e4e3 } polyline { fill: none }"
 PERCENT = Unit(lambda value: f"{value:.0f}%", lambda value: f"{value:.1f}%")
 
-Curve = list[tuple[float, float]]  # Pass@1 of each round and half its 95% interval, in percent
+Curve = list[tuple[float, float]]  # per round: Pass@1 and half of its 95% interval, in percent
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="a folder for the runs")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--picture", type=Path, help="an SVG file to draw the curves into")
+    parser.add_argument("--picture", type=Path, help="SVG file for the curves")
     args = parser.parse_args()
     curves = {name: [pass_at_1(finished_run(args.output, name, seed)) for seed in args.seeds] for name in NAMES}
-    for name, of_seeds in curves.items():
-        print(table(name, args.seeds, of_seeds))
+    for name, seed_curves in curves.items():
+        print(table(name, args.seeds, seed_curves))
     if args.picture is not None:
         args.picture.write_text(picture(curves) + "\n")
 
 
 def finished_run(output: Path, name: str, seed: int) -> list[dict[str, Any]]:
-    """The metrics of all rounds of a run, which is run first unless it is there."""
+    """Runs or resumes a run, and returns the metrics of its rounds."""
     folder = output / f"{name}-{seed}"
     command = ["--config", str(CONFIGS / f"{name}.yaml"), "--seed", str(seed), "--run_dir", str(folder)]
     subprocess.run([sys.executable, "-m", "tpt_jax", "run", *command], check=True, stdout=subprocess.DEVNULL)
@@ -53,7 +53,7 @@ def pass_at_1(rounds: list[dict[str, Any]]) -> Curve:
 
 
 def table(name: str, seeds: list[int], curves: list[Curve]) -> str:
-    """Markdown, with the mean over the seeds and each seed's gain."""
+    """A Markdown table with each seed's gain and the mean over seeds."""
     means = np.mean([[value for value, _ in curve] for curve in curves], axis=0)
     gains = [curve[-1][0] - curve[0][0] for curve in curves]
     lines = [
@@ -68,24 +68,26 @@ def table(name: str, seeds: list[int], curves: list[Curve]) -> str:
 
 
 def picture(curves: dict[str, list[Curve]]) -> str:
-    """A line for each seed, its intervals, and the config's name at the end."""
-    values = [value for of_config in curves.values() for curve in of_config for value, _ in curve]
+    """An SVG with a line and intervals for each seed, and the config's label at the end."""
+    values = [value for seed_curves in curves.values() for curve in seed_curves for value, _ in curve]
     last = len(next(iter(curves.values()))[0]) - 1
     frame = Frame((0, last), round_ticks(min(values) - 5, max(values) + 5), PERCENT, inset=20, right=90)
-    parts = [frame.axes([(index, str(index)) for index in range(last + 1)], "round (0: the model as given)")]
-    for (name, of_config), color in zip(curves.items(), COLORS, strict=True):
-        for shift, curve in enumerate(of_config):
-            places = [(frame.x(index) + 5 * (shift - 1), value, half) for index, (value, half) in enumerate(curve)]
-            line = " ".join(f"{x:.1f},{frame.y(value):.1f}" for x, value, _ in places)
-            parts.append(tag("polyline", points=line, stroke=color, stroke_width=1.5))
-            for x, value, half in places:
+    elements = [frame.axes([(index, str(index)) for index in range(last + 1)], "round (0: the model as given)")]
+    for (name, seed_curves), color in zip(curves.items(), COLORS, strict=True):
+        for shift, curve in enumerate(seed_curves):
+            points = [(frame.x(index) + 5 * (shift - 1), value, half) for index, (value, half) in enumerate(curve)]
+            line = " ".join(f"{x:.1f},{frame.y(value):.1f}" for x, value, _ in points)
+            elements.append(tag("polyline", points=line, stroke=color, stroke_width=1.5))
+            for x, value, half in points:
                 ends = {"x1": x, "x2": x, "y1": frame.y(value - half), "y2": frame.y(value + half)}
-                parts.append(tag("line", **ends, stroke=color, stroke_opacity="0.4"))
-        end = np.mean([curve[-1][0] for curve in of_config])
-        parts.append(tag("text", NAMES[name], x=WIDTH - 92, y=frame.y(float(end)) + 4, style=f"fill: {color}"))
+                elements.append(tag("line", **ends, stroke=color, stroke_opacity="0.4"))
+        end = np.mean([curve[-1][0] for curve in seed_curves])
+        elements.append(tag("text", NAMES[name], x=WIDTH - 92, y=frame.y(float(end)) + 4, style=f"fill: {color}"))
     title = tag("title", f"Pass@1 on held-out questions, {len(values) // (2 * last + 2)} seeds, with 95% intervals")
     box = f"0 0 {WIDTH} {HEIGHT}"
-    return tag("svg", title, tag("style", STYLE), *parts, xmlns="http://www.w3.org/2000/svg", viewBox=box, width=WIDTH)
+    return tag(
+        "svg", title, tag("style", STYLE), *elements, xmlns="http://www.w3.org/2000/svg", viewBox=box, width=WIDTH
+    )
 
 
 if __name__ == "__main__":

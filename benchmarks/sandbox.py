@@ -1,10 +1,11 @@
-"""How many of a model's programs are judged a second, in the sandbox and without it.
+"""Measures programs judged per second, with and without the sandbox.
 
     python benchmarks/sandbox.py [--programs 400]
 
-The programs are short and right or wrong, as most are that a model writes; each is judged by three tests, for which two
-processes are started, or by one input, for which one is. All go through the pool, its start not counted: with one
-worker and with one a processor core, and on a single core. What a program itself takes comes on top.
+The programs are short, like most that a model writes, and every fourth is wrong. Each is judged by three unit tests,
+which start two processes, or by one input, which starts one. They go through the checker pool, whose start-up is not
+counted: with one worker on one core, one worker on all cores, and one worker per core. The programs themselves take
+almost no time; a longer one would add its own.
 """
 
 import argparse
@@ -32,24 +33,25 @@ def main() -> None:
         completions = [program.format("min" if index % 4 == 0 else "max") for index in range(args.programs)]
         pairs = [(question, Trace("largest", index, text)) for index, text in enumerate(completions)]
         for checker in ("code", "code_without_sandbox"):
-            for used, workers in ((cores[:1], 1), (cores, 1), (cores, len(cores))):
-                os.sched_setaffinity(0, used)
-                rate = measure(checker, workers, pairs)
+            for used_cores, num_workers in ((cores[:1], 1), (cores, 1), (cores, len(cores))):
+                os.sched_setaffinity(0, used_cores)
+                rate = measure(checker, num_workers, pairs)
                 print(
-                    f"{label:12} {checker:22} {len(used)} cores, {workers} workers: {rate:6.1f} programs/s", flush=True
+                    f"{label:12} {checker:22} {len(used_cores)} cores, {num_workers} workers: {rate:6.1f} programs/s",
+                    flush=True,
                 )
 
 
-def measure(checker: str, workers: int, pairs: list[tuple[Question, Trace]]) -> float:
-    """Programs a second, once the workers are there."""
-    with CheckerPool(checker, workers, seconds_per_trace=5.0) as pool:
-        list(pool.judge(pairs[:1] * 64 * workers))
+def measure(checker: str, num_workers: int, pairs: list[tuple[Question, Trace]]) -> float:
+    """Programs judged per second once all workers have started."""
+    with CheckerPool(checker, num_workers, seconds_per_trace=5.0) as pool:
+        list(pool.judge(pairs[:1] * 64 * num_workers))
         started = time.perf_counter()
         verdicts = list(pool.judge(pairs))
         seconds = time.perf_counter() - started
-    wrong = sum(not verdict.correct for verdict in verdicts)
-    if wrong != len(range(0, len(pairs), 4)):
-        raise RuntimeError(f"{wrong} of {len(pairs)} programs were called wrong; every fourth is")
+    num_wrong = sum(not verdict.correct for verdict in verdicts)
+    if num_wrong != len(range(0, len(pairs), 4)):
+        raise RuntimeError(f"{num_wrong} of {len(pairs)} programs were judged wrong; every fourth should be")
     return len(pairs) / seconds
 
 

@@ -1,4 +1,4 @@
-"""What the comparisons with other systems share: one random LLaMA, and each system in a process of its own."""
+"""Shared by the comparisons with other systems: a random LLaMA, and a process for each system."""
 
 import argparse
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 SYSTEMS = ("ours", "transformers", "tunix")
-EOS = 0  # pads, and ends no trace
+EOS = 0  # used as padding; ends no trace
 MODEL = {
     "model_type": "llama",
     "architectures": ["LlamaForCausalLM"],
@@ -36,15 +36,17 @@ MODEL = {
 def compare(
     script: str, doc: str | None, write_workload: Callable[[Path], None], run: Callable[[str, Path], dict[str, Any]]
 ) -> dict[str, dict[str, Any]] | None:
-    """What each system's run gives, one after the other; None in a process that is such a run, and has printed it.
+    """Runs each system in turn in a process of its own and returns their results.
+
+    In such a process it runs the one system, prints its result and returns None.
 
     Args:
-      script: the file to start for each system, with the Python of its environment.
-      write_workload: writes what all of them are given into a folder, beside the model.
-      run: does the work of one system, with what was written.
+      script: file to run for each system, with the Python of its environment.
+      write_workload: writes the common workload into the model's folder.
+      run: runs one system on the folder's model and workload, and returns its result.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tunix_python", default=None, help="Tunix is left out if not given")
+    parser.add_argument("--tunix_python", default=None, help="Python with google-tunix; without it Tunix is skipped")
     parser.add_argument("--system", choices=SYSTEMS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -58,13 +60,13 @@ def compare(
         write_workload(Path(name))
         for system in (system for system in SYSTEMS if pythons[system]):
             command = [pythons[system], script, "--system", system, "--folder", name]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            runs[system] = json.loads(done.stdout.splitlines()[-1])
+            process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            runs[system] = json.loads(process.stdout.splitlines()[-1])
     return runs
 
 
 def write_model(folder: Path) -> None:
-    """The model in Hugging Face format."""
+    """Writes the model in Hugging Face format."""
     from tpt_jax.config import MeshConfig
     from tpt_jax.models.architecture import from_huggingface
     from tpt_jax.models.huggingface_export import save_parameters
@@ -80,7 +82,7 @@ def write_model(folder: Path) -> None:
 
 
 def tunix_model(folder: Path) -> tuple[Any, Any]:
-    """The same in Tunix: the model and its config."""
+    """The same model in Tunix, and its config."""
     import jax.numpy as jnp
     from tunix.models.llama3 import model as llama3  # pyright: ignore[reportMissingImports]
     from tunix.models.llama3.params import create_model_from_safe_tensors  # pyright: ignore[reportMissingImports]

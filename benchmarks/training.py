@@ -1,13 +1,13 @@
-"""Fine-tuning on a CPU beside transformers' Trainer and Tunix's PeftTrainer: real tokens a second, in one run.
+"""Compares fine-tuning on a CPU with transformers' Trainer and Tunix's PeftTrainer, in trace tokens per second.
 
     python benchmarks/training.py [--tunix_python PYTHON_OF_AN_ENVIRONMENT_WITH_google-tunix]
 
-The same random LLaMA of 20M parameters (fp32), the same 512 traces with lengths like GSM8K's (mean about 225 tokens,
-longest 512), 50 AdamW steps of the same number of tokens. Ours packs the traces into 4 rows of 512; the Trainer gets
-for each step the very traces that we pack into it, padded to the longest of them, so that the curves can be compared
-step by step; Tunix, which compiles for one shape, gets 9 traces a step, about as many as we have, padded to 512. Only
-tokens of traces count. Each system runs in a process of its own, one after the other; the first steps, compilation
-included, are shown apart.
+All systems train the same random LLaMA of 20M parameters (fp32) on the same 512 traces, with lengths like GSM8K's (mean
+about 225 tokens, longest 512), for 50 AdamW steps of about equally many tokens. Ours packs the traces into 4 rows of
+512. The Trainer gets in each step the traces that we pack into it, padded to the longest of them, so that losses can be
+compared step by step. Tunix, which compiles for one shape, gets 9 traces per step, about as many as ours, padded to
+512. Padding does not count. The systems run one after the other, each in its own process; the first steps, which
+include compilation, are shown separately.
 """
 
 import json
@@ -20,46 +20,46 @@ from typing import Any
 import numpy as np
 from systems import MODEL, compare, tunix_model
 
-NUM_TRACES, LONGEST, ROWS, TRACES_A_STEP = 512, 512, 4, 9
-NUM_STEPS, WARM_UP = 50, 3
+NUM_TRACES, MAX_TOKENS, NUM_ROWS, TRACES_PER_STEP = 512, 512, 4, 9
+NUM_STEPS, NUM_WARM_UP_STEPS = 50, 3
 LEARNING_RATE, BETAS = 1e-3, (0.9, 0.95)
 
-Trace = tuple[list[int], int]  # tokens, and how many of them are prompt
+Trace = tuple[list[int], int]  # token ids, and the number of prompt tokens
 
 
 def main() -> None:
     runs = compare(__file__, __doc__, write_workload, lambda system, folder: globals()[f"train_{system}"](folder))
     if runs is None:
         return
-    rates = {system: sum(run["tokens"][WARM_UP:]) / run["seconds"] for system, run in runs.items()}
+    rates = {system: sum(run["tokens"][NUM_WARM_UP_STEPS:]) / run["seconds"] for system, run in runs.items()}
     print(f"{'system':14}{'tokens/s':>10}{'seconds':>9}{'ours is':>10}{'first steps':>13}{'last loss':>11}")
     for system, run in runs.items():
         ratio = rates["ours"] / rates[system]
         numbers = f"{rates[system]:10.0f}{run['seconds']:9.1f}{ratio:9.2f}x{run['warm_up']:11.1f} s"
         print(f"{system:14}{numbers}{run['losses'][-1]:11.4f}")
     ours, theirs = (np.asarray(runs[system]["losses"]) for system in ("ours", "transformers"))
-    print(f"largest relative difference of losses from transformers': {np.abs(ours / theirs - 1).max():.1e}")
+    print(f"largest relative difference between our losses and transformers': {np.abs(ours / theirs - 1).max():.1e}")
 
 
 def write_workload(folder: Path) -> None:
-    """The traces, and which of them each step trains on."""
+    """Generates the traces, and chooses which of them each step trains on."""
     from tpt_jax.bench.workloads import long_tailed
     from tpt_jax.train.data import BatchShape, packed_batches
 
     rng = np.random.default_rng(0)
     prompts = np.clip(long_tailed(rng, NUM_TRACES, 95, 250), 30, None)
-    completions = np.minimum(long_tailed(rng, NUM_TRACES, 155, 400), LONGEST - prompts)
+    completions = np.minimum(long_tailed(rng, NUM_TRACES, 155, 400), MAX_TOKENS - prompts)
     traces: list[Trace] = [
         (rng.integers(1, MODEL["vocab_size"], prompt + completion).tolist(), int(prompt))
         for prompt, completion in zip(prompts, completions, strict=True)
     ]
-    batches = packed_batches(examples(traces), BatchShape(1, ROWS, LONGEST), seed=0, num_epochs=1)
+    batches = packed_batches(examples(traces), BatchShape(1, NUM_ROWS, MAX_TOKENS), seed=0, num_epochs=1)
     steps = [[int(name) for name in batch.example_ids] for batch in batches[:NUM_STEPS]]
     (folder / "workload.json").write_text(json.dumps([traces, steps]))
     lengths = prompts + completions
     print(
         f"traces: mean {lengths.mean():.1f} tokens, longest {lengths.max()}; "
-        f"{np.mean([len(step) for step in steps]):.1f} a step"
+        f"{np.mean([len(step) for step in steps]):.1f} traces per step"
     )
 
 
@@ -75,7 +75,7 @@ def read_workload(folder: Path) -> tuple[list[Trace], list[list[int]]]:
 
 
 class Clock:
-    """When each step ended, with its loss and its number of tokens."""
+    """Records the end time, loss and token count of each step."""
 
     def __init__(self) -> None:
         self._times = [time.perf_counter()]
@@ -87,27 +87,27 @@ class Clock:
         self._losses.append(loss)
         self._tokens.append(tokens)
 
-    def figures(self) -> dict[str, Any]:
-        start, warm, end = self._times[0], self._times[WARM_UP], self._times[-1]
+    def result(self) -> dict[str, Any]:
+        start, warm, end = self._times[0], self._times[NUM_WARM_UP_STEPS], self._times[-1]
         return {"losses": self._losses, "tokens": self._tokens, "seconds": end - warm, "warm_up": warm - start}
 
 
 def train_ours(folder: Path) -> dict[str, Any]:
-    from tpt_jax.checkpoints.model import ModelFolder
+    from tpt_jax.checkpoints.model_folder import ModelFolder
     from tpt_jax.config import MeshConfig, OptimizerConfig, TrainConfig
     from tpt_jax.runtime.mesh import make_mesh
     from tpt_jax.train.compile import compile_trainer
-    from tpt_jax.train.fit import Fit
+    from tpt_jax.train.fine_tuning import FineTuning
 
     traces, _ = read_workload(folder)
     optimizer = OptimizerConfig(learning_rate=LEARNING_RATE, beta1=BETAS[0], beta2=BETAS[1])
-    config = TrainConfig(rows=ROWS, sequence_length=LONGEST, max_steps=NUM_STEPS, optimizer=optimizer)
+    config = TrainConfig(rows=NUM_ROWS, sequence_length=MAX_TOKENS, max_steps=NUM_STEPS, optimizer=optimizer)
     model, clock = ModelFolder.open(folder), Clock()
     program = compile_trainer(model.config, make_mesh(MeshConfig()), compute_dtype="float32", train=config)
-    fit = Fit(program, lambda: model.load(program.layout), examples(traces), config, seed=0)
+    fit = FineTuning(program, lambda: model.load(program.layout), examples(traces), config, seed=0)
     for record in fit:
         clock.step(record.loss, record.packed_tokens)
-    return clock.figures()
+    return clock.result()
 
 
 def train_transformers(folder: Path) -> dict[str, Any]:
@@ -119,11 +119,11 @@ def train_transformers(folder: Path) -> dict[str, Any]:
     clock = Clock()
 
     def collate(items: list[list[int]]) -> dict[str, torch.Tensor]:
-        chosen = [traces[index] for index in items[0]]
-        width = max(len(tokens) for tokens, _ in chosen)
-        ids = [tokens + [0] * (width - len(tokens)) for tokens, _ in chosen]
-        mask = [[1] * len(tokens) + [0] * (width - len(tokens)) for tokens, _ in chosen]
-        labels = [[-100] * start + tokens[start:] + [-100] * (width - len(tokens)) for tokens, start in chosen]
+        batch = [traces[index] for index in items[0]]
+        width = max(len(tokens) for tokens, _ in batch)
+        ids = [tokens + [0] * (width - len(tokens)) for tokens, _ in batch]
+        mask = [[1] * len(tokens) + [0] * (width - len(tokens)) for tokens, _ in batch]
+        labels = [[-100] * start + tokens[start:] + [-100] * (width - len(tokens)) for tokens, start in batch]
         return {name: torch.tensor(x) for name, x in (("input_ids", ids), ("attention_mask", mask), ("labels", labels))}
 
     class Timed(Trainer):
@@ -137,7 +137,7 @@ def train_transformers(folder: Path) -> dict[str, Any]:
 
     arguments = TrainingArguments(
         output_dir=str(folder / "trainer"),
-        per_device_train_batch_size=1,  # a step's traces are one item
+        per_device_train_batch_size=1,  # one item has all traces of a step
         max_steps=NUM_STEPS,
         learning_rate=LEARNING_RATE,
         adam_beta1=BETAS[0],
@@ -157,7 +157,7 @@ def train_transformers(folder: Path) -> dict[str, Any]:
     sys.stdout, stdout = sys.stderr, sys.stdout
     Timed(model=model, args=arguments, train_dataset=dataset, data_collator=collate).train()
     sys.stdout = stdout
-    return clock.figures()
+    return clock.result()
 
 
 def train_tunix(folder: Path) -> dict[str, Any]:
@@ -174,39 +174,39 @@ def train_tunix(folder: Path) -> dict[str, Any]:
     trainer = peft_trainer.PeftTrainer(model, optimizer, options)
 
     def inputs(batch: Any) -> dict[str, jax.Array]:
-        real = batch.input_tokens != 0
+        mask = batch.input_tokens != 0
         return {
             "input_tokens": batch.input_tokens,
             "input_mask": batch.input_mask,
-            "positions": utils.build_positions_from_mask(real),
-            "attention_mask": utils.make_causal_attn_mask(real),
+            "positions": utils.build_positions_from_mask(mask),
+            "attention_mask": utils.make_causal_attn_mask(mask),
         }
 
     def batches() -> Any:
         for step in range(NUM_STEPS):
-            tokens = np.zeros((TRACES_A_STEP, LONGEST), np.int32)
+            tokens = np.zeros((TRACES_PER_STEP, MAX_TOKENS), np.int32)
             mask = np.zeros(tokens.shape, bool)
-            for row, (trace, start) in enumerate(traces[step * TRACES_A_STEP :][:TRACES_A_STEP]):
+            for row, (trace, start) in enumerate(traces[step * TRACES_PER_STEP :][:TRACES_PER_STEP]):
                 tokens[row, : len(trace)] = trace
                 mask[row, start : len(trace)] = True
             yield peft_trainer.TrainingInput(input_tokens=tokens, input_mask=mask)
 
     class Hooks:
-        """Waits for each step's loss, as the other two do."""
+        """Waits for each step's loss, as in the other systems."""
 
         def __getattr__(self, name: str) -> Callable[..., None]:
             return lambda *args, **kwargs: None
 
         def on_train_step_end(self, trainer: Any, step: int, loss: Any) -> None:
-            first = (step - 1) * TRACES_A_STEP
-            chosen = traces[first : first + TRACES_A_STEP]
-            clock.step(float(loss), sum(len(tokens) - 1 for tokens, _ in chosen))
+            first = (step - 1) * TRACES_PER_STEP
+            batch = traces[first : first + TRACES_PER_STEP]
+            clock.step(float(loss), sum(len(tokens) - 1 for tokens, _ in batch))
 
     trainer.with_gen_model_input_fn(inputs).with_training_hooks(Hooks())
     sys.stdout, stdout = sys.stderr, sys.stdout
     trainer.train(batches(), None)
     sys.stdout = stdout
-    return clock.figures()
+    return clock.result()
 
 
 if __name__ == "__main__":
