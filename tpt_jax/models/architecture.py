@@ -211,8 +211,8 @@ def _global_every(config: Mapping[str, Any], default: int) -> int:
     numbers = range(1, config["num_hidden_layers"] + 1)
     if layer_types != ["sliding_attention" if number % every else "full_attention" for number in numbers]:
         raise UserError(
-            f"config.json: layer_types has full_attention at irregular layers; every {every}th layer must be "
-            "full_attention and all others sliding_attention, as in Gemma 2 and Gemma 3"
+            f"config.json: layer_types ({', '.join(layer_types[:6])}, ...) must repeat a number of sliding_attention "
+            "layers followed by one full_attention layer, as in Gemma 2 and Gemma 3"
         )
     return every
 
