@@ -1,4 +1,4 @@
-"""tpu_scripts against a cloud of folders: a `gcloud` that notes what it is asked and really runs what goes over ssh."""
+"""Tests tpu_scripts against a fake cloud: a `gcloud` that records its calls and runs ssh commands in local folders."""
 
 import os
 import re
@@ -30,8 +30,8 @@ SETTINGS = {
     "IMAGE": "python:3.12",
 }
 
-# The answers are what a queued resource is called at one look after another; the last one stays. fail_ACTION has how
-# often an action still fails.
+# `answers` has the states of a queued resource at successive calls; the last one stays. `fail_ACTION` has how often an
+# action still fails.
 GCLOUD = """#!/bin/bash
 printf '%s\\0' "${0##*/}" "$@" end-of-call >>"$CLOUD/calls"
 kind=$3 action=$4 name=$5 prefix='' count=1 worker='' command=''
@@ -46,7 +46,7 @@ for word in "$@"; do
 done
 if read -r failures 2>/dev/null <"$CLOUD/fail_$action" && ((failures > 0)); then
   echo $((failures - 1)) >"$CLOUD/fail_$action"
-  echo "ERROR: the network is away" >&2
+  echo "ERROR: network unavailable" >&2
   exit 1
 fi
 
@@ -82,7 +82,7 @@ case $kind-$action in
     [[ $worker != all ]] || worker='*'
     for home in "$CLOUD/vms/$name"/$worker; do
       cd "$home" || exit
-      # gcloud and ssh hand a command on as one string, which the login shell reads.
+      # gcloud and ssh pass a command on as one string, which the login shell parses.
       env -i HOME="$home" CLOUD="$CLOUD" PATH="$CLOUD/vm_bin:/usr/bin:/bin" \
         bash -c "$command" </dev/null 3>&- || status=$?
     done
@@ -91,7 +91,7 @@ case $kind-$action in
 esac
 """
 
-# What a VM has: a git that brings worker.sh, a pip that brings a uv that brings tpt and a Python with a JAX of ours.
+# Fake programs on a VM: git provides worker.sh, pip provides uv, and uv provides tpt and a Python with a fake JAX.
 ON_VM = {
     "git": """
         case $1 in
@@ -110,14 +110,14 @@ ON_VM = {
           pip) [[ "$*" == *"-e .[tpu]" ]] ;;
         esac""",
     "python": '[[ ! -e $CLOUD/slices ]] || PYTHONPATH=$CLOUD/vm_bin exec {python} -S "$@"',
-    # The plan has a word for each start: a status to end with, wait or preempt.
+    # `plan` has a word for each start: an exit status, wait or preempt.
     "tpt": """
         printf '%s\\0' "$@" >"$HOME/argv"
         read -r step rest <"$CLOUD/plan"
         [[ -z $rest ]] || echo "$rest" >"$CLOUD/plan"
         echo "tpt begins: $step"
         case $step in
-          preempt)  # runs until its VM is gone, and all of its processes with it
+          preempt)  # runs until its VM is gone, along with all its processes
             echo SUSPENDED >"$CLOUD/queue"
             for _ in {{1..500}}; do [[ -d .venv ]] || break; sleep 0.02; done
             kill -9 $PPID ;;
@@ -140,7 +140,7 @@ local_device_count = lambda: 8
 
 
 class Cloud:
-    """A fake Google Cloud in a folder, and the scripts run against it."""
+    """A fake Google Cloud in a folder, to run the scripts against."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -173,14 +173,14 @@ class Cloud:
             "ZONE": "a-zone-of-the-caller",
         }
         command = [SCRIPTS / f"{script}.sh", *arguments]
-        done = subprocess.run(
+        process = subprocess.run(
             command, capture_output=True, text=True, env=environment, cwd=self.folder, timeout=20, check=False
         )
-        assert done.returncode == status, done.stdout + done.stderr
-        return done
+        assert process.returncode == status, process.stdout + process.stderr
+        return process
 
     def make(self, *nodes: str, workers: int = 1) -> None:
-        """A TPU with everything installed."""
+        """Creates a TPU with everything installed."""
         self.set("queue", "ACTIVE")
         self.set("workers", str(workers))
         for node in nodes or ("tpt",):
@@ -193,7 +193,7 @@ class Cloud:
                     shutil.copy(path, folder)
 
     def calls(self, *words: str) -> list[list[str]]:
-        """The calls of gcloud and xpk in which all of these words are."""
+        """The calls of gcloud and xpk that contain all of these words."""
         file = self.folder / "calls"
         calls = (
             [call.split("\0")[:-1] for call in file.read_text().split("end-of-call\0")[:-1]] if file.exists() else []
@@ -213,15 +213,15 @@ def executable(path: Path, text: str) -> None:
 def cloud(tmp_path: Path) -> Iterator[Cloud]:
     cloud = Cloud(tmp_path / "cloud")
     yield cloud
-    cloud.set("go", "")  # nothing that a test started waits on
+    cloud.set("go", "")  # ends processes that are still waiting
 
 
-def one_line(done: subprocess.CompletedProcess[str]) -> str:
-    (line,) = done.stderr.splitlines()
+def error_line(process: subprocess.CompletedProcess[str]) -> str:
+    (line,) = process.stderr.splitlines()
     return line
 
 
-def eventually(path: Path) -> str:
+def wait_for_content(path: Path) -> str:
     deadline = time.monotonic() + 5
     while not (path.exists() and path.read_text()):
         assert time.monotonic() < deadline, f"no {path}"
@@ -229,17 +229,17 @@ def eventually(path: Path) -> str:
     return path.read_text()
 
 
-def test_shellcheck_has_nothing_to_say() -> None:
+def test_shellcheck_passes() -> None:
     shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    assert shellcheck, "pip install -e '.[test]' brings shellcheck"
+    assert shellcheck, "shellcheck is missing; run pip install -e '.[test]'"
     files = sorted(str(path) for path in SCRIPTS.glob("*.sh"))
     assert len(files) == len(COMMANDS) + 2
-    done = subprocess.run([shellcheck, "-x", *files], cwd=SCRIPTS, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
+    process = subprocess.run([shellcheck, "-x", *files], cwd=SCRIPTS, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize("script", COMMANDS)
-def test_help_is_the_header_and_needs_no_settings(script: str, cloud: Cloud) -> None:
+def test_help_prints_the_header_without_settings(script: str, cloud: Cloud) -> None:
     (cloud.folder / "tpu.env").unlink()
     shown = cloud.run(script, "--help").stdout
     assert f"tpu_scripts/{script}.sh" in shown
@@ -264,17 +264,17 @@ def test_help_is_the_header_and_needs_no_settings(script: str, cloud: Cloud) -> 
         ("gke", ["delete"]),
     ],
 )
-def test_a_dry_run_prints_commands_and_runs_none(script: str, arguments: list[str], cloud: Cloud) -> None:
+def test_dry_run_prints_commands_and_runs_nothing(script: str, arguments: list[str], cloud: Cloud) -> None:
     before = set(cloud.folder.rglob("*"))
-    done = cloud.run(script, "--dry-run", *arguments)
-    programs = {shlex.split(line)[0] for line in done.stdout.splitlines()}
+    process = cloud.run(script, "--dry-run", *arguments)
+    programs = {shlex.split(line)[0] for line in process.stdout.splitlines()}
     assert programs
     assert programs <= {"gcloud", "xpk", "mkdir"}
-    assert done.stderr == ""
+    assert process.stderr == ""
     assert set(cloud.folder.rglob("*")) == before
 
 
-def test_what_a_dry_run_prints_is_what_is_run(cloud: Cloud) -> None:
+def test_dry_run_prints_the_commands_of_a_real_run(cloud: Cloud) -> None:
     cloud.make()
     arguments = ("--", "run", "--note", 'it\'s $HOME; "x"', "")
     printed = cloud.run("launch", "--dry-run", *arguments).stdout.splitlines()
@@ -283,23 +283,23 @@ def test_what_a_dry_run_prints_is_what_is_run(cloud: Cloud) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
-        ({"PROJECT": ""}, "PROJECT is missing; write PROJECT="),
-        ({"PROJECT": "YOUR_PROJECT"}, "PROJECT (YOUR_PROJECT) is still the template's; write the id"),
-        ({"BUCKET": "gs://YOUR_BUCKET"}, "BUCKET (gs://YOUR_BUCKET) is still the template's"),
+        ({"PROJECT": ""}, "PROJECT is missing; set PROJECT= to"),
+        ({"PROJECT": "YOUR_PROJECT"}, "PROJECT (YOUR_PROJECT) is still the template's placeholder; write the id"),
+        ({"BUCKET": "gs://YOUR_BUCKET"}, "BUCKET (gs://YOUR_BUCKET) is still the template's placeholder"),
         ({"BUCKET": "my-bucket"}, "BUCKET (my-bucket) is malformed; write a bucket, like gs://my-bucket"),
         ({"BUCKET": "gs://my-bucket/runs"}, "BUCKET (gs://my-bucket/runs) is malformed"),
         ({"ZONE": "us-west4"}, "ZONE (us-west4) is malformed; write a zone that has the chips, like us-central2-b"),
         ({"NAME": "My_TPU"}, "NAME (My_TPU) is malformed"),
         ({"NAME": "$(touch pwned)"}, "NAME ($(touch pwned)) is malformed"),
         ({"ACCELERATOR_TYPE": "v5e"}, "ACCELERATOR_TYPE (v5e) is malformed"),
-        ({"RUNTIME_VERSION": ""}, "RUNTIME_VERSION is missing; write RUNTIME_VERSION= and the image of the VMs"),
+        ({"RUNTIME_VERSION": ""}, "RUNTIME_VERSION is missing; set RUNTIME_VERSION= to the image of the VMs"),
         ({"RUNTIME_VERSION": "newest"}, "RUNTIME_VERSION (newest) is malformed"),
         ({"NUM_SLICES": "0"}, "NUM_SLICES (0) is malformed"),
         (
             {"NUM_SLICES": "2", "PROVISIONING": "spot"},
-            "PROVISIONING (spot) makes one slice, NUM_SLICES is 2",
+            "PROVISIONING (spot) allows one slice, not 2",
         ),
         ({"PROVISIONING": "preemptible"}, "PROVISIONING (preemptible) is malformed; write on-demand, spot, queued"),
         ({"REPOSITORY": "tpt_jax"}, "REPOSITORY (tpt_jax) is malformed"),
@@ -308,23 +308,23 @@ def test_what_a_dry_run_prints_is_what_is_run(cloud: Cloud) -> None:
         ({"# ": "x\nnonsense"}, "'nonsense' is not KEY=VALUE"),
     ],
 )
-def test_a_mistake_in_the_settings_is_one_line(change: dict[str, str], said: str, cloud: Cloud) -> None:
+def test_invalid_settings_give_a_one_line_error(change: dict[str, str], message: str, cloud: Cloud) -> None:
     cloud.settings(**change)
-    line = one_line(cloud.run("create", status=2))
-    assert line.startswith(f"create.sh: {cloud.folder / 'tpu.env'}: {said}")
+    line = error_line(cloud.run("create", status=2))
+    assert line.startswith(f"create.sh: {cloud.folder / 'tpu.env'}: {message}")
     assert cloud.calls() == []
     assert not list(cloud.folder.rglob("pwned"))
 
 
-def test_gke_alone_needs_its_keys(cloud: Cloud) -> None:
+def test_only_gke_needs_the_gke_settings(cloud: Cloud) -> None:
     cloud.settings(CLUSTER="YOUR_CLUSTER", IMAGE="")
     cloud.run("status", "--dry-run")
-    assert "CLUSTER (YOUR_CLUSTER) is still" in one_line(cloud.run("gke", "list", status=2))
+    assert "CLUSTER (YOUR_CLUSTER) is still" in error_line(cloud.run("gke", "list", status=2))
     cloud.settings(REPOSITORY="YOUR_REPOSITORY", RUNTIME_VERSION="", PROVISIONING="", NUM_SLICES="2")
     cloud.run("gke", "list")
 
 
-def test_settings_may_be_quoted_and_the_template_has_every_key(cloud: Cloud) -> None:
+def test_quoted_settings_and_the_template(cloud: Cloud) -> None:
     cloud.settings(NAME='"quoted"', ZONE="'us-west4-b'  ", REF="main\r")
     assert "describe quoted --project=my-project-1 --zone=us-west4-b " in cloud.run("status", "--dry-run").stdout
     template = (SCRIPTS / "tpu.env.example").read_text()
@@ -332,27 +332,27 @@ def test_settings_may_be_quoted_and_the_template_has_every_key(cloud: Cloud) -> 
     cloud.set("tpu.env", re.sub("YOUR_[A-Z]+", "my-thing", template.replace("YOUR_REPO", "https://a/YOUR_REPO")))
     cloud.run("status", "--dry-run")
     (cloud.folder / "tpu.env").unlink()
-    assert "tpu.env.example to it and fill it in" in one_line(cloud.run("status", status=2))
+    assert "tpu.env.example to it and fill it in" in error_line(cloud.run("status", status=2))
 
 
 @pytest.mark.parametrize(
-    ("script", "arguments", "said"),
+    ("script", "arguments", "message"),
     [
         ("create", ["--fast"], "unknown argument --fast; see --help"),
         ("create", ["--poll_seconds", "soon"], "--poll_seconds (soon) must be a number"),
         ("launch", [], "no command; give tpt's arguments after --"),
         ("resume", ["--max_failures", "2"], "no command"),
         ("resume", ["--max_failures", "0.5", "--", "run"], "--max_failures (0.5) must be 1 or more"),
-        ("fetch", [], "which run?"),
-        ("gke", ["make"], "'make' is neither create, list nor delete"),
+        ("fetch", [], "no run folder; give RUN_DIR"),
+        ("gke", ["make"], "unknown verb 'make'; give create, list or delete"),
     ],
 )
-def test_a_mistake_in_the_arguments_is_one_line(script: str, arguments: list[str], said: str, cloud: Cloud) -> None:
-    assert one_line(cloud.run(script, *arguments, status=2)).startswith(f"{script}.sh: {said}")
+def test_invalid_arguments_give_a_one_line_error(script: str, arguments: list[str], message: str, cloud: Cloud) -> None:
+    assert error_line(cloud.run(script, *arguments, status=2)).startswith(f"{script}.sh: {message}")
     assert cloud.calls() == []
 
 
-def test_gcloud_and_xpk_are_the_first_on_the_path() -> None:
+def test_gcloud_and_xpk_are_looked_up_on_the_path() -> None:
     for path in SCRIPTS.iterdir():
         assert not re.search(r"/(gcloud|xpk)\b", path.read_text().replace("AI-Hypercomputer/xpk", "")), path
 
@@ -367,15 +367,15 @@ def test_gcloud_and_xpk_are_the_first_on_the_path() -> None:
         ({"NUM_SLICES": "3"}, "queued-resources create tpt --node-count=3 --node-prefix=tpt --spot"),
     ],
 )
-def test_create_asks_for_what_the_settings_say_and_waits(settings: dict[str, str], expected: str, cloud: Cloud) -> None:
+def test_create_requests_the_configured_tpu_and_waits(settings: dict[str, str], expected: str, cloud: Cloud) -> None:
     cloud.settings(**settings)
-    said = cloud.run("create", "--poll_seconds", "0").stderr
+    progress = cloud.run("create", "--poll_seconds", "0").stderr
     (call,) = cloud.calls("create")
     assert set(expected.split()) | {"--accelerator-type=v5litepod-8", "--zone=us-west4-a"} <= set(call)
     assert ("--spot" in call) == ("--spot" in expected)
-    assert said.endswith("tpt is ready READY\n")
-    assert ("waiting PROVISIONING" in said) == ("queued" in expected)
-    cloud.run("create")  # it is there: nothing to do
+    assert progress.endswith("tpt is ready READY\n")
+    assert ("waiting PROVISIONING" in progress) == ("queued" in expected)
+    cloud.run("create")  # already created: nothing to do
     assert len(cloud.calls("create")) == 1
     cloud.run("delete", "--yes")
     (call,) = cloud.calls("delete")
@@ -383,7 +383,7 @@ def test_create_asks_for_what_the_settings_say_and_waits(settings: dict[str, str
     assert "none NOT_FOUND" in cloud.run("status").stdout
 
 
-def test_install_brings_the_code_to_every_vm_and_looks_at_the_chips(cloud: Cloud) -> None:
+def test_install_clones_on_every_vm_and_checks_the_chips(cloud: Cloud) -> None:
     cloud.settings(NUM_SLICES="2", REF="v0.1")
     cloud.set("workers", "2")
     cloud.set("slices", "2")
@@ -392,37 +392,40 @@ def test_install_brings_the_code_to_every_vm_and_looks_at_the_chips(cloud: Cloud
     assert shown.count("host 0: 8 of 2 chips of kind TPU v5 lite, 2 slices\n") == 4
     for vm in ("tpt-0/0", "tpt-0/1", "tpt-1/0", "tpt-1/1"):
         assert cloud.vm(f"{vm}/fetched").read_text().endswith(" https://example.com/tpt_jax v0.1\n")
-    cloud.set("slices", "1")  # VMs that were not created together do not see each other
-    assert "JAX sees 1 slices of 2" in cloud.run("install", status=1).stderr
+    cloud.set("slices", "1")  # as with VMs that were not created together
+    assert "JAX sees 1 of 2 slices" in cloud.run("install", status=1).stderr
 
 
-def test_a_command_arrives_on_every_vm_as_it_was_typed(cloud: Cloud) -> None:
+def test_command_reaches_every_vm_unchanged(cloud: Cloud) -> None:
     cloud.settings(NUM_SLICES="2")
     cloud.make("tpt-0", "tpt-1", workers=2)
     hostile = ["run", "a b  c", "it's", '"$HOME"', "`id`; rm -rf $(x)", "", "*", "new\nline", "\\", "--x=ä&|<>!", "-"]
     cloud.run("launch", "--", *hostile, "gs://BUCKET/runs/a", "--run_dir=gs://BUCKET/b")
     for vm in ("tpt-0/0", "tpt-0/1", "tpt-1/0", "tpt-1/1"):
-        words = eventually(cloud.vm(f"{vm}/argv")).split("\0")[:-1]
+        words = wait_for_content(cloud.vm(f"{vm}/argv")).split("\0")[:-1]
         assert words == [*hostile, "gs://my-bucket/runs/a", "--run_dir=gs://my-bucket/b"]
 
 
-def test_one_command_at_a_time_which_outlives_its_launch_and_can_be_stopped(cloud: Cloud) -> None:
+def test_one_command_runs_at_a_time_and_can_be_stopped(cloud: Cloud) -> None:
     cloud.make()
     assert "run: absent" in cloud.run("status").stdout
     cloud.set("plan", "wait")
     cloud.run("launch", "--", "run", "first")
-    eventually(cloud.vm("tpt/0/argv"))
+    wait_for_content(cloud.vm("tpt/0/argv"))
     shown = cloud.run("status", "--logs").stdout
     assert re.search(
         r"^worker \S+ running\nrun: running\n--- .* tpt run first \ntpt begins: wait$", shown, re.MULTILINE
     )
     for script, *arguments in (("launch", "--", "run", "second"), ("launch", "--", "run", "first"), ("install",)):
-        assert "a command runs on tpt already" in one_line(cloud.run(script, *arguments, status=2))
-    assert "another command runs on tpt" in cloud.run("resume", "--", "run", "second", status=2).stderr
-    # gcloud repeats a command when the connection breaks: the second start of the same one does nothing.
-    again = [str(cloud.folder / "bin/gcloud"), *next(c for c in cloud.calls("ssh") if "start run first" in c[-1])[1:]]
+        assert "a command is already running on tpt" in error_line(cloud.run(script, *arguments, status=2))
+    assert "another command is running on tpt" in cloud.run("resume", "--", "run", "second", status=2).stderr
+    # gcloud repeats a command if the connection breaks; starting the same command again does nothing.
+    repeated = [
+        str(cloud.folder / "bin/gcloud"),
+        *next(c for c in cloud.calls("ssh") if "start run first" in c[-1])[1:],
+    ]
     environment = os.environ | {"CLOUD": str(cloud.folder)}
-    assert subprocess.run(again, env=environment, check=False).returncode == 0
+    assert subprocess.run(repeated, env=environment, check=False).returncode == 0
     assert cloud.vm("tpt/0/tpt_run/log").read_text().count("begins") == 1
     cloud.run("launch", "--stop")
     cloud.run("launch", "--follow", status=75)
@@ -430,22 +433,22 @@ def test_one_command_at_a_time_which_outlives_its_launch_and_can_be_stopped(clou
     assert cloud.vm("tpt/0/tpt_run/log").read_text().endswith("saved\n")
 
 
-def test_following_ends_with_the_status_of_the_command(cloud: Cloud) -> None:
+def test_follow_exits_with_the_status_of_the_command(cloud: Cloud) -> None:
     cloud.make()
     cloud.set("plan", "137")
     assert "tpt begins: 137\n" in cloud.run("launch", "--follow", "--", "run", status=137).stdout
 
 
-def test_a_launch_without_an_installation_says_so(cloud: Cloud) -> None:
+def test_launch_without_install_is_an_error(cloud: Cloud) -> None:
     cloud.run("create", "--poll_seconds", "0")
     assert "has install.sh been run?" in cloud.run("launch", "--", "run", status=1).stderr
 
 
-def test_a_vm_that_has_started_anew_has_lost_its_command(cloud: Cloud) -> None:
+def test_command_on_a_rebooted_vm_has_died(cloud: Cloud) -> None:
     cloud.make()
     run = cloud.vm("tpt/0/tpt_run")
     run.mkdir()
-    (run / "pid").write_text(f"{os.getpid()}\n")  # the number is someone else's now
+    (run / "pid").write_text(f"{os.getpid()}\n")  # a process id reused by another process
     assert "died\nrun: interrupted" in cloud.run("status").stdout
 
 
@@ -467,11 +470,11 @@ def test_a_vm_that_has_started_anew_has_lost_its_command(cloud: Cloud) -> None:
         ("other absent", "other"),
     ],
 )
-def test_the_states_of_all_workers_in_one_word(states: str, word: str) -> None:
+def test_run_state_summarizes_all_workers(states: str, word: str) -> None:
     lines = "a line of tpt's\n" + "".join(f"worker host {state}\n" for state in states.split())
     script = f'source {shlex.quote(str(SCRIPTS / "common.sh"))}; run_state "$1"'
-    done = subprocess.run(["bash", "-euc", script, "bash", lines], capture_output=True, text=True, check=True)
-    assert done.stdout == f"{word}\n"
+    process = subprocess.run(["bash", "-euc", script, "bash", lines], capture_output=True, text=True, check=True)
+    assert process.stdout == f"{word}\n"
 
 
 def resume(cloud: Cloud, *arguments: str, status: int = 0) -> str:
@@ -479,23 +482,33 @@ def resume(cloud: Cloud, *arguments: str, status: int = 0) -> str:
     return cloud.run("resume", *command, status=status).stderr
 
 
-def verbs(cloud: Cloud) -> list[str]:
-    """What was done to the TPU, in order."""
+def actions_on(cloud: Cloud) -> list[str]:
+    """The actions on the TPU, in order."""
     calls = cloud.calls()
-    done = [call[4] if call[4] != "ssh" else re.findall(r"worker\.sh (\w+)", call[-1])[-1] for call in calls]
-    return [verb for verb in done if verb in ("create", "delete", "install", "start")]
+    actions = [call[4] if call[4] != "ssh" else re.findall(r"worker\.sh (\w+)", call[-1])[-1] for call in calls]
+    return [action for action in actions if action in ("create", "delete", "install", "start")]
 
 
-def test_resume_begins_anew_after_a_preemption_until_the_command_is_done(cloud: Cloud) -> None:
+def test_resume_restarts_after_preemption_until_the_command_is_done(cloud: Cloud) -> None:
     cloud.set("plan", "preempt 75 0")
-    said = resume(cloud)
-    assert verbs(cloud) == ["create", "install", "start", "delete", "create", "install", "start", "install", "start"]
-    assert "tpt is lost SUSPENDED; deleting it" in said
-    assert "the command was interrupted" in said
-    assert said.endswith(" done\n")
+    progress = resume(cloud)
+    assert actions_on(cloud) == [
+        "create",
+        "install",
+        "start",
+        "delete",
+        "create",
+        "install",
+        "start",
+        "install",
+        "start",
+    ]
+    assert "tpt is lost SUSPENDED; deleting it" in progress
+    assert "the command was interrupted" in progress
+    assert progress.endswith(" done\n")
     assert cloud.vm("tpt/0/argv").read_text().split("\0")[:-1] == ["run", "--config", "my file.yaml"]
-    resume(cloud)  # it is done, and stays so
-    assert verbs(cloud).count("start") == 3
+    resume(cloud)  # already done: does not start it again
+    assert actions_on(cloud).count("start") == 3
 
 
 def test_resume_on_a_spot_vm_without_a_queue(cloud: Cloud) -> None:
@@ -503,67 +516,67 @@ def test_resume_on_a_spot_vm_without_a_queue(cloud: Cloud) -> None:
     cloud.make()
     cloud.set("nodes/tpt", "PREEMPTED")
     assert "tpt is lost PREEMPTED; deleting it" in resume(cloud)
-    assert verbs(cloud) == ["delete", "create", "install", "start"]
+    assert actions_on(cloud) == ["delete", "create", "install", "start"]
 
 
-def test_resume_of_several_slices_when_one_is_lost(cloud: Cloud) -> None:
+def test_resume_recreates_all_slices_when_one_is_lost(cloud: Cloud) -> None:
     cloud.settings(NUM_SLICES="2")
     cloud.make("tpt-0", "tpt-1")
     (cloud.folder / "nodes/tpt-1").unlink()
     assert "lost NOT_FOUND" in resume(cloud)
-    assert verbs(cloud) == ["delete", "create", *["install"] * 2, *["start"] * 2]
+    assert actions_on(cloud) == ["delete", "create", *["install"] * 2, *["start"] * 2]
 
 
-def test_resume_gives_up_after_some_failures_in_a_row(cloud: Cloud) -> None:
+def test_resume_gives_up_after_consecutive_failures(cloud: Cloud) -> None:
     cloud.set("plan", "134 75 1 1 1 0")
-    said = resume(cloud, status=1)
-    assert verbs(cloud).count("start") == 5
-    assert said.endswith("tpt failed 3 times in a row; giving up\n")
-    assert verbs(cloud).count("create") == 1
-    resume(cloud)  # started again, it tries again: what failed may have been mended
-    assert verbs(cloud).count("start") == 6
+    progress = resume(cloud, status=1)
+    assert actions_on(cloud).count("start") == 5
+    assert progress.endswith("tpt failed 3 times in a row; giving up\n")
+    assert actions_on(cloud).count("create") == 1
+    resume(cloud)  # a new invocation tries again: the cause may have been fixed
+    assert actions_on(cloud).count("start") == 6
 
 
-def test_resume_does_not_repeat_a_mistake(cloud: Cloud) -> None:
+def test_resume_does_not_retry_after_a_user_error(cloud: Cloud) -> None:
     cloud.set("plan", "2 2 0")
-    done = cloud.run("resume", "--poll_seconds", "0", "--", "run", status=2)
-    assert "a mistake in what it was given" in done.stderr
-    assert "tpt begins: 2" in done.stdout  # the end of the log
-    assert verbs(cloud).count("start") == 1
+    process = cloud.run("resume", "--poll_seconds", "0", "--", "run", status=2)
+    assert "tpt reported a user error (exit status 2)" in process.stderr
+    assert "tpt begins: 2" in process.stdout  # the end of the log
+    assert actions_on(cloud).count("start") == 1
 
 
-def test_resume_takes_another_command_for_a_new_one(cloud: Cloud) -> None:
+def test_resume_with_another_command_starts_it(cloud: Cloud) -> None:
     resume(cloud)
     cloud.run("resume", "--poll_seconds", "0", "--", "eval")
     assert cloud.vm("tpt/0/argv").read_text() == "eval\0"
 
 
-@pytest.mark.parametrize("word", ["ssh", "describe", "create"])
-def test_resume_bears_with_a_network_that_comes_back(word: str, cloud: Cloud) -> None:
-    cloud.set(f"fail_{word}", "3")
-    said = resume(cloud)
-    assert said.count("failed") >= 3
-    assert said.endswith(" done\n")
+@pytest.mark.parametrize("action", ["ssh", "describe", "create"])
+def test_resume_survives_a_temporary_network_failure(action: str, cloud: Cloud) -> None:
+    cloud.set(f"fail_{action}", "3")
+    progress = resume(cloud)
+    assert progress.count("failed") >= 3
+    assert progress.endswith(" done\n")
 
 
-@pytest.mark.parametrize("word", ["ssh", "describe", "create"])
-def test_resume_does_not_try_forever(word: str, cloud: Cloud) -> None:
-    cloud.set(f"fail_{word}", "99")
+@pytest.mark.parametrize("action", ["ssh", "describe", "create"])
+def test_resume_gives_up_if_the_network_stays_down(action: str, cloud: Cloud) -> None:
+    cloud.set(f"fail_{action}", "99")
     resume(cloud, status=1)
-    assert len(cloud.calls(word)) <= 30
+    assert len(cloud.calls(action)) <= 30
 
 
-def test_resume_deletes_a_request_that_failed(cloud: Cloud) -> None:
+def test_resume_deletes_a_failed_request(cloud: Cloud) -> None:
     cloud.set("queue", "FAILED")
     assert "tpt is lost FAILED; deleting it" in resume(cloud)
-    assert verbs(cloud)[:2] == ["delete", "create"]
+    assert actions_on(cloud)[:2] == ["delete", "create"]
     cloud.run("delete", "--yes")
-    cloud.set("answers", "WAITING_FOR_RESOURCES FAILED")  # as when there is no quota
+    cloud.set("answers", "WAITING_FOR_RESOURCES FAILED")  # for example without quota
     resume(cloud, status=1)
     assert len(cloud.calls("create")) == 6
 
 
-def test_create_waits_until_the_last_one_is_deleted(cloud: Cloud) -> None:
+def test_create_waits_until_the_previous_tpu_is_deleted(cloud: Cloud) -> None:
     cloud.make()
     cloud.set("queue", "DELETING")
     cloud.set("answers", "ACTIVE")
@@ -572,27 +585,27 @@ def test_create_waits_until_the_last_one_is_deleted(cloud: Cloud) -> None:
     assert len(cloud.calls("create")) == 1
 
 
-def test_fetch_takes_a_run_from_the_bucket_or_from_a_vm(cloud: Cloud) -> None:
+def test_fetch_from_the_bucket_and_from_a_vm(cloud: Cloud) -> None:
     cloud.settings(NUM_SLICES="2")
     cloud.run("fetch", "gs://BUCKET/runs/a/")
     cloud.run("fetch", "gs://BUCKET/runs/a", "here", "--checkpoints")
     cloud.run("fetch", "runs/b")
     cloud.run("fetch", "/mnt/runs/c", "here")
-    bucket, everything, relative, absolute = cloud.calls()
+    bucket, with_checkpoints, relative, absolute = cloud.calls()
     assert bucket[1:3] == ["storage", "rsync"]
     assert bucket[-2:] == ["gs://my-bucket/runs/a", "runs/a"]
     (exclude,) = [word.removeprefix("--exclude=") for word in bucket if word.startswith("--exclude=")]
     assert re.match(exclude, "checkpoints/001/model")
     assert re.match(exclude, "rounds/001/training/2/state")
     assert not re.match(exclude, "rounds/001/training.jsonl")
-    assert everything[-2:] == ["gs://my-bucket/runs/a", "here/a"]
-    assert not any(word.startswith("--exclude") for word in everything)
+    assert with_checkpoints[-2:] == ["gs://my-bucket/runs/a", "here/a"]
+    assert not any(word.startswith("--exclude") for word in with_checkpoints)
     assert relative[4:7] == ["scp", "tpt-0:tpt_jax/runs/b", "runs"]
     assert absolute[5:7] == ["tpt-0:/mnt/runs/c", "here"]
     assert (cloud.folder / "here/a").is_dir()
 
 
-def test_gke_makes_one_workload_of_all_slices(cloud: Cloud) -> None:
+def test_gke_creates_one_workload_for_all_slices(cloud: Cloud) -> None:
     cloud.settings(NUM_SLICES="2")
     cloud.run("gke", "create", "--", "run", "a b", "gs://BUCKET/runs/a")
     cloud.run("gke", "list")

@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Deletes the TPU: its VMs with all that is on them, and its place in the queue. Buckets stay.
+# Deletes the TPU: its VMs with their disks, and its queued resource. Buckets are kept.
 #
-#   tpu_scripts/delete.sh [--yes] [--dry-run]      --yes does not ask
+#   tpu_scripts/delete.sh [--yes] [--dry-run]      --yes skips the confirmation
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "$0")/common.sh"
 begin "$@"
 yes=()
-! take --yes || yes=(--quiet)
+! take_option --yes || yes=(--quiet)
 no_arguments
 
 if queued; then
-  # --force takes the VMs along; without it only a request that has none can be deleted.
-  run gcloud compute tpus queued-resources delete "$NAME" "${WHERE[@]}" --force "${yes[@]}"
+  # --force also deletes the VMs; without it only a request without VMs can be deleted.
+  run gcloud compute tpus queued-resources delete "$NAME" "${LOCATION_FLAGS[@]}" --force "${yes[@]}"
 else
-  run gcloud compute tpus tpu-vm delete "$NAME" "${WHERE[@]}" "${yes[@]}"
+  run gcloud compute tpus tpu-vm delete "$NAME" "${LOCATION_FLAGS[@]}" "${yes[@]}"
 fi

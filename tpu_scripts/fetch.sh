@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
-# Copies a run's folder here.
+# Copies a run folder to this machine.
 #
-#   tpu_scripts/fetch.sh RUN_DIR [FOLDER] [--checkpoints] [--dry-run]      into FOLDER, or runs/ if not given
+#   tpu_scripts/fetch.sh RUN_DIR [FOLDER] [--checkpoints] [--dry-run]      into FOLDER, by default runs/
 #
-# RUN_DIR is what --run_dir was: gs://BUCKET/runs/NAME, or a folder of worker 0. From a bucket only what has changed is
+# RUN_DIR is the run's --run_dir: gs://BUCKET/runs/NAME, or a folder on worker 0. From a bucket, only changed files are
 # copied, and checkpoints only with --checkpoints.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "$0")/common.sh"
 begin "$@"
 exclude=('--exclude=^checkpoints/.*|.*/training/.*')
-! take --checkpoints || exclude=()
-((${#ARGUMENTS[@]} >= 1)) || refuse "which run? See --help"
+! take_option --checkpoints || exclude=()
+((${#ARGUMENTS[@]} >= 1)) || usage_error "no run folder; give RUN_DIR, see --help"
 source=${ARGUMENTS[0]%/} folder=${ARGUMENTS[1]-runs}
 ARGUMENTS=("${ARGUMENTS[@]:2}")
 no_arguments
-[[ $source != -* && $folder != -* ]] || refuse "unknown argument $source; see --help"
+[[ $source != -* && $folder != -* ]] || usage_error "unknown argument $source; see --help"
 
 case $source in
   gs://*)
@@ -24,9 +24,10 @@ case $source in
     run gcloud storage rsync "--project=$PROJECT" --recursive "${exclude[@]}" "$source" "$target"
     ;;
   *)
-    # A relative --run_dir begins at the clone, where tpt was started.
+    # A relative --run_dir is relative to the clone, where tpt was started.
     [[ $source == /* ]] || source=tpt_jax/$source
     run mkdir -p "$folder"
-    run gcloud compute tpus tpu-vm scp "$(first_slice):$source" "$folder" "${WHERE[@]}" --quiet --worker=0 --recurse
+    run gcloud compute tpus tpu-vm scp "$(first_slice):$source" "$folder" \
+      "${LOCATION_FLAGS[@]}" --quiet --worker=0 --recurse
     ;;
 esac

@@ -1,36 +1,36 @@
 #!/usr/bin/env bash
-# The same on a GKE cluster, through xpk: one workload, called NAME.
+# Runs a tpt command on a GKE cluster through xpk, as a workload called NAME.
 #
 #   tpu_scripts/gke.sh create [--dry-run] -- run --config FILE --run_dir gs://BUCKET/runs/NAME
 #   tpu_scripts/gke.sh list [--dry-run]
-#   tpu_scripts/gke.sh delete [--yes] [--dry-run]      --yes does not ask
+#   tpu_scripts/gke.sh delete [--yes] [--dry-run]      --yes skips the confirmation
 #
-# Needs PROJECT, ZONE, NAME, ACCELERATOR_TYPE, NUM_SLICES, BUCKET, CLUSTER and IMAGE of tpu.env, and a cluster that
-# `xpk cluster create` made. The cluster restarts what is preempted.
+# Uses PROJECT, ZONE, NAME, ACCELERATOR_TYPE, NUM_SLICES, BUCKET, CLUSTER and IMAGE from tpu.env, and needs a cluster
+# created with `xpk cluster create`. The cluster restarts the workload after a preemption.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "$0")/common.sh"
-NEEDED=(PROJECT ZONE NAME ACCELERATOR_TYPE NUM_SLICES BUCKET CLUSTER IMAGE)
+REQUIRED_KEYS=(PROJECT ZONE NAME ACCELERATOR_TYPE NUM_SLICES BUCKET CLUSTER IMAGE)
 begin "$@"
 yes=()
-! take --yes || yes=(--force)
+! take_option --yes || yes=(--force)
 verb=${ARGUMENTS[0]-}
 ARGUMENTS=("${ARGUMENTS[@]:1}")
 no_arguments
-on_cluster=("--cluster=$CLUSTER" "${WHERE[@]}")
+cluster_flags=("--cluster=$CLUSTER" "${LOCATION_FLAGS[@]}")
 
 case $verb in
   create)
     need_command
-    # exec: xpk hands SIGTERM to the process that it has started, which must be tpt. Statuses 42 and 127 to 255 are
-    # restarted anyway; 75 is tpt's "go on with the same command".
-    run xpk workload create "${on_cluster[@]}" "--workload=$NAME" \
+    # exec: xpk sends SIGTERM to the process that it started, which must be tpt. xpk always restarts on exit statuses 42
+    # and 127 to 255; 75 is tpt's "resume with the same command".
+    run xpk workload create "${cluster_flags[@]}" "--workload=$NAME" \
       "--tpu-type=$ACCELERATOR_TYPE" "--num-slices=$NUM_SLICES" \
-      "--base-docker-image=$IMAGE" "--script-dir=$(dirname "$HERE")" \
+      "--base-docker-image=$IMAGE" "--script-dir=$(dirname "$SCRIPT_DIR")" \
       --max-restarts=100 --restart-on-exit-codes=75 --termination-grace-period-seconds=120 \
       "--command=pip install --quiet -e '.[tpu]' && exec $(quote tpt "${COMMAND[@]}")"
     ;;
-  list) run xpk workload list "${on_cluster[@]}" "--filter-by-job=$NAME" ;;
-  delete) run xpk workload delete "${on_cluster[@]}" "--workload=$NAME" "${yes[@]}" ;;
-  *) refuse "'$verb' is neither create, list nor delete; see --help" ;;
+  list) run xpk workload list "${cluster_flags[@]}" "--filter-by-job=$NAME" ;;
+  delete) run xpk workload delete "${cluster_flags[@]}" "--workload=$NAME" "${yes[@]}" ;;
+  *) usage_error "unknown verb '$verb'; give create, list or delete, see --help" ;;
 esac

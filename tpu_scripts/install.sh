@@ -3,18 +3,18 @@
 #
 #   tpu_scripts/install.sh [--dry-run]
 #
-# Run again, it brings the VMs to what REF is now.
+# Run it again to update the VMs to the current REF.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "$0")/common.sh"
 begin "$@"
 no_arguments
 
-# The same commands complete a clone that was interrupted. The rest is done by the script that has arrived with it.
+# Rerunning these commands completes an interrupted clone. The worker.sh in the clone does the rest.
 # shellcheck disable=SC2016
 CLONE='set -eu; git init --quiet tpt_jax; cd tpt_jax; git fetch --quiet --depth=1 "$1" "$2"
 git checkout --quiet --force --detach FETCH_HEAD; exec bash tpu_scripts/worker.sh install'
 
-refuse_if_running
-everywhere bash -c "${CLONE//$'\n'/; }" install "$REPOSITORY" "$REF"
-everywhere bash "$WORKER" check "$NUM_SLICES"
+require_idle
+on_all_workers bash -c "${CLONE//$'\n'/; }" install "$REPOSITORY" "$REF"
+on_all_workers bash "$WORKER_SCRIPT" check "$NUM_SLICES"

@@ -1,33 +1,33 @@
 #!/usr/bin/env bash
-# Starts a tpt command on every VM of the TPU; it outlives the connection.
+# Starts a tpt command on every VM of the TPU; it keeps running when the connection ends.
 #
 #   tpu_scripts/launch.sh [--follow] [--dry-run] -- run --config FILE --run_dir gs://BUCKET/runs/NAME
-#   tpu_scripts/launch.sh --follow      shows worker 0's log until the command ends, and exits with its status
-#   tpu_scripts/launch.sh --stop        SIGTERM to tpt on every VM: it saves and ends with status 75
+#   tpu_scripts/launch.sh --follow      shows worker 0's log until the command ends; exits with its status
+#   tpu_scripts/launch.sh --stop        sends SIGTERM to tpt on every VM: it saves and exits with 75
 #
-# What follows -- are tpt's own arguments; gs://BUCKET in them is the bucket of tpu.env. One command runs at a time. Its
-# log is ~/tpt_run/log on each VM.
+# The arguments after -- are tpt's; gs://BUCKET in them stands for the bucket in tpu.env. Only one command can run at a
+# time. Its log is ~/tpt_run/log on each VM.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "$0")/common.sh"
 begin "$@"
 follow=false
-! take --follow || follow=true
-if take --stop; then
+! take_option --follow || follow=true
+if take_option --stop; then
   no_arguments
-  everywhere bash "$WORKER" stop
+  on_all_workers bash "$WORKER_SCRIPT" stop
   exit
 fi
 no_arguments
 $follow || need_command
 
 if ((${#COMMAND[@]})); then
-  refuse_if_running
-  if ! everywhere bash "$WORKER" start "${COMMAND[@]}"; then
-    say "not started on every VM, and stopped on the others; has install.sh been run?"
-    everywhere bash "$WORKER" stop || true
+  require_idle
+  if ! on_all_workers bash "$WORKER_SCRIPT" start "${COMMAND[@]}"; then
+    progress "could not start on every VM, stopping it on the others; has install.sh been run?"
+    on_all_workers bash "$WORKER_SCRIPT" stop || true
     exit 1
   fi
-  say "started on $NAME"
+  progress "started on $NAME"
 fi
-! $follow || on "$(first_slice)" 0 bash "$WORKER" follow
+! $follow || on_worker "$(first_slice)" 0 bash "$WORKER_SCRIPT" follow
