@@ -15,8 +15,9 @@ from tpt_jax.prompts import Prompt
 from tpt_jax.records import QuestionSet, Trace, Traces
 from tpt_jax.runtime import hosts, preemption
 from tpt_jax.terminal import listed, percent, progress, say
-from tpt_jax.think.engine import Engine, SamplingPlan, Statistics
+from tpt_jax.think.engine import Engine, Statistics
 from tpt_jax.think.sampler import SamplerProgram
+from tpt_jax.think.sampling_plan import SamplingPlan
 
 
 def sample(
@@ -119,7 +120,7 @@ def sample_batches(
         for traces in batches:
             advance(len(traces) * hosts.count())  # the other hosts are about as far
             yield traces
-    figures = Statistics.together(hosts.all_gather("sampling figures", dataclasses.asdict(engine.statistics)))
+    figures = Statistics.combine(hosts.all_gather("sampling figures", dataclasses.asdict(engine.statistics)))
     say(
         f"sample: {figures.num_tokens:,} tokens, {figures.num_tokens / figures.seconds:,.0f} tokens/s, "
         f"{percent(figures.occupancy(plan.shape.num_slots), 0)} of slots busy while traces waited, "

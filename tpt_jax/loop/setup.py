@@ -22,9 +22,9 @@ from tpt_jax.runtime.mesh import make_mesh
 from tpt_jax.runtime.sharding import DECODE_RULES, TRAIN_RULES, Layout
 from tpt_jax.tasks import Task, load_task
 from tpt_jax.terminal import listed, say
-from tpt_jax.think.engine import SamplingPlan, plan_sampling
 from tpt_jax.think.sampler import SamplerProgram, compile_sampler
 from tpt_jax.think.sampling import Filters
+from tpt_jax.think.sampling_plan import SamplingPlan, plan_sampling
 
 CONTRACT_QUESTIONS = 16  # of each split; the prompt's contract is checked on them at start-up
 
