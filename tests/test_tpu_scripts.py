@@ -235,7 +235,7 @@ def test_shellcheck_passes() -> None:
     files = sorted(str(path) for path in SCRIPTS.glob("*.sh"))
     assert len(files) == len(COMMANDS) + 2
     process = subprocess.run([shellcheck, "-x", *files], cwd=SCRIPTS, capture_output=True, text=True, check=False)
-    assert process.returncode == 0, done.stdout
+    assert process.returncode == 0, process.stdout
 
 
 @pytest.mark.parametrize("script", COMMANDS)
