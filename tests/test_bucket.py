@@ -1,4 +1,4 @@
-"""A run's folder in a bucket: gs:// as etils and fsspec reach it, played by a folder in which nothing is renamed."""
+"""A run folder in a bucket: gs:// as etils and fsspec reach it, simulated by a folder that refuses renames."""
 
 import json
 from pathlib import Path
@@ -10,8 +10,7 @@ from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from tpt_jax import report
-from tpt_jax.checkpoints import checksums as seal
-from tpt_jax.checkpoints.checksums import BrokenCheckpointError
+from tpt_jax.checkpoints.checksums import BrokenCheckpointError, verify_checksums, write_checksums
 from tpt_jax.config import RunConfig, load_config
 from tpt_jax.io.paths import files_below, is_remote, to_path
 from tpt_jax.loop.metrics import MetricsLog
@@ -22,7 +21,7 @@ CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
 
 
 class Bucket(DirFileSystem):
-    """Objects are there whole when they are closed, and cannot be renamed or appended to."""
+    """Objects appear whole when they are closed, and cannot be renamed or appended to."""
 
     protocol = "gs"
     root = Path()
@@ -45,7 +44,7 @@ class Bucket(DirFileSystem):
 
 @pytest.fixture(scope="module")
 def cloud(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the objects really are; etils asks for the file system of a scheme once."""
+    """Where the objects really are; etils looks a scheme's file system up once."""
     Bucket.root = tmp_path_factory.mktemp("cloud")
     for name in ("gs", "gcs"):
         fsspec.register_implementation(name, Bucket, clobber=True)
@@ -54,7 +53,7 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(cloud: Path, request: pytest.FixtureRequest) -> tuple[str, Path]:
-    """A run's folder, as the user writes it, and where it really is."""
+    """A run folder: as the user writes it, and where it really is."""
     name = f"bucket/runs/{request.node.name}"
     return f"gs://{name}", cloud / name
 
@@ -68,12 +67,12 @@ def judged(name: str, sample: int) -> JudgedTrace:
     return JudgedTrace(Trace(name, sample, "#### 4", (5, 6)), Verdict("4", strict=True, correct=True))
 
 
-def test_a_run_is_kept_there_and_gone_on_with(run: tuple[str, Path], config: RunConfig) -> None:
-    run_dir = RunFolder.open(run[0], config)
-    assert is_remote(run_dir.path)
-    run_dir.begin(config)
-    run_dir.write_questions(0, [Question("q", "2 + 2?", "4")])
-    writer = run_dir.trace_writer(0, "evaluate", 0)
+def test_a_run_is_written_and_resumed(run: tuple[str, Path], config: RunConfig) -> None:
+    folder = RunFolder.open(run[0], config)
+    assert is_remote(folder.path)
+    folder.begin(config)
+    folder.write_questions(0, [Question("q", "2 + 2?", "4")])
+    writer = folder.trace_writer(0, "evaluate", 0)
     writer.write([judged("q", 1)])
     writer.write([judged("q", 0)])
     again = RunFolder.open(run[0], config)
@@ -86,7 +85,7 @@ def test_a_run_is_kept_there_and_gone_on_with(run: tuple[str, Path], config: Run
     assert parts == [f"evaluate-{host:03}-{part:05}.jsonl" for host, part in ((0, 0), (0, 1), (0, 2), (1, 0))]
 
 
-def test_curves_are_copied_there_and_taken_up_again(run: tuple[str, Path]) -> None:
+def test_curves_are_copied_and_resumed(run: tuple[str, Path]) -> None:
     path = to_path(run[0]) / "metrics.jsonl"
     for step in range(2):
         log = MetricsLog(path, name="n", wandb_project=None, is_kept=lambda line: line["step"] < 1)
@@ -97,20 +96,20 @@ def test_curves_are_copied_there_and_taken_up_again(run: tuple[str, Path]) -> No
     assert list((run[1] / "tensorboard").iterdir())
 
 
-def test_a_report_is_written_there(run: tuple[str, Path], config: RunConfig) -> None:
-    run_dir = RunFolder.open(run[0], config)
-    run_dir.begin(config)
-    report.write_report([run_dir.path], run_dir.report)
+def test_a_report_is_written(run: tuple[str, Path], config: RunConfig) -> None:
+    folder = RunFolder.open(run[0], config)
+    folder.begin(config)
+    report.write_report([folder.path], folder.report)
     assert "<html" in (run[1] / "report.html").read_text()
 
 
-def test_a_seal_is_checked_there(run: tuple[str, Path]) -> None:
+def test_checksums_are_verified(run: tuple[str, Path]) -> None:
     folder = to_path(run[0]) / "checkpoints" / "001"
     (folder / "parameters").mkdir(parents=True)
     (folder / "parameters" / "weights").write_bytes(b"12345")
-    seal.write_checksums(folder)
+    write_checksums(folder)
     assert len(files_below(folder)) == 2
-    seal.verify_checksums(folder)
+    verify_checksums(folder)
     (run[1] / "checkpoints/001/parameters/weights").write_bytes(b"1234")
     with pytest.raises(BrokenCheckpointError, match="parameters/weights has 4 bytes of 5"):
-        seal.verify_checksums(folder)
+        verify_checksums(folder)

@@ -1,4 +1,4 @@
-"""A run's checkpoints: whole, or refused by name; and restored onto another mesh."""
+"""Checkpoints: whole or refused with the damaged file's name; and restored onto another mesh."""
 
 import json
 from collections.abc import Callable
@@ -10,7 +10,8 @@ import pytest
 from flax import nnx
 
 from tpt_jax.checkpoints.checksums import CHECKSUMS, BrokenCheckpointError
-from tpt_jax.checkpoints.model import CheckpointWriter, ModelFolder, is_complete, read_facts, remove_unfinished
+from tpt_jax.checkpoints.model_folder import ModelFolder
+from tpt_jax.checkpoints.writer import CheckpointWriter, is_complete, read_facts, remove_unfinished
 from tpt_jax.config import MeshConfig
 from tpt_jax.io.paths import to_path
 from tpt_jax.runtime.mesh import make_mesh
@@ -35,10 +36,8 @@ def checkpoint(parameters: nnx.State, tmp_path: Path) -> Path:
     return tmp_path / "001"
 
 
-def test_a_checkpoint_is_a_model_folder_for_any_mesh(
-    checkpoint: Path, parameters: nnx.State, layout: Layout, eight: Layout
-) -> None:
-    """Saved from eight devices, it is read by one, and the other way round."""
+def test_a_checkpoint_loads_on_any_mesh(checkpoint: Path, parameters: nnx.State, layout: Layout, eight: Layout) -> None:
+    """Saved from eight devices and read by one, and the other way round."""
     assert is_complete(to_path(checkpoint))
     assert read_facts(to_path(checkpoint)) == {"tokens": 7}
     alone = ModelFolder.open(checkpoint).load(layout)
@@ -58,15 +57,15 @@ def flip_a_byte(path: Path) -> None:
     path.write_bytes(data)
 
 
-def cut_short(path: Path) -> None:
+def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
 
 @pytest.mark.parametrize(
-    ("harm", "words"), [(flip_a_byte, "was changed"), (cut_short, "bytes of"), (Path.unlink, "is missing")]
+    ("damage", "words"), [(flip_a_byte, "was changed"), (truncate, "bytes of"), (Path.unlink, "is missing")]
 )
-def test_every_file_that_is_harmed_is_named(
-    checkpoint: Path, layout: Layout, harm: Callable[[Path], None], words: str
+def test_every_damaged_file_is_named(
+    checkpoint: Path, layout: Layout, damage: Callable[[Path], None], words: str
 ) -> None:
     names = json.loads((checkpoint / CHECKSUMS).read_text())
     assert {"config.json", "tokenizer.json", "training.json"} < names.keys()
@@ -76,22 +75,22 @@ def test_every_file_that_is_harmed_is_named(
         before = path.read_bytes()
         if not before:
             continue
-        harm(path)
+        damage(path)
         with pytest.raises(BrokenCheckpointError, match=words) as error:
             ModelFolder(to_path(checkpoint), ModelFolder.open("quickstart").config).load(layout)
         assert name in str(error.value)
         assert str(checkpoint) in str(error.value)
         path.write_bytes(before)
-    ModelFolder.open(checkpoint).load(layout)  # mended, it is as before
+    ModelFolder.open(checkpoint).load(layout)  # repaired, it loads again
 
 
-def test_without_its_seal_a_checkpoint_was_cut_short(checkpoint: Path, layout: Layout) -> None:
+def test_a_checkpoint_without_checksums_was_cut_short(checkpoint: Path, layout: Layout) -> None:
     (checkpoint / CHECKSUMS).unlink()
     with pytest.raises(BrokenCheckpointError, match="cut short"):
         ModelFolder.open(checkpoint).load(layout)
 
 
-def test_what_a_kill_left_is_removed(parameters: nnx.State, tmp_path: Path) -> None:
+def test_remains_of_a_killed_process_are_removed(parameters: nnx.State, tmp_path: Path) -> None:
     left = tmp_path / "001.orbax-checkpoint-tmp"
     (left / "parameters").mkdir(parents=True)
     target = to_path(tmp_path / "001")

@@ -1,4 +1,4 @@
-"""Several hosts: processes on one machine, each with devices of its own, that run one `tpt run` together."""
+"""Several hosts: processes on one machine, each with its own devices, that work on one command together."""
 
 import json
 import os
@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from tpt_jax.checkpoints.model import ModelFolder
+from tpt_jax.checkpoints.model_folder import ModelFolder
 from tpt_jax.runtime.sharding import Layout
 
 ROOT = Path(__file__).parent.parent
@@ -30,16 +30,18 @@ prune: {{num_workers: 1}}
 train: {{num_epochs: 2, rows: 4, save_every: 1}}
 evaluate: {{num_samples: 1, num_slots: 8}}
 """
-# Over Gloo, collectives that do not wait for each other meet in any order; this scheduler has them wait.
+# Over Gloo, collectives that do not wait for each other meet in any order; this scheduler makes them wait.
 IN_ORDER = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
-EARLY = "rounds/001/traces/think-001-00000.jsonl"  # the second host is killed when this is there
+EARLY = "rounds/001/traces/think-001-00000.jsonl"  # the second host is killed when this appears
+
+Process = subprocess.Popen[str]
 
 
-def start(config: Path, run_dir: Path, num_devices: int, *hosts: object) -> subprocess.Popen[str]:
+def start(num_devices: int, *arguments: object) -> Process:
     flags = f"--xla_force_host_platform_device_count={num_devices} --xla_backend_optimization_level=0 {IN_ORDER}"
     env = {name: value for name, value in os.environ.items() if not name.startswith("JAX_NUMPY")}
     env |= {"XLA_FLAGS": flags, "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
-    command = [*TPT, "run", "--config", str(config), "--run_dir", str(run_dir), *map(str, hosts)]
+    command = [*TPT, *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
 
 
@@ -49,23 +51,22 @@ def free_address() -> str:
         return f"localhost:{free.getsockname()[1]}"
 
 
-def start_two(config: Path, run_dir: Path) -> list[subprocess.Popen[str]]:
+def start_two(*arguments: object) -> list[Process]:
     options = ("--coordinator", free_address(), "--num_processes", 2, "--process_id")
-    return [start(config, run_dir, 4, *options, index) for index in range(2)]
+    return [start(4, *arguments, *options, index) for index in range(2)]
 
 
-def ended(processes: list[subprocess.Popen[str]]) -> str:
-    """What processes of which one has ended too soon have to say."""
+def stderr_after_kill(processes: list[Process]) -> str:
     for process in processes:
         process.kill()
     return "\n".join(process.communicate()[1] for process in processes)
 
 
-def wait_for(path: Path, processes: list[subprocess.Popen[str]]) -> None:
+def wait_for(path: Path, processes: list[Process]) -> None:
     deadline = time.monotonic() + 120
     while not path.exists():
-        assert time.monotonic() < deadline, f"{path} never came"
-        assert all(process.poll() is None for process in processes), ended(processes)
+        assert time.monotonic() < deadline, f"{path} never appeared"
+        assert all(process.poll() is None for process in processes), stderr_after_kill(processes)
         time.sleep(0.01)
 
 
@@ -82,36 +83,36 @@ def traces(folder: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A run of one process, and one of two hosts of which one was killed and that was gone on with."""
+    """A run of one process, and a run of two hosts, one of which was killed before both resumed."""
     folder = tmp_path_factory.mktemp("hosts")
     config = folder / "small.yaml"
     config.write_text(CONFIG)
     one, two = folder / "one", folder / "two"
-    first, second = start_two(config, two)
+    first, second = start_two("run", "--config", config, "--run_dir", two)
     wait_for(two / EARLY, [first, second])
     second.send_signal(signal.SIGKILL)
     second.communicate()
     killed_at = time.monotonic()
-    alone = start(config, one, 8)
-    _, words = first.communicate(timeout=90)
+    single = start(8, "run", "--config", config, "--run_dir", one)
+    _, stderr = first.communicate(timeout=90)
     assert time.monotonic() - killed_at < 60
     assert first.returncode not in (0, 2)
-    assert "unhealthy (stopped sending heartbeats):\n1\n" in words or "another host is gone" in words
-    assert alone.communicate(timeout=240)[1] is not None
-    assert alone.returncode == 0
-    both = start_two(config, two)
-    said = [process.communicate(timeout=240) for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
-    (results, progress), of_second = said[0], "".join(said[1])
-    assert "report: " in results
-    assert "round 1 train" in progress
-    # Gloo's threads write over each other on standard output, so words are looked for and not lines.
-    assert "report: " not in of_second
-    assert "round" not in of_second
+    assert "unhealthy (stopped sending heartbeats):\n1\n" in stderr or "another host is gone" in stderr
+    assert single.communicate(timeout=240)[1] is not None
+    assert single.returncode == 0
+    both = start_two("run", "--config", config, "--run_dir", two)
+    outputs = [process.communicate(timeout=240) for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    (first_stdout, first_stderr), second_output = outputs[0], "".join(outputs[1])
+    assert "report: " in first_stdout
+    assert "round 1 train" in first_stderr
+    # Gloo's threads write over each other on standard output: look for words, not lines.
+    assert "report: " not in second_output
+    assert "round" not in second_output
     return {"one": one, "two": two}
 
 
-def test_two_hosts_sample_what_one_does(runs: dict[str, Path]) -> None:
+def test_two_hosts_sample_the_traces_of_one(runs: dict[str, Path]) -> None:
     one, two = traces(runs["one"]), traces(runs["two"])
     assert one.keys() == two.keys()
     for key, line in one.items():
@@ -120,7 +121,7 @@ def test_two_hosts_sample_what_one_does(runs: dict[str, Path]) -> None:
     assert {path.name.split("-")[1] for path in runs["two"].glob("rounds/001/traces/*")} == {"000", "001"}
 
 
-def test_two_hosts_train_what_one_does(runs: dict[str, Path], layout: Layout) -> None:
+def test_two_hosts_train_the_weights_of_one(runs: dict[str, Path], layout: Layout) -> None:
     weights = [ModelFolder.open(runs[name] / "checkpoints" / "001").load(layout) for name in ("one", "two")]
     for one, two in zip(*map(jax.tree.leaves, weights), strict=True):
         np.testing.assert_allclose(np.asarray(one), np.asarray(two), atol=1e-5)
@@ -129,36 +130,85 @@ def test_two_hosts_train_what_one_does(runs: dict[str, Path], layout: Layout) ->
     assert steps[0] == steps[1]
 
 
-LATE = """
+# Each case is run by both hosts in turn, as the body of end_together; `host` is 0 or 1.
+CASES = """
 import sys, time
+from tpt_jax.errors import HostsError, UserError
 from tpt_jax.runtime import hosts
 
 hosts.SECONDS_TO_WAIT = 3
-host = int(sys.argv[1])
-hosts.join(hosts.Coordinator(sys.argv[2], 2, host))
-print(hosts.all_gather("numbers", host * 10), hosts.broadcast("a number", lambda: host))
-time.sleep(6 * host)
-try:
+case, host = sys.argv[1], int(sys.argv[2])
+hosts.join(hosts.Coordinator(sys.argv[3], 2, host))
+
+def exchange():
+    print(hosts.all_gather("numbers", (host * 10,)), hosts.broadcast("a dictionary", lambda: {1: (host,)}))
+
+def late():
+    time.sleep(6 * host)
     hosts.barrier("the meeting")
-except hosts.HostsError as error:
-    print(error)
-time.sleep(5 - 5 * host)  # the first one outlives the other
+
+def diverged():
+    if host:
+        hosts.barrier("pruning")
+    hosts.broadcast("checkpoint", lambda: 1)
+    hosts.barrier("afterwards")
+
+def mistake_in_broadcast():
+    def read():
+        raise UserError("no such file; give another")
+    hosts.broadcast("file", read)
+
+def mistake_of_one_host():
+    if host == 1:
+        raise UserError("host 1 lacks the file")
+    hosts.barrier("files read")
+
+try:
+    with hosts.end_together():
+        globals()[case]()
+except (HostsError, UserError) as error:
+    print(type(error).__name__, error)
 """
 
 
-def test_hosts_tell_each_other_and_name_the_one_that_is_late() -> None:
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        ("exchange", "[[0], [10]] {'1': [0]}"),
+        ("late", "HostsError host 1 ({hostname}) is late or gone: waited 3 s for it at 'the meeting'"),
+        ("diverged", "HostsError the hosts have diverged: host 0 ({hostname}) is at 'checkpoint', host 1 at 'pruning'"),
+        ("mistake_in_broadcast", "UserError no such file; give another"),
+        ("mistake_of_one_host", "UserError host 1 lacks the file"),
+    ],
+)
+def test_both_hosts_get_the_same_values_and_the_same_error(case: str, expected: str) -> None:
     address = free_address()
-    commands = [[sys.executable, "-c", LATE, str(host), address] for host in range(2)]
+    commands = [[sys.executable, "-c", CASES, case, str(host), address] for host in range(2)]
     both = [
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for command in commands
     ]
     for process in both:
-        said = process.communicate(timeout=60)[0]
-        assert "[0, 10] 0" in said
-        assert f"host 1 ({socket.gethostname()}) is late or gone: waited 3 s for it at 'the meeting'" in said
+        stdout, stderr = process.communicate(timeout=60)
+        assert expected.format(hostname=socket.gethostname()) in stdout, stderr
+        assert process.returncode == 0
 
 
-def test_what_several_hosts_need_is_told() -> None:
+def test_a_mistake_on_one_host_ends_the_command_on_both(tmp_path: Path) -> None:
+    """The first host has no prompts file: both print its one line and exit with 2, within seconds."""
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "2 + 3 ="}\n')
+    options = ("--coordinator", free_address(), "--num_processes", 2, "--process_id")
+    both = [
+        start(1, "sample", "--model", "quickstart", "--prompts", path, "--output", tmp_path / "out", *options, index)
+        for index, path in enumerate((tmp_path / "missing.jsonl", prompts))
+    ]
+    for process in both:
+        stderr = process.communicate(timeout=60)[1]
+        assert process.returncode == 2, stderr
+        assert f"tpt: {tmp_path}/missing.jsonl: no such file" in stderr
+
+
+def test_incomplete_host_options_are_refused() -> None:
     command = [*TPT, "run", "--config", "configs/quickstart.yaml", "--coordinator", "localhost:1"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
     assert done.returncode == 2

@@ -198,7 +198,7 @@ def test_mistakes_are_one_line_and_change_nothing(config: Path, finished: Path, 
     (other / "tokenizer.json").unlink()
     cases = {
         ("run", "--config", config, "--run_dir", finished, "--seed", "7"): "holds a run with another config",
-        ("run", "--config", config, "--run_dir", ROOT): "is not a run's folder",
+        ("run", "--config", config, "--run_dir", ROOT): "is neither a run folder nor empty",
         ("run", "--config", config, "--run_dir", tmp_path / "a", "--model.path", empty): "has no config.json",
         ("run", "--config", config, "--run_dir", tmp_path / "b", "--model.path", other): "no tokenizer.json",
         ("run", "--config", config, "--run_dir", tmp_path / "c", "--mesh.data", "3"): "does not divide",

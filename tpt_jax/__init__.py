@@ -3,7 +3,7 @@
     import tpt_jax as tpt
 
     model = tpt.load_model("quickstart")
-    task = tpt.load_task("gsm_symbolic", templates=[43], num_train=100, num_test=20)
+    task = tpt.load_task("gsm_symbolic", templates=[48], num_train=100, num_test=20)
     traces = tpt.sample(model, task.train, num_samples=4)
     judged = tpt.judge(traces, task)
     kept = tpt.select(judged, max_per_question=1)

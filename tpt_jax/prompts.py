@@ -8,6 +8,7 @@ loss on:                                                                      ^^
 import dataclasses
 import pathlib
 import tempfile
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -165,7 +166,8 @@ def load_prompt(model: AnyPath, instruction: str = "", shots: Sequence[Shot] = (
     """
     if not (model / "tokenizer.json").is_file() and not (model / "tokenizer.model").is_file():
         raise UserError(f"{model}: no tokenizer.json or tokenizer.model; copy the tokenizer's files there")
-    from transformers import AutoTokenizer  # takes seconds to import, so only when a model is used
+    with warnings.catch_warnings(action="ignore"):  # in a notebook tqdm asks for widgets that nothing here uses
+        from transformers import AutoTokenizer  # takes seconds to import, so only when a model is used
 
     with tempfile.TemporaryDirectory() as folder:
         if is_remote(model):  # transformers only reads local files

@@ -27,7 +27,7 @@ from tpt_jax.tasks.task import parse_text
 from tpt_jax.terminal import say
 from tpt_jax.train.compile import compile_trainer
 from tpt_jax.train.data import split_by_length
-from tpt_jax.train.fit import StepRecord
+from tpt_jax.train.fine_tuning import StepRecord
 
 SETTINGS = "settings.json"  # with which a training was started
 

@@ -67,9 +67,8 @@ class Model:
     programs: Programs = dataclasses.field(default_factory=Programs)
 
     def __repr__(self) -> str:
-        config = self.folder.config
-        size = f"{config.family}, {config.num_parameters / 1e6:,.1f}M parameters"
-        return f"<{size}, from {self.folder.path}, mesh {dict(self.mesh.shape)}>"
+        size = self.folder.config.num_parameters / 1e6
+        return f"<{self.folder.config.family} model of {size:,.1f}M parameters, mesh {dict(self.mesh.shape)}>"
 
     def prompt(self, questions: QuestionSet) -> Prompt:
         """The prompt in which the model is asked these questions, while sampling and training alike."""

@@ -1,4 +1,4 @@
-"""A run's folder: what may be gone on with, and what a killed process leaves."""
+"""The run folder: what may change on resume, and what a killed process leaves."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ def config(**overrides: str) -> RunConfig:
 
 
 @pytest.fixture
-def begun(tmp_path: Path) -> Path:
+def started(tmp_path: Path) -> Path:
     RunFolder.open(tmp_path, config()).begin(config())
     return tmp_path
 
@@ -35,10 +35,10 @@ def begun(tmp_path: Path) -> Path:
         {"wandb_project": "mine"},
     ],
 )
-def test_a_run_goes_on_elsewhere_faster_or_longer(begun: Path, change: dict[str, str]) -> None:
-    run_dir = RunFolder.open(begun, config(**change))
-    run_dir.begin(config(**change))
-    RunFolder.open(begun, config(**change))
+def test_mesh_speed_and_number_of_rounds_may_change_on_resume(started: Path, change: dict[str, str]) -> None:
+    folder = RunFolder.open(started, config(**change))
+    folder.begin(config(**change))
+    RunFolder.open(started, config(**change))
 
 
 @pytest.mark.parametrize(
@@ -49,35 +49,35 @@ def test_a_run_goes_on_elsewhere_faster_or_longer(begun: Path, change: dict[str,
         ({"think__temperature": "0.5"}, "think.temperature is 1.0 there, 0.5 here"),
     ],
 )
-def test_a_run_with_other_results_is_another_run(begun: Path, change: dict[str, str], message: str) -> None:
+def test_settings_that_change_results_are_refused(started: Path, change: dict[str, str], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        RunFolder.open(begun, config(**change))
+        RunFolder.open(started, config(**change))
 
 
-def test_a_folder_of_an_older_version_is_gone_on_with(begun: Path) -> None:
-    """It lacks the options that came since; they have their defaults."""
-    path = begun / "config.yaml"
+def test_a_folder_of_an_older_version_is_resumed(started: Path) -> None:
+    """It lacks options added since then; they take their defaults."""
+    path = started / "config.yaml"
     lines = path.read_text().splitlines()
     path.write_text("\n".join(line for line in lines if "save_every" not in line and not line.startswith("#")))
-    RunFolder.open(begun, config())
+    RunFolder.open(started, config())
 
 
-def test_run_and_eval_keep_out_of_each_others_folders(begun: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="made by another verb than tpt eval"):
-        RunFolder.open(begun, config(), "eval")
+def test_run_and_eval_refuse_each_others_folders(started: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="made by another command than tpt eval"):
+        RunFolder.open(started, config(), "eval")
     other = tmp_path / "other"
     RunFolder.open(other, config(), "eval").begin(config())
-    with pytest.raises(UserError, match="made by another verb than tpt run"):
+    with pytest.raises(UserError, match="made by another command than tpt run"):
         RunFolder.open(other, config())
 
 
-def test_what_a_kill_left_of_the_config_is_no_obstacle(tmp_path: Path) -> None:
+def test_a_temporary_file_of_a_killed_process_is_ignored(tmp_path: Path) -> None:
     (tmp_path / ".config.yaml.123.tmp").write_text("na")
     RunFolder.open(tmp_path, config())
 
 
 @pytest.mark.parametrize("tail", ['{"round": 1, "ph', "\0\0\0\0", '{"round": 1}\n\0'])
-def test_a_log_that_was_cut_in_the_middle_of_a_line_is_gone_on_with(tmp_path: Path, tail: str) -> None:
+def test_a_log_cut_in_the_middle_of_a_line_is_resumed(tmp_path: Path, tail: str) -> None:
     path = tmp_path / "metrics.jsonl"
     first = {"round": 1, "phase": "train", "step": 0, "loss": 1.0}
     path.write_text(json.dumps(first) + "\n" + tail)

@@ -1,0 +1,138 @@
+"""`import tpt_jax as tpt`: README's program, the notebook, own questions and checkers, and mistakes."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import nbclient
+import nbformat
+import numpy as np
+import pytest
+
+import tpt_jax as tpt
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOK = ROOT / "examples" / "quickstart.ipynb"
+README_PROGRAM = re.search(r"```python\n(import tpt_jax as tpt\n.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+SUMS = [(left, right) for left in range(10, 30) for right in (4, 15)]
+
+
+def environment() -> dict[str, str]:
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    return {name: value for name, value in os.environ.items() if not name.startswith("JAX_NUMPY")} | flags
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return tpt.load_model("quickstart", mesh=tpt.mesh(data=2, fsdp=2, tensor=2))
+
+
+@pytest.fixture(scope="module")
+def traces(model: Any) -> Any:
+    questions = [{"question": f"{left} + {right} =", "answer": str(left + right)} for left, right in SUMS]
+    task = tpt.own_task(train=questions, test=["1 + 1 ="], checker=lambda question, text: text == question.answer)
+    return tpt.sample(model, task.train, num_samples=2, max_new_tokens=24, num_slots=8)
+
+
+def test_the_program_in_the_readme_runs_without_a_main_guard(tmp_path: Path) -> None:
+    assert README_PROGRAM is not None
+    (tmp_path / "program.py").write_text(README_PROGRAM[1])
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    command = [sys.executable, "program.py"]
+    env = environment()
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    before, after = map(float, done.stdout.split("\n")[0].split())
+    assert 0.2 < before < after <= 1
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {
+        path.name for path in (tmp_path / "out").iterdir()
+    }
+    assert (tmp_path / "runs/own_task/rounds/001/metrics.json").is_file()
+
+
+def test_the_notebook_runs_and_keeps_its_outputs(tmp_path: Path) -> None:
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(cell.outputs or cell.source.startswith(("import", "better.export")) for cell in code)
+    shown = "".join(str(output) for cell in code for output in cell.outputs)
+    assert "<progress" in shown  # the bars' last state
+    assert str(ROOT) not in shown
+    client = nbclient.NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(tmp_path)}})
+    client.execute(env={**environment(), "JPY_PARENT_PID": ""})
+    outputs = [output for cell in code for output in cell.outputs]
+    assert not [output for output in outputs if output.output_type == "error"]
+
+
+def test_an_own_checker_judges_by_the_sum(traces: Any) -> None:
+    judged = tpt.judge(traces, num_workers=1)
+    assert len(judged) == 2 * len(SUMS)
+    for each in judged:
+        left, right = SUMS[int(each.trace.id)]
+        assert each.verdict.correct == (each.trace.completion == str(left + right))
+    assert sum(each.verdict.correct for each in judged) > len(SUMS)  # the model can add, most of the time
+    assert tpt.score(judged, k=2).pass_at_k >= tpt.score(judged).pass_at_1 > 0.5
+
+
+def test_traces_do_not_depend_on_mesh_or_slots(traces: Any) -> None:
+    single = tpt.load_model("quickstart", mesh=tpt.mesh(devices=jax.devices()[:1]))
+    again = tpt.sample(single, traces.questions[:4], num_samples=2, max_new_tokens=24, num_slots=3)
+    assert [trace.token_ids for trace in again] == [trace.token_ids for trace in traces[:8]]
+
+
+def test_finetuning_leaves_the_model_alone_and_export_writes_the_result(
+    model: Any, traces: Any, tmp_path: Path
+) -> None:
+    kept = tpt.select(tpt.judge(traces, num_workers=1), max_per_question=1, max_traces=8, seed=3)
+    assert len({each.trace.id for each in kept}) == len(kept) == 8
+    before = [np.asarray(weight) for weight in jax.tree.leaves(model.parameters)]
+    with jax.numpy_dtype_promotion("standard"):  # optax multiplies floats by its integer step count
+        better = tpt.finetune(model, kept, rows=4, sequence_length=64, num_epochs=3, optimizer={"learning_rate": 1e-3})
+    after = [np.asarray(weight) for weight in jax.tree.leaves(model.parameters)]
+    for old, new in zip(before, after, strict=True):
+        np.testing.assert_array_equal(old, new)
+    better.export(tmp_path / "out", dtype="float32")
+    loaded = tpt.load_model(tmp_path / "out", mesh=model.mesh)
+    moved = False
+    for one, two, old in zip(*map(jax.tree.leaves, (better.parameters, loaded.parameters)), before, strict=True):
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(two))
+        moved |= bool((np.asarray(one) != old).any())
+    assert moved
+
+
+def test_mistakes_are_user_errors_of_one_line(model: Any, traces: Any, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("")
+    calls = {
+        "no such folder|has no config.json": lambda: tpt.load_model(tmp_path / "none"),
+        "num_sample: unknown key; did you mean num_samples": lambda: tpt.sample(model, ["1 + 1 ="], num_sample=2),
+        "num_slots .3. must be a multiple of data x fsdp = 4": lambda: tpt.sample(model, ["1 + 1 ="], num_slots=3),
+        "optimizer.name": lambda: tpt.finetune(model, traces, optimizer={"name": "sgd"}),
+        "task 'gsm': unknown": lambda: tpt.load_task("gsm"),
+        "the id 'a' appears 2 times": lambda: tpt.sample(
+            model, [tpt.Question("a", "1?", ""), tpt.Question("a", "2?", "")]
+        ),
+        'item 1: lacks text under "question"': lambda: tpt.sample(model, [{"answer": "2"}]),
+        "give the task too": lambda: tpt.judge(list(traces)),
+        "has no question '0'": lambda: tpt.judge(traces, tpt.QuestionSet((tpt.Question("x", "1?", "1"),))),
+        "no finished traces": lambda: tpt.finetune(model, tpt.Traces((), traces.questions)),
+        "is not empty": lambda: model.export(tmp_path / "full"),
+        "no such config file": lambda: tpt.run(tmp_path / "none.yaml"),
+    }
+    for message, call in calls.items():
+        with pytest.raises(tpt.UserError, match=message) as error:
+            call()
+        assert "\n" not in str(error.value)
+
+
+def test_importing_is_quick_and_imports_no_jax() -> None:
+    program = (
+        "import time; start = time.perf_counter(); import tpt_jax as tpt; seconds = time.perf_counter() - start\n"
+        "tpt.UserError, dir(tpt)\n"
+        "import sys; assert 'jax' not in sys.modules; assert seconds < 0.3, seconds\n"
+        "for name in tpt.__all__: getattr(tpt, name)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment())
