@@ -71,7 +71,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 # Optax multiplies floats by its integer step count, which strict promotion refuses.
-MODULES_THAT_TRAIN = {"test_training"}
+MODULES_THAT_TRAIN = {"test_training", "test_optimizer"}
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""The Train phase: against a torch and transformers loop, on every mesh, packed against unpacked."""
+"""Fine-tuning: against a torch loop, on every mesh, across micro-batches, non-finite steps and interruptions."""
 
 import copy
 import dataclasses
@@ -15,22 +15,19 @@ import optax
 import pytest
 from conftest import TINY, Twins
 from flax import nnx
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from tpt_jax.bench.workloads import long_tailed
 from tpt_jax.checkpoints.training import TrainingCheckpoints
 from tpt_jax.config import MeshConfig, OptimizerConfig, TrainConfig
 from tpt_jax.errors import Stopped
-from tpt_jax.models.architecture import PUBLISHED
-from tpt_jax.models.huggingface import initialize_parameters
-from tpt_jax.models.transformer import abstract_parameters
+from tpt_jax.models.transformer import abstract_parameters, initialize_parameters
 from tpt_jax.prompts import Example
 from tpt_jax.runtime.mesh import make_mesh
+from tpt_jax.runtime.sharding import Layout
 from tpt_jax.train.compile import TrainerProgram, compile_trainer
-from tpt_jax.train.data import Batch, BatchShape, packed_batches, plan_rows, split_by_length
-from tpt_jax.train.fit import Fit
-from tpt_jax.train.optimizer import learning_rate_at, make_optimizer
+from tpt_jax.train.data import Batch, BatchShape, packed_batches
+from tpt_jax.train.fine_tuning import FineTuning
+from tpt_jax.train.optimizer import make_optimizer
+from tpt_jax.train.step import StepOptions, TrainState, train_step
 
 CONFIG = TrainConfig(
     num_epochs=20,
@@ -39,6 +36,7 @@ CONFIG = TrainConfig(
     sequence_length=32,
     optimizer=OptimizerConfig(learning_rate=3e-3, weight_decay=0.1, max_grad_norm=1.0, beta2=0.95),
 )
+MICRO_BATCHES = dataclasses.replace(CONFIG, rows=2, micro_batches=4)  # the same rows per step
 
 
 def random_examples(count: int, seed: int = 0, vocab_size: int = 64) -> list[Example]:
@@ -51,13 +49,42 @@ def random_examples(count: int, seed: int = 0, vocab_size: int = 64) -> list[Exa
     return examples
 
 
+def random_batch(shape: BatchShape, seed: int = 0) -> Batch:
+    packed = packed_batches(random_examples(40, seed), shape, seed=0, num_epochs=1)[0]
+    assert packed is not None
+    return packed.arrays
+
+
 def fit_losses(program: TrainerProgram, parameters: nnx.State, config: TrainConfig) -> tuple[list[float], nnx.State]:
-    fit = Fit(program, lambda: jax.tree.map(jnp.copy, parameters), random_examples(40), config, seed=0)
-    return [record.loss for record in fit], fit.parameters
+    training = FineTuning(program, lambda: jax.tree.map(jnp.copy, parameters), random_examples(40), config, seed=0)
+    return [record.loss for record in training], training.parameters
+
+
+def assert_identical(tree: Any, expected: Any) -> None:
+    """Bit for bit."""
+    assert jax.tree.structure(tree) == jax.tree.structure(expected)
+    for leaf, expected_leaf in zip(jax.tree.leaves(tree), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(np.asarray(leaf), np.asarray(expected_leaf))
+
+
+@pytest.fixture(scope="module")
+def program(layout: Layout) -> TrainerProgram:
+    return compile_trainer(TINY["gemma2"], layout.mesh, compute_dtype="float32", train=CONFIG)
+
+
+@pytest.fixture(scope="module")
+def micro_batch_program(layout: Layout) -> TrainerProgram:
+    return compile_trainer(TINY["gemma2"], layout.mesh, compute_dtype="float32", train=MICRO_BATCHES)
+
+
+@pytest.fixture(scope="module")
+def one_device_losses(program: TrainerProgram) -> list[float]:
+    losses, _ = fit_losses(program, initialize_parameters(TINY["gemma2"], program.layout, seed=0), CONFIG)
+    return losses
 
 
 def torch_losses(model: Any, batches: list[Batch], config: OptimizerConfig) -> list[float]:
-    """The same steps as a textbook has them: each packed segment a sequence of its own, torch's AdamW and clipping."""
+    """The same steps in plain torch: each packed segment as a sequence of its own, torch's AdamW and clipping."""
     import torch
     import transformers
 
@@ -72,12 +99,12 @@ def torch_losses(model: Any, batches: list[Batch], config: OptimizerConfig) -> l
         optimizer.zero_grad()
         total, count = torch.zeros(()), 0.0
         for row in range(batch.tokens.shape[1]):
-            segments = np.asarray(batch.segment_ids[0, row])
-            for segment in range(1, segments.max(initial=0) + 1):
-                piece = segments == segment
-                logits = model(torch.tensor(np.asarray(batch.tokens[0, row])[None, piece])).logits[0]
-                targets = torch.tensor(np.asarray(batch.targets[0, row])[piece]).long()
-                weights = torch.tensor(np.asarray(batch.loss_weights[0, row])[piece])
+            segment_ids = np.asarray(batch.segment_ids[0, row])
+            for segment in range(1, segment_ids.max(initial=0) + 1):
+                mask = segment_ids == segment
+                logits = model(torch.tensor(np.asarray(batch.tokens[0, row])[None, mask])).logits[0]
+                targets = torch.tensor(np.asarray(batch.targets[0, row])[mask]).long()
+                weights = torch.tensor(np.asarray(batch.loss_weights[0, row])[mask])
                 total = total + (torch.nn.functional.cross_entropy(logits, targets, reduction="none") * weights).sum()
                 count += float(weights.sum())
         (total / count).backward()
@@ -89,21 +116,19 @@ def torch_losses(model: Any, batches: list[Batch], config: OptimizerConfig) -> l
 
 
 @pytest.mark.parametrize("twins", ["gemma2", "llama"], indirect=True)
-def test_twenty_steps_equal_a_torch_loop(twins: Twins) -> None:
+def test_losses_of_twenty_steps_equal_a_torch_loop(twins: Twins) -> None:
     program = compile_trainer(twins.config, twins.layout.mesh, compute_dtype="float32", train=CONFIG)
-    ours, _ = fit_losses(program, twins.parameters, CONFIG)
-    batches = [
-        packed.arrays for packed in packed_batches(random_examples(40), program.batch_shape, seed=0, num_epochs=20)[:20]
-    ]
+    losses, _ = fit_losses(program, twins.parameters, CONFIG)
+    batches = packed_batches(random_examples(40), program.batch_shape, seed=0, num_epochs=20)[:20]
     model = copy.deepcopy(twins.torch_model).train()
-    theirs = torch_losses(model, batches, CONFIG.optimizer)
-    assert len(ours) == 20
-    assert ours[-1] < 0.9 * ours[0]
-    np.testing.assert_allclose(ours, theirs, rtol=1e-3)
+    expected = torch_losses(model, [packed.arrays for packed in batches], CONFIG.optimizer)
+    assert len(losses) == 20
+    assert losses[-1] < 0.9 * losses[0]
+    np.testing.assert_allclose(losses, expected, rtol=1e-3)
 
 
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)])
-def test_every_mesh_trains_alike(sizes: tuple[int, int, int], one_device_losses: list[float]) -> None:
+def test_losses_are_the_same_on_every_mesh(sizes: tuple[int, int, int], one_device_losses: list[float]) -> None:
     mesh = make_mesh(MeshConfig(*sizes))
     program = compile_trainer(TINY["gemma2"], mesh, compute_dtype="float32", train=CONFIG)
     parameters = initialize_parameters(TINY["gemma2"], program.layout, seed=0)
@@ -111,194 +136,6 @@ def test_every_mesh_trains_alike(sizes: tuple[int, int, int], one_device_losses:
     np.testing.assert_allclose(losses, one_device_losses, rtol=1e-4)
     weight = jax.tree.leaves(trained)[0]
     assert weight.sharding.mesh.shape == mesh.shape
-
-
-@pytest.fixture(scope="module")
-def program(layout: Any) -> TrainerProgram:
-    return compile_trainer(TINY["gemma2"], layout.mesh, compute_dtype="float32", train=CONFIG)
-
-
-@pytest.fixture(scope="module")
-def one_device_losses(program: TrainerProgram) -> list[float]:
-    losses, _ = fit_losses(program, initialize_parameters(TINY["gemma2"], program.layout, seed=0), CONFIG)
-    return losses
-
-
-def test_micro_batches_add_up_to_the_whole_batch(layout: Any, one_device_losses: list[float]) -> None:
-    """Four micro-batches of two rows, of unequal token counts, are one batch of eight."""
-    config = dataclasses.replace(CONFIG, rows=2, micro_batches=4)
-    program = compile_trainer(TINY["gemma2"], layout.mesh, compute_dtype="float32", train=config)
-    losses, _ = fit_losses(program, initialize_parameters(TINY["gemma2"], layout, seed=0), config)
-    np.testing.assert_allclose(losses, one_device_losses, rtol=1e-5)
-
-
-def test_muon_orthogonalises_each_layer_on_its_own(layout: Any) -> None:
-    """A stacked weight moves as if each layer's matrix were given to optax's muon alone."""
-    from optax import contrib
-
-    parameters: Any = initialize_parameters(TINY["llama"], layout, seed=0)
-    gradients: Any = initialize_parameters(TINY["llama"], layout, seed=1)
-    optimizer = make_optimizer(OptimizerConfig(name="muon", max_grad_norm=1e9))
-    updates: Any = jax.jit(optimizer.update)(gradients, optimizer.init(parameters), parameters)[0]
-    alone = contrib.muon(1.0, beta=0.95)
-
-    def second_layer(state: Any) -> dict[str, jax.Array]:
-        return {"query": state["layers"]["query"][...][1].reshape(32, 64)}
-
-    expected: Any = alone.update(
-        second_layer(gradients), alone.init(second_layer(parameters)), second_layer(parameters)
-    )[0]
-    np.testing.assert_allclose(second_layer(updates)["query"], expected["query"], rtol=1e-4, atol=1e-5)
-
-
-def test_learning_rate_is_that_of_transformers() -> None:
-    import torch
-    import transformers
-
-    config = OptimizerConfig(learning_rate=2e-3, warmup_fraction=0.1)
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=config.learning_rate)
-    schedule = transformers.get_cosine_schedule_with_warmup(optimizer, 5, 50)
-    for step in range(50):
-        assert learning_rate_at(step, 50, config) == pytest.approx(schedule.get_last_lr()[0])
-        optimizer.step()
-        schedule.step()
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    lengths=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 12)), min_size=1, max_size=30),
-    rows=st.integers(1, 4),
-    micro_batches=st.integers(1, 2),
-    seed=st.integers(0, 5),
-)
-def test_an_epoch_holds_each_example_once(
-    lengths: list[tuple[int, int]], rows: int, micro_batches: int, seed: int
-) -> None:
-    examples = []
-    for number, (num_prompt, num_completion) in enumerate(lengths, start=1):
-        tokens = tuple(100 * number + offset for offset in range(num_prompt + num_completion))
-        examples.append(Example(tokens, num_prompt))
-    shape = BatchShape(micro_batches, rows, 20)
-    found: list[tuple[int, ...]] = []
-    for packed in packed_batches(examples, shape, seed=seed, num_epochs=1):
-        batch = packed.arrays
-        assert batch.tokens.shape == (micro_batches, rows, 20)
-        for row in np.ndindex(micro_batches, rows):
-            segments = np.asarray(batch.segment_ids[row])
-            for segment in range(1, segments.max() + 1):
-                piece = segments == segment
-                tokens, targets = np.asarray(batch.tokens[row])[piece], np.asarray(batch.targets[row])[piece]
-                weights = np.asarray(batch.loss_weights[row])[piece]
-                whole = (*tokens.tolist(), int(targets[-1]))
-                assert targets.tolist() == list(whole[1:])
-                assert np.asarray(batch.positions[row])[piece].tolist() == list(range(len(tokens)))
-                example = examples[whole[0] // 100 - 1]
-                assert weights.tolist() == [0.0] * (example.num_prompt - 1) + [1.0] * (len(whole) - example.num_prompt)
-                found.append(whole)
-            assert not np.asarray(batch.loss_weights[row])[segments == 0].any()
-    assert sorted(found) == sorted(example.tokens for example in examples)
-
-
-@settings(max_examples=60, deadline=None)
-@given(lengths=st.lists(st.integers(1, 50), max_size=60))
-def test_a_plan_holds_each_example_once_and_wastes_no_row(lengths: list[int]) -> None:
-    rows = plan_rows(lengths, 50)
-    assert sorted(index for row in rows for index in row) == list(range(len(lengths)))
-    filled = sorted(sum(lengths[index] for index in row) for row in rows)
-    assert all(fill <= 50 for fill in filled)
-    assert len(filled) < 2 or filled[0] + filled[1] > 50  # or the two emptiest rows would have been one
-
-
-def test_traces_like_those_of_gsm8k_fill_their_rows() -> None:
-    """As many as a round of the paper keeps. The last batch, filled up with rows of padding, is another matter."""
-    lengths = np.clip(long_tailed(np.random.default_rng(0), 2000, 290, 1000), 60, None)
-    examples = [Example((0,) * (length + 1), 1, str(index)) for index, length in enumerate(lengths)]
-    shape = BatchShape(1, 32, 1024)
-    batches = packed_batches(examples, shape, seed=0, num_epochs=1)
-    assert sum(batch.num_tokens for batch in batches) == lengths.sum()
-    assert lengths.sum() / (len(plan_rows(lengths.tolist(), 1024)) * 1024) > 0.98
-
-
-def test_long_examples_are_left_out_whole() -> None:
-    examples = [Example(tuple(range(length)), 1) for length in (5, 21, 22)]
-    fitting, too_long = split_by_length(examples, 20)
-    assert [len(example.tokens) for example in fitting] == [5, 21]
-    assert too_long == examples[2:]
-
-
-def test_a_step_that_is_not_finite_moves_nothing_and_names_its_traces(layout: Any) -> None:
-    """A token's embedding is not a number; the steps that were dispatched after its trace's move nothing either."""
-    program = compile_trainer(TINY["llama"], layout.mesh, compute_dtype="float32", train=CONFIG)
-    config = dataclasses.replace(CONFIG, num_epochs=1, max_steps=None)
-    good = [dataclasses.replace(x, id=f"good/{index}") for index, x in enumerate(random_examples(120, vocab_size=63))]
-    examples = [dataclasses.replace(good[0], tokens=(*good[0].tokens[:-2], 63, 5), id="bad/7"), *good[1:]]
-    ids = [batch.example_ids for batch in list(packed_batches(examples, program.batch_shape, seed=1, num_epochs=1))]
-    step = next(step for step, names in enumerate(ids) if "bad/7" in names)
-    assert 0 < step < len(ids) - 1
-
-    def parameters() -> nnx.State:
-        state: Any = initialize_parameters(TINY["llama"], layout, 0)
-        state["embedding"][...] = state["embedding"][...].at[63].set(jnp.nan)
-        return state
-
-    fit = Fit(program, parameters, examples, config, seed=1)
-    with pytest.raises(FloatingPointError, match=rf"train step {step}: .*bad/7") as stopped:
-        list(fit)
-    assert all(name in str(stopped.value) for name in ids[step])
-    before = Fit(program, parameters, examples, dataclasses.replace(config, max_steps=step), seed=1)
-    for ours, theirs in zip(jax.tree.leaves(fit.parameters), jax.tree.leaves(parameters()), strict=True):
-        assert ours.shape == theirs.shape
-        assert np.isfinite(ours).sum() == np.isfinite(theirs).sum()  # nothing that was a number is none now
-    assert before.num_steps == step
-
-
-def test_killed_inside_an_epoch_it_goes_on_with_the_next_unseen_batch(program: TrainerProgram, tmp_path: Path) -> None:
-    config = dataclasses.replace(CONFIG, num_epochs=2, max_steps=9, save_every=4)
-    examples = random_examples(120)
-
-    def fit(checkpoints: TrainingCheckpoints | None) -> Fit:
-        start = functools.partial(initialize_parameters, TINY["gemma2"], program.layout, 0)
-        return Fit(program, start, examples, config, seed=0, checkpoints=checkpoints)
-
-    whole = fit(None)
-    expected = list(whole)
-    assert len(expected) == 9
-    killed = TrainingCheckpoints(tmp_path, 4)
-    seen = [record for record, _ in zip(fit(killed), range(7), strict=False)]
-    killed.close()
-    again = TrainingCheckpoints(tmp_path, 4)
-    resumed = fit(again)
-    assert resumed.first_step == 4
-    rest = list(resumed)
-    again.close()
-    assert seen == expected[:7]
-    assert rest == expected[4:]
-    assert resumed.counts == whole.counts
-    for ours, theirs in zip(jax.tree.leaves(resumed.parameters), jax.tree.leaves(whole.parameters), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
-
-
-def test_a_save_that_is_broken_is_passed_over(program: TrainerProgram, tmp_path: Path) -> None:
-    """Asked to stop after its fifth step, it saves there; that save is harmed, and the one before is gone on from."""
-    config = dataclasses.replace(CONFIG, num_epochs=2, max_steps=9, save_every=4)
-    start = functools.partial(initialize_parameters, TINY["gemma2"], program.layout, 0)
-    asked = itertools.count(1)
-    stopped = TrainingCheckpoints(tmp_path, 4)
-    fit = Fit(program, start, random_examples(120), config, 0, stopped, should_stop=lambda: next(asked) == 5)
-    seen = []
-    with pytest.raises(Stopped):
-        seen.extend(record.step for record in fit)
-    stopped.close()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["4", "5"]
-    largest = max(
-        (path for path in (tmp_path / "5").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
-    )
-    largest.write_bytes(largest.read_bytes()[:-1])
-    again = TrainingCheckpoints(tmp_path, 4)
-    resumed = Fit(program, start, random_examples(120), config, 0, again)
-    assert resumed.first_step == 4
-    assert len(list(resumed)) == 5
-    again.close()
 
 
 def test_adafactor_trains_on_a_mesh(one_device_losses: list[float]) -> None:
@@ -310,34 +147,183 @@ def test_adafactor_trains_on_a_mesh(one_device_losses: list[float]) -> None:
     assert losses[-1] < losses[0]
 
 
-def test_adafactor_keeps_rows_and_columns_only() -> None:
-    _, abstract = abstract_parameters(PUBLISHED["gemma2-2b"])
-    state = jax.eval_shape(make_optimizer(OptimizerConfig(name="adafactor")).init, abstract)
-    sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(state)]
-    assert sum(sizes) < 0.01 * PUBLISHED["gemma2-2b"].num_parameters
+def test_losses_with_micro_batches_equal_those_of_whole_batches(
+    micro_batch_program: TrainerProgram, one_device_losses: list[float]
+) -> None:
+    """Over twenty steps: four micro-batches of two rows against one batch of eight."""
+    parameters = initialize_parameters(TINY["gemma2"], micro_batch_program.layout, seed=0)
+    losses, _ = fit_losses(micro_batch_program, parameters, MICRO_BATCHES)
+    np.testing.assert_allclose(losses, one_device_losses, rtol=1e-5)
 
 
-@pytest.mark.parametrize("moments", [("float32", "float32"), ("bfloat16", "float32"), ("bfloat16", "bfloat16")])
-def test_adamw_is_optax_adamw_with_moments_of_these_types(moments: tuple[Any, Any]) -> None:
-    config = OptimizerConfig(weight_decay=0.1, max_grad_norm=1e9, first_moment=moments[0], second_moment=moments[1])
-    ours, theirs = make_optimizer(config), optax.adamw(1.0, config.beta1, config.beta2, weight_decay=0.1)
-    random = np.random.default_rng(0)
+def test_gradients_are_weighted_by_tokens_across_micro_batches(
+    program: TrainerProgram, micro_batch_program: TrainerProgram
+) -> None:
+    """One step on four micro-batches, three of which have a single token with loss, against one batch of the rows.
 
-    def weights() -> nnx.State:
-        value = jnp.asarray(random.standard_normal((20, 30)), jnp.float32)
-        return nnx.State({"gate": nnx.Param(value, logical_axes=("embed", "mlp"))})
+    After one step of Adam from zero, the first moments are the clipped gradient times 1 - beta1.
+    """
+    batch = random_batch(micro_batch_program.batch_shape)
+    loss_weights = np.array(batch.loss_weights)
+    for micro_batch in loss_weights[1:]:
+        kept = tuple(index[0] for index in micro_batch.nonzero())
+        micro_batch[:] = 0.0
+        micro_batch[kept] = 1.0
+    assert loss_weights.sum(axis=(1, 2)).tolist()[1:] == [1.0, 1.0, 1.0]
+    assert loss_weights[0].sum() > 10
+    batch = dataclasses.replace(batch, loss_weights=jnp.asarray(loss_weights))
+    whole = jax.tree.map(lambda array: np.asarray(array).reshape(1, 8, 32), batch)
 
-    parameters: Any = weights()
-    state, expected_state = ours.init(parameters), theirs.init(parameters)
-    updates: Any = parameters
-    expected: Any = parameters
-    for _ in range(3):
-        gradients: Any = weights()
-        updates, state = ours.update(gradients, state, parameters)
-        expected, expected_state = theirs.update(gradients, expected_state, parameters)
-    got, wanted = np.asarray(updates["gate"][...]), np.asarray(expected["gate"][...])
-    tolerance = 1e-5 if moments == ("float32", "float32") else 0.03
-    np.testing.assert_allclose(got, wanted, atol=tolerance * float(np.abs(wanted).max()))
-    found: Any = [optax.tree.get(state, name) for name in ("mu", "nu")]
-    kept = [moment["gate"][...].dtype for moment in found]
-    assert [str(dtype) for dtype in kept] == list(moments)
+    def first_moments(program: TrainerProgram, batch: Batch) -> tuple[list[jax.Array], float]:
+        state = program.init_state(initialize_parameters(TINY["gemma2"], program.layout, seed=0))
+        state, metrics = program.step(state, batch, 1e-3)
+        return jax.tree.leaves(optax.tree.get(state.optimizer, "mu")), float(metrics.grad_norm)
+
+    moments, grad_norm = first_moments(micro_batch_program, batch)
+    expected_moments, expected_norm = first_moments(program, whole)
+    assert grad_norm == pytest.approx(expected_norm, rel=1e-5)
+    for moment, expected in zip(moments, expected_moments, strict=True):
+        np.testing.assert_allclose(moment, expected, rtol=1e-4, atol=1e-5 * float(np.abs(expected).max()))
+
+
+def test_a_batch_of_padding_changes_nothing_but_the_weight_decay(program: TrainerProgram) -> None:
+    parameters = initialize_parameters(TINY["gemma2"], program.layout, seed=0)
+    before = jax.tree.map(np.asarray, parameters)
+    padding = jax.tree.map(np.zeros_like, random_batch(program.batch_shape))
+    state, metrics = program.step(program.init_state(parameters), padding, 1e-2)
+    assert float(metrics.loss) == float(metrics.grad_norm) == 0.0
+    assert bool(state.is_finite)
+    gate, gate_before = (np.asarray(weights["layers"]["gate"][...]) for weights in (state.parameters, before))
+    np.testing.assert_allclose(gate, gate_before * (1 - 1e-2 * 0.1), rtol=1e-5)
+
+
+def test_bf16_compute_keeps_fp32_weights(layout: Layout) -> None:
+    train = dataclasses.replace(CONFIG, optimizer=OptimizerConfig(first_moment="bfloat16", second_moment="bfloat16"))
+    program = compile_trainer(TINY["llama"], layout.mesh, compute_dtype="bfloat16", train=train)
+    state = program.init_state(initialize_parameters(TINY["llama"], layout, seed=0))
+    state, _ = program.step(state, random_batch(program.batch_shape), 1e-3)
+    assert {str(weight.dtype) for weight in jax.tree.leaves(state.parameters)} == {"float32"}
+    for name in ("mu", "nu"):
+        moments = jax.tree.leaves(optax.tree.get(state.optimizer, name))
+        assert {str(moment.dtype) for moment in moments} == {"bfloat16"}
+
+
+def test_after_a_non_finite_loss_no_later_step_changes_anything(program: TrainerProgram) -> None:
+    """Later steps have been dispatched before the loss is read; their own losses are finite."""
+    good = [random_batch(program.batch_shape, seed) for seed in range(3)]
+    bad = dataclasses.replace(good[0], loss_weights=np.full_like(good[0].loss_weights, np.nan))
+
+    def copy_to_host(state: TrainState) -> Any:
+        return jax.tree.map(np.array, (state.parameters, state.optimizer))
+
+    state = program.init_state(initialize_parameters(TINY["gemma2"], program.layout, seed=0))
+    initial = copy_to_host(state)
+    state, _ = program.step(state, good[0], 1e-2)
+    before = copy_to_host(state)
+    assert bool(state.is_finite)
+    assert not np.array_equal(jax.tree.leaves(before)[0], jax.tree.leaves(initial)[0])  # a good step does change it
+    state, metrics = program.step(state, bad, 1e-2)
+    assert math.isnan(float(metrics.loss))
+    assert_identical(copy_to_host(state), before)
+    for batch in good:
+        state, metrics = program.step(state, batch, 1e-2)
+        assert math.isfinite(float(metrics.loss))
+        assert math.isfinite(float(metrics.grad_norm))
+        assert not bool(state.is_finite)
+        assert_identical(copy_to_host(state), before)
+
+
+def test_a_non_finite_gradient_of_a_finite_loss_changes_nothing(layout: Layout) -> None:
+    """The loss is sqrt(0), which is 0; its derivative is not a number."""
+    parameters = initialize_parameters(TINY["llama"], layout, seed=0)
+    options = StepOptions(
+        graph=abstract_parameters(TINY["llama"])[0],
+        optimizer=make_optimizer(CONFIG.optimizer),
+        layout=layout,
+        compute_dtype=jnp.dtype("float32"),
+        kernel="xla",
+        remat="none",
+        token_loss=lambda nll: jnp.sqrt(nll - nll),
+    )
+    state = TrainState(parameters, options.optimizer.init(parameters), jnp.asarray(True))
+    batch = jax.tree.map(jnp.asarray, random_batch(BatchShape(1, 2, 32)))
+    new_state, metrics = jax.jit(functools.partial(train_step, options=options))(state, batch, jnp.float32(1e-2))
+    assert float(metrics.loss) == 0.0
+    assert math.isnan(float(metrics.grad_norm))
+    assert not bool(new_state.is_finite)
+    assert_identical((new_state.parameters, new_state.optimizer), (state.parameters, state.optimizer))
+
+
+def test_a_non_finite_step_ends_the_training_and_names_its_traces(layout: Layout) -> None:
+    """One token's embedding is NaN. The weights stay those of the step before, although a later step was dispatched."""
+    program = compile_trainer(TINY["llama"], layout.mesh, compute_dtype="float32", train=CONFIG)
+    config = dataclasses.replace(CONFIG, num_epochs=1, max_steps=None)
+    good = [dataclasses.replace(x, id=f"good/{index}") for index, x in enumerate(random_examples(120, vocab_size=63))]
+    examples = [dataclasses.replace(good[0], tokens=(*good[0].tokens[:-2], 63, 5), id="bad/7"), *good[1:]]
+    ids = [batch.example_ids for batch in packed_batches(examples, program.batch_shape, seed=1, num_epochs=1)]
+    bad_step = next(step for step, step_ids in enumerate(ids) if "bad/7" in step_ids)
+    assert 0 < bad_step < len(ids) - 1
+
+    def parameters() -> nnx.State:
+        state: Any = initialize_parameters(TINY["llama"], layout, 0)
+        state["embedding"][...] = state["embedding"][...].at[63].set(jnp.nan)
+        return state
+
+    training = FineTuning(program, parameters, examples, config, seed=1)
+    with pytest.raises(FloatingPointError, match=rf"train step {bad_step}: .*bad/7") as error:
+        list(training)
+    assert all(name in str(error.value) for name in ids[bad_step])
+    calls = itertools.count(1)
+    shorter = FineTuning(program, parameters, examples, config, seed=1, should_stop=lambda: next(calls) == bad_step)
+    with pytest.raises(Stopped):
+        list(shorter)
+    assert_identical(training.parameters, shorter.parameters)
+
+
+def test_killed_within_an_epoch_it_resumes_with_the_next_batch(program: TrainerProgram, tmp_path: Path) -> None:
+    """Records, counts and weights are those of a training that was never killed."""
+    config = dataclasses.replace(CONFIG, num_epochs=2, max_steps=9, save_every=4)
+    examples = random_examples(120)
+
+    def start(checkpoints: TrainingCheckpoints | None) -> FineTuning:
+        parameters = functools.partial(initialize_parameters, TINY["gemma2"], program.layout, 0)
+        return FineTuning(program, parameters, examples, config, seed=0, checkpoints=checkpoints)
+
+    uninterrupted = start(None)
+    expected = list(uninterrupted)
+    assert len(expected) == 9
+    checkpoints = TrainingCheckpoints(tmp_path, 4)
+    records = [record for record, _ in zip(start(checkpoints), range(7), strict=False)]
+    checkpoints.close()
+    checkpoints = TrainingCheckpoints(tmp_path, 4)
+    resumed = start(checkpoints)
+    assert resumed.first_step == 4
+    resumed_records = list(resumed)
+    checkpoints.close()
+    assert records == expected[:7]
+    assert resumed_records == expected[4:]
+    assert resumed.counts == uninterrupted.counts
+    assert_identical(resumed.parameters, uninterrupted.parameters)
+
+
+def test_a_corrupt_save_is_skipped_for_the_one_before(program: TrainerProgram, tmp_path: Path) -> None:
+    """Stopped after its fifth step, the training saves there; that save is then truncated."""
+    config = dataclasses.replace(CONFIG, num_epochs=2, max_steps=9, save_every=4)
+    parameters = functools.partial(initialize_parameters, TINY["gemma2"], program.layout, 0)
+    calls = itertools.count(1)
+    checkpoints = TrainingCheckpoints(tmp_path, 4)
+    stopped = FineTuning(
+        program, parameters, random_examples(120), config, 0, checkpoints, should_stop=lambda: next(calls) == 5
+    )
+    with pytest.raises(Stopped):
+        list(stopped)
+    checkpoints.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["4", "5"]
+    files = [path for path in (tmp_path / "5").rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-1])
+    checkpoints = TrainingCheckpoints(tmp_path, 4)
+    resumed = FineTuning(program, parameters, random_examples(120), config, 0, checkpoints)
+    assert resumed.first_step == 4
+    assert len(list(resumed)) == 5
+    checkpoints.close()

@@ -67,6 +67,7 @@ def _adafactor(config: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def _muon(config: OptimizerConfig) -> optax.GradientTransformation:
+    # Vocabulary tables, which muon updates with Adam, are not decayed: optax's adam_weight_decay is 0 by default.
     return contrib.muon(
         1.0,
         beta=config.beta2,
