@@ -189,7 +189,7 @@ def test_both_hosts_get_the_same_values_and_the_same_error(case: str, expected: 
     ]
     for process in both:
         stdout, stderr = process.communicate(timeout=60)
-        assert expected.format(hostname=socket.gethostname()) in stdout, stderr
+        assert expected.replace("{hostname}", socket.gethostname()) in stdout, stderr
         assert process.returncode == 0
 
 
