@@ -1,4 +1,4 @@
-"""Cross-entropy in pieces against the plain formula: values, gradients, meshes, vocabularies of any size."""
+"""Chunked cross-entropy against the plain formula: values and gradients, on several meshes, for uneven chunks."""
 
 import dataclasses
 from collections.abc import Callable
@@ -16,6 +16,7 @@ from tpt_jax.train.linear_cross_entropy import Saves, linear_cross_entropy
 from tpt_jax.train.loss import token_loss
 
 ROWS, LENGTH, EMBED = 8, 6, 16
+VOCAB_SIZE = 1000
 LOSSES = {
     "cross_entropy": LossConfig(),
     "focal": LossConfig(name="focal", focal_gamma=1.5),
@@ -25,7 +26,7 @@ LOSSES = {
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """One batch; every fourth token has no loss."""
+    """Random hidden states, output table and targets; about a quarter of the tokens have no loss."""
 
     hidden: np.ndarray
     table: np.ndarray
@@ -33,101 +34,101 @@ class Inputs:
     weights: np.ndarray
 
 
-def inputs(vocab_size: int) -> Inputs:
-    random = np.random.default_rng(0)
+def random_inputs() -> Inputs:
+    rng = np.random.default_rng(0)
     return Inputs(
-        random.standard_normal((ROWS, LENGTH, EMBED)).astype(np.float32),
-        random.standard_normal((vocab_size, EMBED)).astype(np.float32),
-        random.integers(0, vocab_size, (ROWS, LENGTH)).astype(np.int32),
-        (random.random((ROWS, LENGTH)) < 0.75).astype(np.float32),
+        rng.standard_normal((ROWS, LENGTH, EMBED)).astype(np.float32),
+        rng.standard_normal((VOCAB_SIZE, EMBED)).astype(np.float32),
+        rng.integers(0, VOCAB_SIZE, (ROWS, LENGTH)).astype(np.int32),
+        (rng.random((ROWS, LENGTH)) < 0.75).astype(np.float32),
     )
 
 
-def in_torch(batch: Inputs, cap: float | None, loss: LossConfig) -> tuple[float, np.ndarray, np.ndarray]:
-    """Sum and gradients by the plain formula, in double precision."""
-    hidden, table = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (batch.hidden, batch.table))
-    scores = hidden @ table.T
-    scores = scores if cap is None else cap * torch.tanh(scores / cap)
-    log_p = torch.log_softmax(scores, -1).gather(-1, torch.tensor(batch.targets).long()[..., None])[..., 0]
+def plain_loss(inputs: Inputs, cap: float | None, loss: LossConfig) -> tuple[float, np.ndarray, np.ndarray]:
+    """Sum and gradients of the plain formula, by torch in double precision."""
+    hidden, table = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (inputs.hidden, inputs.table))
+    logits = hidden @ table.T
+    logits = logits if cap is None else cap * torch.tanh(logits / cap)
+    log_p = torch.log_softmax(logits, -1).gather(-1, torch.tensor(inputs.targets).long()[..., None])[..., 0]
     p = log_p.exp()
     factors: dict[str, Callable[[], torch.Tensor]] = {
         "cross_entropy": lambda: torch.ones_like(p),
         "focal": lambda: (1 - p) ** loss.focal_gamma,
         "clipped": lambda: (p <= loss.clip_above).double(),
     }
-    total = (-factors[loss.name]() * log_p * torch.tensor(batch.weights)).sum()
+    total = (-factors[loss.name]() * log_p * torch.tensor(inputs.weights)).sum()
     total.backward()
     assert hidden.grad is not None
     assert table.grad is not None
     return float(total.detach()), hidden.grad.numpy(), table.grad.numpy()
 
 
-def in_pieces(
-    batch: Inputs, cap: float | None, loss: LossConfig, saves: Saves, layout: Layout, at_once: int
+def chunked_loss(
+    inputs: Inputs, cap: float | None, loss: LossConfig, saves: Saves, layout: Layout, max_logits: int
 ) -> tuple[float, np.ndarray, np.ndarray]:
-    def total(hidden: jax.Array, table: jax.Array) -> jax.Array:
+    def loss_sum(hidden: jax.Array, table: jax.Array) -> jax.Array:
         return linear_cross_entropy(
             hidden,
             table,
-            jnp.asarray(batch.targets),
-            jnp.asarray(batch.weights),
+            jnp.asarray(inputs.targets),
+            jnp.asarray(inputs.weights),
             layout=layout,
             cap=cap,
             token_loss=token_loss(loss),
             saves=saves,
-            scores_at_once=at_once,
+            max_logits=max_logits,
         )
 
-    # Twice the sum, so that the cotangent is not one.
-    value, (to_hidden, to_table) = jax.jit(jax.value_and_grad(lambda *x: 2 * total(*x), argnums=(0, 1)))(
-        batch.hidden, batch.table
+    # Differentiates twice the sum, to test a cotangent other than 1.
+    value, (grad_hidden, grad_table) = jax.jit(jax.value_and_grad(lambda *x: 2 * loss_sum(*x), argnums=(0, 1)))(
+        inputs.hidden, inputs.table
     )
-    return float(value) / 2, np.asarray(to_hidden) / 2, np.asarray(to_table) / 2
+    return float(value) / 2, np.asarray(grad_hidden) / 2, np.asarray(grad_table) / 2
 
 
 @pytest.mark.parametrize("saves", ["memory", "flops"])
 @pytest.mark.parametrize(
-    ("loss", "cap", "vocab_size", "at_once", "mesh"),
+    ("loss", "cap", "max_logits", "mesh"),
     [
-        ("cross_entropy", 5.0, 1000, 2**26, (1, 1, 1)),  # one piece
-        ("cross_entropy", 5.0, 1000, 6000, (1, 1, 1)),  # pieces that do not divide vocabulary or tokens
-        ("cross_entropy", None, 1000, 6000, (1, 1, 1)),
-        ("focal", 5.0, 1000, 6000, (1, 1, 1)),
-        ("clipped", 5.0, 1000, 6000, (1, 1, 1)),
-        ("focal", 5.0, 1000, 2000, (2, 2, 2)),
-        ("cross_entropy", 5.0, 1000, 2000, (1, 8, 1)),
-        ("cross_entropy", 5.0, 1000, 2000, (1, 1, 8)),
+        ("cross_entropy", 5.0, 2**26, (1, 1, 1)),  # one chunk
+        ("cross_entropy", 5.0, 6000, (1, 1, 1)),  # chunks that divide neither the vocabulary nor the tokens
+        ("cross_entropy", None, 6000, (1, 1, 1)),
+        ("focal", 5.0, 6000, (1, 1, 1)),
+        ("clipped", 5.0, 6000, (1, 1, 1)),
+        ("focal", 5.0, 2000, (2, 2, 2)),
+        ("cross_entropy", 5.0, 2000, (1, 8, 1)),
+        ("cross_entropy", 5.0, 2000, (1, 1, 8)),
     ],
 )
-def test_pieces_are_the_plain_formula(
-    loss: str, cap: float | None, vocab_size: int, at_once: int, mesh: tuple[int, int, int], saves: Saves
+def test_chunked_loss_and_gradients_equal_the_plain_formula(
+    loss: str, cap: float | None, max_logits: int, mesh: tuple[int, int, int], saves: Saves
 ) -> None:
     devices = jax.devices()[: int(np.prod(mesh))]
     layout = Layout(make_mesh(MeshConfig(*mesh), devices), TRAIN_RULES)
-    batch = inputs(vocab_size)
-    expected = in_torch(batch, cap, LOSSES[loss])
-    got = in_pieces(batch, cap, LOSSES[loss], saves, layout, at_once)
-    for name, theirs, ours in zip(("sum", "hidden", "table"), expected, got, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-6, err_msg=name)
+    inputs = random_inputs()
+    expected = plain_loss(inputs, cap, LOSSES[loss])
+    results = chunked_loss(inputs, cap, LOSSES[loss], saves, layout, max_logits)
+    for name, result, expected_result in zip(("sum", "hidden", "table"), results, expected, strict=True):
+        np.testing.assert_allclose(result, expected_result, rtol=2e-5, atol=2e-6, err_msg=name)
 
 
 @pytest.mark.parametrize("saves", ["memory", "flops"])
-def test_whole_scores_never_exist(saves: Saves, layout: Layout) -> None:
-    """No array of the compiled loss and its gradient is as large as [tokens, vocabulary]."""
+def test_the_full_logits_never_exist(saves: Saves, layout: Layout) -> None:
+    """Loss and gradient together need less memory than one [tokens, vocabulary] array."""
     rows, length, vocab_size, embed = 8, 64, 4096, 16
-    at_once = rows * length * vocab_size // 8
+    max_logits = rows * length * vocab_size // 8
 
-    def total(hidden: jax.Array, table: jax.Array, ids: jax.Array) -> jax.Array:
+    def loss_sum(hidden: jax.Array, table: jax.Array, targets: jax.Array) -> jax.Array:
         options = {"layout": layout, "cap": 30.0, "token_loss": token_loss(LossConfig())}
-        weights = jnp.ones(ids.shape, jnp.float32)
-        return linear_cross_entropy(hidden, table, ids, weights, **options, saves=saves, scores_at_once=at_once)
+        weights = jnp.ones(targets.shape, jnp.float32)
+        return linear_cross_entropy(hidden, table, targets, weights, **options, saves=saves, max_logits=max_logits)
 
     shapes = [
         jax.ShapeDtypeStruct((rows, length, embed), jnp.float32),
         jax.ShapeDtypeStruct((vocab_size, embed), jnp.float32),
         jax.ShapeDtypeStruct((rows, length), jnp.int32),
     ]
-    compiled = jax.jit(jax.grad(total, argnums=(0, 1))).lower(*shapes).compile()
+    compiled = jax.jit(jax.grad(loss_sum, argnums=(0, 1))).lower(*shapes).compile()
     memory = compiled.memory_analysis()
     assert memory is not None
     assert memory.temp_size_in_bytes < 4 * rows * length * vocab_size

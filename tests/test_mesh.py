@@ -1,4 +1,4 @@
-"""The same numbers on one device and on eight, however the mesh is shaped; and what is wrong with a mesh."""
+"""Eight devices compute what one does, on every mesh; sharding rules; invalid meshes are refused."""
 
 import functools
 
@@ -17,12 +17,12 @@ from tpt_jax.runtime.mesh import make_mesh
 from tpt_jax.runtime.sharding import DECODE_RULES, TRAIN_RULES, Layout, Rules
 
 EIGHT_DEVICES = [MeshConfig(8, 1, 1), MeshConfig(1, 8, 1), MeshConfig(1, 1, 8), MeshConfig(2, 2, 2)]
-BATCH, LENGTH = 8, 12  # past the sliding window of 8
+BATCH, LENGTH = 8, 12  # longer than the sliding window of 8
 TOLERANCE = 1e-5
 
 
 def random_batch() -> dict[str, np.ndarray]:
-    """Two packed segments a row, and padding that counts nowhere."""
+    """Two packed segments per row, then padding."""
     tokens = np.random.default_rng(0).integers(1, 64, (BATCH, LENGTH))
     segment_ids = np.broadcast_to([1] * 9 + [2] * 2 + [0], tokens.shape)
     positions = np.broadcast_to([*range(9), *range(2), 0], tokens.shape)
@@ -30,16 +30,16 @@ def random_batch() -> dict[str, np.ndarray]:
 
 
 def random_parameters(config: ModelConfig) -> nnx.State:
-    """On no device yet; scores are large enough that soft caps matter."""
-    random = np.random.default_rng(1)
+    """Host arrays, large enough for soft caps to matter."""
+    rng = np.random.default_rng(1)
     _, abstract = abstract_parameters(config)
-    return jax.tree.map(lambda leaf: random.standard_normal(leaf.shape, np.float32) * 0.3, abstract)
+    return jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32) * 0.3, abstract)
 
 
 def run(
     config: ModelConfig, mesh: MeshConfig, devices: list, rules: Rules, *, gradients: bool
 ) -> dict[str, np.ndarray]:
-    """Logits of a batch and its masked cross-entropy, with gradients if wanted; everything laid out by the rules."""
+    """Logits and masked cross-entropy of a batch, optionally with gradients, sharded by the rules."""
     layout = Layout(make_mesh(mesh, devices), rules)
     graph, _ = abstract_parameters(config)
 
@@ -78,14 +78,14 @@ def run_on_one_device(config: ModelConfig, *, gradients: bool) -> dict[str, np.n
     ids=lambda value: {id(TRAIN_RULES): "train", id(DECODE_RULES): "decode"}.get(id(value), str(value)),
     indirect=["tiny_config"],
 )
-def test_eight_devices_compute_what_one_does(tiny_config: ModelConfig, mesh: MeshConfig, rules: Rules) -> None:
+def test_eight_devices_compute_the_same_as_one(tiny_config: ModelConfig, mesh: MeshConfig, rules: Rules) -> None:
     gradients = rules is TRAIN_RULES
     expected = run_on_one_device(tiny_config, gradients=gradients)
-    got = run(tiny_config, mesh, jax.devices(), rules, gradients=gradients)
-    assert got.keys() == expected.keys()
+    results = run(tiny_config, mesh, jax.devices(), rules, gradients=gradients)
+    assert results.keys() == expected.keys()
     for name, x in expected.items():
         assert np.abs(x).max() > 0, name
-        assert np.abs(got[name] - x).max() < TOLERANCE * np.abs(x).max(), name
+        assert np.abs(results[name] - x).max() < TOLERANCE * np.abs(x).max(), name
 
 
 @pytest.mark.parametrize(
@@ -100,20 +100,20 @@ def test_eight_devices_compute_what_one_does(tiny_config: ModelConfig, mesh: Mes
     ],
     ids=str,
 )
-def test_sizes_that_do_not_fit_the_devices_are_refused(config: MeshConfig, words: list[str]) -> None:
+def test_invalid_mesh_sizes_are_refused(config: MeshConfig, words: list[str]) -> None:
     with pytest.raises(UserError, match=r"^mesh: ") as error:
         make_mesh(config)
     assert all(word in str(error.value) for word in words)
     assert "\n" not in str(error.value)
 
 
-def test_one_size_may_be_left_open() -> None:
+def test_minus_one_takes_the_remaining_devices() -> None:
     assert make_mesh(MeshConfig()).shape == {"data": 1, "fsdp": 8, "tensor": 1}
     assert make_mesh(MeshConfig(-1, 2, 2)).shape == {"data": 2, "fsdp": 2, "tensor": 2}
     assert make_mesh(MeshConfig(), jax.devices()[:2]).shape == {"data": 1, "fsdp": 2, "tensor": 1}
 
 
-def test_a_dimension_is_split_as_the_phase_says() -> None:
+def test_rules_split_dimensions_by_phase() -> None:
     mesh = make_mesh(MeshConfig(2, 2, 2))
     axes, shape = ("layers", "embed", "heads", "head_dim"), (3, 32, 8, 8)
     assert Layout(mesh, TRAIN_RULES).spec(axes, shape) == PartitionSpec(None, ("fsdp",), ("tensor",), None)
@@ -122,18 +122,18 @@ def test_a_dimension_is_split_as_the_phase_says() -> None:
     assert Layout(mesh, TRAIN_RULES).batch_ways == 4
 
 
-def test_dimensions_that_do_not_divide() -> None:
+def test_an_indivisible_dimension_is_replicated_or_refused() -> None:
     layout = Layout(make_mesh(MeshConfig(1, 2, 4)), TRAIN_RULES)
-    assert layout.spec(("kv_heads",), (2,)) == PartitionSpec(None)  # copied
+    assert layout.spec(("kv_heads",), (2,)) == PartitionSpec(None)  # replicated
     with pytest.raises(UserError, match=r"data=1 x fsdp=2 x tensor=4.*heads \(6\).*tensor \(4\).*divides 6"):
         layout.spec(("heads",), (6,))
     with pytest.raises(UserError, match=r"batch \(3\).*data x fsdp \(2\)"):
         layout.spec(("batch", None), (3, 5))
 
 
-def test_contradictory_axes_are_refused() -> None:
+def test_contradictory_logical_axes_are_refused() -> None:
     layout = Layout(make_mesh(MeshConfig(1, 2, 4)), TRAIN_RULES)
     with pytest.raises(ValueError, match="twice"):
         layout.spec(("heads", "mlp"), (8, 8))
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match="do not match"):
         layout.spec(("heads",), (8, 8))
