@@ -1,0 +1,1 @@
+"""How fast this machine samples, trains and checks, against what its devices allow."""

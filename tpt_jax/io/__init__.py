@@ -1,0 +1,1 @@
+"""Files: JSON lines, records, atomic writes, paths on disks and in buckets."""

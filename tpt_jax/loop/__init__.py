@@ -1,0 +1,1 @@
+"""A run: its rounds and their stages, recovery, the run folder and the curves."""

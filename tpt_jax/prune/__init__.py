@@ -1,0 +1,1 @@
+"""Pure functions of judged traces: which are kept, and what the verdicts add up to."""

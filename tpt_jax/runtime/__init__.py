@@ -1,0 +1,1 @@
+"""The devices and the hosts: mesh, sharding, exchanges, preemption, memory limits."""

@@ -1,0 +1,1 @@
+"""Fine-tuning: packing, loss, optimizer, the compiled step, and the steps of one training."""

@@ -1,0 +1,1 @@
+"""Reading final answers out of traces: numbers, LaTeX, multiple choice."""
