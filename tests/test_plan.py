@@ -1,5 +1,6 @@
-"""The plan: what is counted in a program, what is looked for, and `tpt plan` for a slice that is not there."""
+"""`tpt plan`: cost of a program from its HLO, the search for what fits, bounds of a round, and a plan end to end."""
 
+import dataclasses
 import importlib.util
 import json
 import math
@@ -15,45 +16,53 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tpt_jax.config import MeshConfig, TrainConfig, load_config
+from tpt_jax.config import MeshConfig, OptimizerConfig, TrainConfig, load_config
 from tpt_jax.errors import UserError
 from tpt_jax.models.architecture import PUBLISHED, published
 from tpt_jax.plan.chips import CHIPS, chip_of
-from tpt_jax.plan.command import model_shape
 from tpt_jax.plan.hlo import Module
 from tpt_jax.plan.phases import Cost, Phase
+from tpt_jax.plan.planner import model_config
 from tpt_jax.plan.rounds import Lengths, stage_bounds
-from tpt_jax.plan.search import MOST_COMPILES, largest
-from tpt_jax.runtime.memory import DoesNotFitError, Need
+from tpt_jax.plan.search import MAX_COMPILES, largest_that_fits
+from tpt_jax.runtime.memory import DoesNotFitError, MemoryNeed, explain_out_of_memory
 from tpt_jax.runtime.mesh import make_mesh
 from tpt_jax.runtime.sharding import DECODE_RULES, TRAIN_RULES, Layout
 from tpt_jax.think.sampler import fewer_slots
 from tpt_jax.think.state import SlotShape
-from tpt_jax.train.compile import smaller_step
+from tpt_jax.train.compile import suggest_smaller_step
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*_gsm8k.yaml"))
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is for Linux only")
+SLOTS = SlotShape(
+    num_slots=8,
+    num_questions=100,
+    num_traces=400,
+    num_prefix_tokens=0,
+    max_prompt_tokens=320,
+    max_new_tokens=512,
+)
 
 
-def compiled(function: Any, *shapes: tuple[int, ...]) -> jax.stages.Compiled:
-    return jax.jit(function).lower(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)).compile()
+def compile_function(function: Any, *shapes: tuple[int, ...]) -> Module:
+    compiled = jax.jit(function).lower(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)).compile()
+    return Module(str(compiled.as_text()))
 
 
-def test_flops_are_what_xla_counts_where_there_is_no_loop() -> None:
-    program = compiled(lambda x, y, z: jnp.einsum("abc,bcd->ad", x, y) @ z, (4, 5, 6), (5, 6, 7), (7, 8))
-    assert Module(str(program.as_text())).flops() == 2 * (4 * 7 * 30 + 4 * 8 * 7)
+def test_flops_of_einsum_and_matmul() -> None:
+    module = compile_function(lambda x, y, z: jnp.einsum("abc,bcd->ad", x, y) @ z, (4, 5, 6), (5, 6, 7), (7, 8))
+    assert module.flops() == 2 * (4 * 7 * 30 + 4 * 8 * 7)
 
 
-def test_a_loop_counts_with_its_trips() -> None:
+def test_flops_of_a_loop_count_every_trip() -> None:
     def products(x: jax.Array, stack: jax.Array) -> jax.Array:
         return jax.lax.scan(lambda x, y: (x @ y, ()), x, stack)[0]
 
-    program = compiled(products, (16, 16), (9, 16, 16))
-    assert Module(str(program.as_text())).flops() == 9 * 2 * 16**3
+    assert compile_function(products, (16, 16), (9, 16, 16)).flops() == 9 * 2 * 16**3
 
 
-# As XLA's TPU compiler writes products: a dimension of both sides is a window that meets itself once.
+# Products as XLA's TPU compiler writes them. A batch dimension of both sides becomes a window that matches once.
 CONVOLUTIONS = {
     "bf[4096,2304] oi[16000,2304]": (
         "f32[4096,16000]{1,0} convolution(%x, %y), dim_labels=bf_oi->bf",
@@ -72,13 +81,45 @@ CONVOLUTIONS = {
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)
-def test_products_that_a_tpu_writes_as_convolutions(name: str) -> None:
-    text, left, right, flops = CONVOLUTIONS[name]
+def test_flops_of_products_written_as_convolutions(name: str) -> None:
+    instruction, left, right, flops = CONVOLUTIONS[name]
     lines = ["ENTRY %main (a: f32[1]) -> f32[1] {", f"  %x = {left} parameter(0)", f"  %y = {right} parameter(1)"]
-    assert Module("\n".join([*lines, f"  ROOT %z = {text}", "}"])).flops() == flops
+    assert Module("\n".join([*lines, f"  ROOT %z = {instruction}", "}"])).flops() == flops
 
 
-def test_what_collectives_send() -> None:
+def test_bytes_of_a_loop_count_the_slices_it_reads() -> None:
+    """Nine trips, each reading one of nine rows of 64 bytes and an index, and writing the row; a copy on the chip."""
+    text = """\
+%slice (p0: f32[9,16], p1: s32[]) -> f32[1,16] {
+  %p0 = f32[9,16]{1,0} parameter(0)
+  %p1 = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  ROOT %row = f32[1,16]{1,0} dynamic-slice(%p0, %p1, %zero), dynamic_slice_sizes={1,16}
+}
+%body (state: (s32[], f32[9,16], f32[1,16])) -> (s32[], f32[9,16], f32[1,16]) {
+  %state = (s32[], f32[9,16]{1,0}, f32[1,16]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%state), index=0
+  %rows = f32[9,16]{1,0} get-tuple-element(%state), index=1
+  %one = s32[] constant(1)
+  %next = s32[]{:S(6)} add(%i, %one)
+  %row = f32[1,16]{1,0} fusion(%rows, %i), kind=kLoop, calls=%slice
+  ROOT %result = (s32[], f32[9,16]{1,0}, f32[1,16]{1,0}) tuple(%next, %rows, %row)
+}
+%condition (state: (s32[], f32[9,16], f32[1,16])) -> pred[] {
+  %state = (s32[], f32[9,16]{1,0}, f32[1,16]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%state), index=0
+  %limit = s32[] constant(9)
+  ROOT %less = pred[] compare(%i, %limit), direction=LT
+}
+ENTRY %main (start: (s32[], f32[9,16], f32[1,16])) -> (s32[], f32[9,16], f32[1,16]) {
+  %start = (s32[], f32[9,16]{1,0}, f32[1,16]{1,0}) parameter(0)
+  ROOT %loop = (s32[], f32[9,16]{1,0}, f32[1,16]{1,0}) while(%start), condition=%condition, body=%body
+}"""
+    add_bytes, row_bytes = 4 + 4, 64 + 4 + 64
+    assert Module(text).bytes() == 9 * (add_bytes + row_bytes)
+
+
+def test_bytes_sent_by_collectives() -> None:
     lines = [
         "ENTRY %main (a: f32[8]) -> f32[64] {",
         "  %x = f32[8]{0} parameter(0)",
@@ -93,49 +134,56 @@ def test_what_collectives_send() -> None:
 @settings(deadline=None)
 @given(
     fixed=st.floats(0, 90),
-    each=st.floats(0.001, 5),
-    bend=st.floats(0.7, 1.3),
+    per_unit=st.floats(0.001, 5),
+    exponent=st.floats(0.7, 1.3),
     start=st.integers(1, 4000),
     unit=st.sampled_from([1, 8, 64]),
 )
-def test_the_largest_that_fits_is_found(fixed: float, each: float, bend: float, start: int, unit: int) -> None:
-    """Of memory that grows about as a line; the compiler refuses what is too large, as often as not with a number."""
-    calls = []
+def test_the_search_ends_at_a_size_that_fits(
+    fixed: float, per_unit: float, exponent: float, start: int, unit: int
+) -> None:
+    """Memory grows about linearly. A refused compilation reports the memory needed, as here at odd sizes."""
+    tried = []
 
     def needed(size: int) -> float:
-        calls.append(size)
-        need = fixed + each * size**bend
+        tried.append(size)
+        need = fixed + per_unit * size**exponent
         if need > 100 and size % 2:
-            raise DoesNotFitError("no", Need(need, 100))
+            raise DoesNotFitError("no", MemoryNeed(need, 100))
         return need
 
-    found = largest(needed, 100, start=start, unit=unit)
-    assert found % unit == 0
-    assert len(calls) <= MOST_COMPILES
-    if found:
-        assert fixed + each * found**bend <= 100
+    size = largest_that_fits(needed, 100, start=start, unit=unit)
+    assert size % unit == 0
+    assert len(tried) <= MAX_COMPILES
+    if size:
+        assert fixed + per_unit * size**exponent <= 100
 
 
-def test_published_models_go_by_both_names() -> None:
+def test_the_search_finds_the_largest_size_of_linear_memory() -> None:
+    assert largest_that_fits(lambda size: 10.0 + size, 100, start=16, unit=1) in range(86, 91)  # within 5% of 90
+    assert largest_that_fits(lambda size: 1000.0, 100, start=16, unit=1) == 0
+
+
+def test_published_models_have_two_names() -> None:
     assert published("google/gemma-2-2b-it") == published("gemma2-2b") == PUBLISHED["gemma2-2b"]
     assert published("meta-llama/Llama-3.1-70B-Instruct") == PUBLISHED["llama3.1-70b"]
     assert published("mistral-7b") is None
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_the_models_of_the_configs_are_known_without_their_weights(path: Path) -> None:
-    assert model_shape(load_config(path)).num_parameters > 5e8
+def test_configs_can_be_planned_without_their_weights(path: Path) -> None:
+    assert model_config(load_config(path)).num_parameters > 5e8
 
 
-def test_mistakes_are_one_line() -> None:
+def test_unknown_topologies_and_models_are_refused_in_one_line() -> None:
     with pytest.raises(UserError, match=r"--topology v9:2x2: must begin with one of v4, v5e"):
         chip_of("v9:2x2")
     config = load_config(ROOT / "configs/gemma2_2b_gsm8k.yaml", {"model.path": "nowhere", "model.source": "mine"})
     with pytest.raises(UserError, match=r"model\.path \(nowhere\): no such folder.*gemma2-2b"):
-        model_shape(config)
+        model_config(config)
 
 
-def test_a_round_is_its_phases_as_often_as_they_run() -> None:
+def test_bounds_of_a_round_whose_phases_take_a_second_each() -> None:
     config = load_config(
         ROOT / "configs/gemma2_2b_gsm8k.yaml", {"prune.max_traces": "1000", "train.micro_batches": "2"}
     )
@@ -143,42 +191,63 @@ def test_a_round_is_its_phases_as_often_as_they_run() -> None:
     one_second = Cost(flops=round(chip.flops), bytes=0, collectives={})
     names = ("think: prefill", "think: decode", "train step")
     phases = [Phase(name, "", None, one_second) for name in names]
-    shape = SlotShape(8, 100, 400, 0, 320, 512)
-    bounds = stage_bounds(config, phases, {"think": shape, "evaluate": shape}, 2, Lengths(100, 160), chip)
+    bounds = stage_bounds(config, phases, {"think": SLOTS, "evaluate": SLOTS}, 2, Lengths(100, 160), chip)
     seconds = {bound.stage: bound.seconds for bound in bounds}
     assert seconds["think"] == pytest.approx(400 * 160 / 8 + math.ceil(100 / 8), rel=1e-6)
     assert seconds["evaluate"] == seconds["think"]
-    kept = 200  # one of each question
-    assert seconds["train"] == pytest.approx(math.ceil(kept * 260 / (2 * 32 * 1024 * 0.95)), rel=1e-6)
+    num_kept = 200  # one per question, on two shards
+    assert seconds["train"] == pytest.approx(math.ceil(num_kept * 260 / (2 * 32 * 1024 * 0.95)), rel=1e-6)
 
 
 @needs_libtpu
-def test_a_plan_for_a_slice_that_is_not_there(tmp_path: Path) -> None:
+def test_plan_for_a_tpu_slice_on_a_machine_without_one(tmp_path: Path) -> None:
     env = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))}
     command = [sys.executable, "-m", "tpt_jax", "plan", "--config", str(ROOT / "configs/quickstart.yaml")]
-    options = ["--topology", "v5e:2x2", "--model.compute_dtype", "bfloat16", "--train.sequence_length", "256"]
-    to = ["--train.remat", "full", "--json", str(tmp_path / "plan.json")]
-    done = subprocess.run([*command, *options, *to], capture_output=True, text=True, env=env, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr
-    figures = json.loads((tmp_path / "plan.json").read_text())
-    by_name = {phase["name"]: phase for phase in figures["phases"]}
-    assert list(by_name) == ["reshard", "think: prefill", "think: decode", "train step"]
-    step, train = by_name["think: decode"]["cost"], by_name["train step"]["cost"]
-    # 160 slots on four chips: two flops a weight, and attention.
-    assert 1.8 < step["flops"] / (figures["num_parameters"] * 40) < 4
+    command += ["--topology", "v5e:2x2", "--model.compute_dtype", "bfloat16", "--train.sequence_length", "256"]
+    command += ["--train.remat", "full", "--json", str(tmp_path / "plan.json")]
+    process = subprocess.run(command, capture_output=True, text=True, env=env, timeout=240, check=False)
+    assert process.returncode == 0, process.stderr
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    phases = {phase["name"]: phase for phase in plan["phases"]}
+    assert list(phases) == ["reshard", "think: prefill", "think: decode", "train step"]
+    decode, train = phases["think: decode"]["cost"], phases["train step"]["cost"]
+    # 160 slots on four chips: two flops per weight and token, and attention.
+    assert 1.8 < decode["flops"] / (plan["num_parameters"] * 40) < 4
     assert 1.0 < train["flops"] / train["least"] < 2.0
-    assert figures["round"]["chip_hours"] == pytest.approx(figures["round"]["seconds"] * 4 / 3600)
-    assert "in all" in done.stdout
+    assert plan["round"]["chip_hours"] == pytest.approx(plan["round"]["seconds"] * 4 / 3600)
+    assert "total: " in process.stdout
+    assert all(name in process.stdout for name in phases)
 
 
-def test_what_does_not_fit_is_told_with_what_would() -> None:
-    """As many slots fewer as the memory lacks, in words that can be copied into a config."""
+def test_out_of_memory_errors_report_the_need_and_other_errors_pass() -> None:
+    """The text is that of XLA's TPU compiler."""
+    text = (
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (32.63G) "
+        "exceeds available HBM (15.75G)."
+    )
+    with pytest.raises(DoesNotFitError, match=r"^32\.6 of 15\.75 GiB$") as error, explain_out_of_memory(str):
+        raise jax.errors.JaxRuntimeError(text)
+    assert error.value.need == MemoryNeed(32.63 * 2**30, 15.75 * 2**30)
+    with pytest.raises(DoesNotFitError, match=r"^None$"), explain_out_of_memory(str):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), explain_out_of_memory(str):
+        raise jax.errors.JaxRuntimeError("INTERNAL: a bug")
+
+
+def test_advice_for_a_sampler_that_does_not_fit() -> None:
+    """3.5 slots too many on each of eight shards: 32 slots fewer."""
     layout = Layout(make_mesh(MeshConfig()), DECODE_RULES)
-    model, shape = PUBLISHED["gemma2-2b"], SlotShape(64, 100, 400, 0, 320, 512)
-    slot = shape.bytes_per_slot(model, 2)
-    line = fewer_slots(Need(2**34 + 3.5 * slot, 2**34), "think", shape, model, layout, jnp.dtype("bfloat16"))
+    model, shape = PUBLISHED["gemma2-2b"], dataclasses.replace(SLOTS, num_slots=64)
+    need = MemoryNeed(2**34 + 3.5 * shape.bytes_per_slot(model, 2), 2**34)
+    line = fewer_slots(need, "think", shape, model, layout, jnp.dtype("bfloat16"))
     assert line.startswith("think.num_slots (512): the sampler needs 16.3 of 16.00 GiB a device; try")
     assert "think.num_slots: 480, or think.cache_type: int8" in line
-    line = smaller_step(Need(2.0**35, 2.0**34), TrainConfig(rows=32), Layout(make_mesh(MeshConfig()), TRAIN_RULES))
+
+
+def test_advice_for_a_train_step_that_does_not_fit() -> None:
+    layout = Layout(make_mesh(MeshConfig()), TRAIN_RULES)
+    line = suggest_smaller_step(MemoryNeed(2.0**35, 2.0**34), TrainConfig(rows=32), layout)
     assert "32.0 of 16.00 GiB" in line
     assert "train.remat: full, or train.rows: 16 with train.micro_batches: 2" in line
+    smallest = TrainConfig(rows=8, remat="full", optimizer=OptimizerConfig(name="adafactor"))
+    assert suggest_smaller_step(None, smallest, layout).endswith("try more devices")
