@@ -97,7 +97,7 @@ class Module:
 
     def flops(self) -> int:
         """Flops of the matrix products in one run of the program."""
-        return sum(times * _flops(instruction, scope) for instruction, scope, times in self._executed(self._entry, 1))
+        return self._flops_of(self._entry)
 
     def collectives(self) -> Counter[str]:
         """Bytes a device sends to others in one run, by kind of collective, assuming ring algorithms."""
@@ -113,11 +113,18 @@ class Module:
             if instruction.opcode == "while":
                 yield from self._executed(self._callee(instruction), times * self._trip_count(instruction))
             elif instruction.opcode == "conditional":
-                yield from self._executed(max(self._branches(instruction), key=self._bytes), times)
+                yield from self._executed(max(self._branches(instruction), key=self._cost), times)
             elif instruction.opcode in ("call", "fusion", "async-start"):
                 yield from self._executed(self._callee(instruction), times)
             else:
                 yield instruction, computation, times
+
+    def _cost(self, branch: Computation) -> tuple[int, int]:
+        """Orders the branches of a conditional, of which the costliest counts; flops decide between equal bytes."""
+        return self._bytes(branch), self._flops_of(branch)
+
+    def _flops_of(self, computation: Computation) -> int:
+        return sum(times * _flops(instruction, scope) for instruction, scope, times in self._executed(computation, 1))
 
     def _bytes(self, computation: Computation) -> int:
         return sum(self._bytes_of(instruction, computation) for instruction in computation.values())
