@@ -108,7 +108,7 @@ def test_only_kept_finished_traces_of_training_questions_are_trained_on(
         ),
         ({"question": ["?"], "id": "7"}, 'lacks text under "question"'),
         ({"question": "?", "id": [1]}, 'has an "id" of type list'),
-        ({}, 'lacks an "id"; write that of its question'),
+        ({}, 'lacks an "id"; write the id of its question'),
     ],
 )
 def test_invalid_traces_are_named(folder: Path, tmp_path: Path, line: dict[str, Any], message: str) -> None:

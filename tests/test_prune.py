@@ -379,7 +379,7 @@ def test_a_folder_is_refused_as_output(tmp_path: Path) -> None:
             r"9 of 9 records cannot be used, more than 1%: .*:1, .*:5: of type int, not an object.*; \.\.\.",
         ),
         (QUESTIONS, "", "holds no traces"),
-        (QUESTIONS * 2, '{"id": 3, "trace": "x"}', r"json, item 4: the id '3' is that of an earlier question"),
+        (QUESTIONS * 2, '{"id": 3, "trace": "x"}', r"json, item 4: the id '3' belongs to an earlier question"),
         ([{"id": 3, "question": "?"}], '{"id": 3, "trace": "x"}', r'json, item 1: lacks "answer"'),
         ([], '{"id": 3, "trace": "x"}', "holds no questions"),
     ],

@@ -96,7 +96,7 @@ def test_stop_strings_end_a_trace_before_them(tmp_path: Path) -> None:
 
 def test_mistakes(tmp_path: Path) -> None:
     cases = {
-        '{"prompt": "x"}\n{"id": 0, "prompt": "y"}': "prompts.jsonl:2: the id '0' is that of an earlier prompt",
+        '{"prompt": "x"}\n{"id": 0, "prompt": "y"}': "prompts.jsonl:2: the id '0' belongs to an earlier prompt",
         '{"id": 1}': 'prompts.jsonl:1: lacks text under "prompt"',
         "": "holds no prompts",
     }

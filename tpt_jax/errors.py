@@ -10,7 +10,7 @@ STRICT = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 def suggestion(name: str, known: Iterable[str], *, most: int = 1) -> str:
-    """The end of a message about an unknown name: the known names most like it, or all of them if none is."""
+    """The end of a message about an unknown name: the most similar known names, or all if none is similar."""
     known = list(known)
     nearest = difflib.get_close_matches(name, known, n=most, cutoff=0.5)
     return f"did you mean {' or '.join(nearest)}?" if nearest else f"choose from {', '.join(known)}"
@@ -24,15 +24,15 @@ class UserError(Exception):
 
 
 class InvalidRecordError(Exception):
-    """A record of a file is invalid; the reader of the file adds where it stands."""
+    """A record of a file is invalid; the file's reader adds its position."""
 
 
 class MachineError(Exception):
-    """The machine can no longer do what it could at the start, such as run the sandbox. No trace is to blame."""
+    """The machine can no longer do what it could at the start, like running the sandbox; no trace is to blame."""
 
 
 class HostsError(Exception):
-    """Another host is late, gone or somewhere else; the message names it. The command exits with status 1."""
+    """Another host is late, gone or in another exchange; the message names it. The command exits with status 1."""
 
 
 class Stopped(Exception):  # noqa: N818

@@ -55,7 +55,7 @@ class Prompt:
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", instruction: str = "", shots: Sequence[Shot] = ()):
-        """Reads the end of turn off the tokenizer's chat template.
+        """Reads the end of turn from the tokenizer's chat template.
 
         Args:
           instruction: follows each question; "" for none.

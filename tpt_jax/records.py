@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Generic, Literal, Self, TypeVar, overload
 
 FinishReason = Literal["stop", "length"]
-CHECKERS_FAULT = "checker"  # what the reasons begin with that are no fault of a trace
-Keep = Literal["correct", "strict", "any"]  # which traces are trained on: right ones, right ones in form, all
+CHECKERS_FAULT = "checker"  # prefix of reasons that are not the trace's fault
+Keep = Literal["correct", "strict", "any"]  # which traces to train on: any form, requested form, right or wrong
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -14,8 +14,8 @@ class Question:
     """A question whose final answer is known.
 
     Attributes:
-      answer: the reference; "" where `data` alone tells right from wrong, as unit tests do.
-      data: what else the checker needs, plain values: see the checker.
+      answer: the reference answer; "" if `data` alone decides, as with unit tests.
+      data: plain values that the checker needs besides; see the checker.
     """
 
     id: str
@@ -31,7 +31,7 @@ class Trace:
     id: str  # of the question
     sample: int  # 0 .. num_samples - 1
     completion: str  # decoded text, without the end of turn
-    token_ids: tuple[int, ...] = ()  # sampled tokens, without the end of turn; () where only text is known
+    token_ids: tuple[int, ...] = ()  # sampled tokens, without the end of turn; () if only the text is known
     logprob: float = 0.0  # sum over the sampled tokens, end of turn included, at temperature 1
     finish_reason: FinishReason = "stop"  # "length": cut at max_new_tokens, no end of turn
 
@@ -42,21 +42,21 @@ class Trace:
 
     @property
     def num_sampled(self) -> int:
-        """Tokens that were sampled, the end of turn included."""
+        """The number of sampled tokens, the end of turn included."""
         return len(self.token_ids) + (self.finish_reason == "stop")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the checker said of a trace: right, wrong, or unknown.
+    """A checker's verdict on a trace: right, wrong, or unknown.
 
     Attributes:
-      extracted: the final answer found, normalised; None where there is none.
+      extracted: the final answer found, normalised; None if there is none.
       strict: right, and in the format that the prompt asked for.
-      correct: right, format forgiven.
-      reason: why not correct, where it is not plainly a wrong answer: "no answer", "time limit", ...
-      unknown: neither right nor wrong, for the question's own reference cannot be read; such a trace is never trained
-        on, and no rate counts it.
+      correct: right, in any format.
+      reason: why it is not correct, unless the answer is simply wrong: "no answer", "time limit", ...
+      unknown: neither right nor wrong, because the reference answer cannot be read; such a trace is never trained on,
+        and counts in no rate.
     """
 
     extracted: str | None
@@ -119,7 +119,7 @@ CheckerSpec = str | CheckFunction  # a name from checks.registry, "module:functi
 
 @dataclasses.dataclass(frozen=True)
 class QuestionSet(Sequence[Question]):
-    """Questions that are asked and judged alike: a split of a task, or a part of one. A slice is a QuestionSet too.
+    """Questions that are asked and judged alike: a split of a task, or part of one. A slice is a QuestionSet too.
 
     Attributes:
       instruction: placed after the question in every prompt; "" for none.
@@ -150,7 +150,7 @@ class QuestionSet(Sequence[Question]):
         return iter(self.questions)
 
     def only(self, questions: Sequence[Question]) -> Self:
-        """Other questions, asked and judged as these are."""
+        """Other questions, asked and judged in the same way."""
         return dataclasses.replace(self, questions=tuple(questions))
 
 

@@ -16,7 +16,7 @@ Advance = Callable[[int], None]  # called with the number of units just finished
 
 
 def say(text: str) -> None:
-    """Shows a line of progress."""
+    """Shows a progress line."""
     if STDERR.is_jupyter and not STDERR.quiet:  # rich would show each line as a block of its own
         print(text)
     else:
@@ -24,7 +24,7 @@ def say(text: str) -> None:
 
 
 def listed(names: Sequence[str], limit: int = 5) -> str:
-    """The first few names, for a line of progress."""
+    """The first few names, for a progress line."""
     return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
 
 
@@ -121,7 +121,7 @@ def _lines(label: str, total: int, unit: str, done: int) -> Advance:
 
 
 def _describe(total: int, unit: str, done: int, count: int, seconds: float) -> str:
-    """Such as "120 of 200 traces, 40.0/s, 2 s left"; `count` units were finished in these seconds, `done` before."""
+    """For example "120 of 200 traces, 40.0/s, 2 s left"; `count` units in these seconds, `done` before."""
     rate = count / max(seconds, 1e-9)
     left = (total - done - count) / max(rate, 1e-9)
     return f"{done + count} of {total} {unit}, {rate:.1f}/s" + (f", {left:.0f} s left" if count else "")

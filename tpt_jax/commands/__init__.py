@@ -1,1 +1,1 @@
-"""The `tpt` command: one file a verb, its arguments and one call of the library."""
+"""The `tpt` command: one file per verb, with its arguments and one call of the library."""

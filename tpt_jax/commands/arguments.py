@@ -1,4 +1,4 @@
-"""What the verbs' arguments share: a parser that fails in one line, types for numbers, and groups of options."""
+"""Shared by the verbs: a parser that fails in one line, number types, and groups of options."""
 
 import argparse
 import contextlib
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """argparse, without the whole usage before each error."""
+    """argparse, without the usage before each error."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; {self.prog} --help tells more\n")
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 # Types.

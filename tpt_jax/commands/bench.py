@@ -12,14 +12,14 @@ def add_sample_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num_questions", type=positive, default=64)
     parser.add_argument("--num_samples", type=positive, default=8)
     parser.add_argument(
-        "--prompt_tokens", type=positive, default=64, help="length of the longest prompt; the shortest has a third"
+        "--prompt_tokens", type=positive, default=64, help="longest prompt; the shortest is a third as long"
     )
     parser.add_argument(
         "--max_new_tokens", type=positive, default=256, help="length of the longest trace; lengths are long-tailed"
     )
     parser.add_argument("--mean_new_tokens", type=positive, default=60, help="approximate mean length of a trace")
     parser.add_argument("--num_slots", type=positive, default=64)
-    parser.add_argument("--cache_type", choices=("compute", "int8"), default="compute", help="of keys and values")
+    parser.add_argument("--cache_type", choices=("compute", "int8"), default="compute", help="type of the KV cache")
 
 
 def sample(args: argparse.Namespace) -> int:

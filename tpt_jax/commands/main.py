@@ -1,4 +1,4 @@
-"""The `tpt` command: one file a verb, each with its arguments and one call of the library.
+"""The `tpt` command: one file per verb, with its arguments and one call of the library.
 
 Nothing here imports JAX, or anything else that takes time, before a verb needs it: `tpt --help` is instant.
 """
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return args.main(args) or 0
     except UserError as error:
         return _fail(error, 2)
-    except OSError as error:  # a folder that may not be written, a full disk
+    except OSError as error:  # a read-only folder, a full disk
         path = f"{error.filename}: " if error.filename else ""
         return _fail(f"{path}{error.strerror or error}", 1)
     except (FloatingPointError, HostsError, MachineError) as error:
@@ -71,12 +71,12 @@ def _parser() -> argparse.ArgumentParser:
         "plan",
         plan.add_arguments,
         plan.main,
-        "Plan a run on a TPU slice, without one: memory, time, cost.",
+        "Plan a run on a TPU slice, without a TPU: memory, time, cost.",
     )
     group = verbs.add_parser("bench", help="Measure a phase on this machine.").add_subparsers(required=True)
-    _add_verb(group, "sample", bench.add_sample_arguments, bench.sample, "Tokens a second, against the least bytes.")
-    _add_verb(group, "train", bench.add_train_arguments, bench.train, "Tokens a second, against the devices' peak.")
-    _add_verb(group, "check", bench.add_check_arguments, bench.check, "Verdicts a second.")
+    _add_verb(group, "sample", bench.add_sample_arguments, bench.sample, "Tokens per second, and bytes per step.")
+    _add_verb(group, "train", bench.add_train_arguments, bench.train, "Tokens per second, against the devices' peak.")
+    _add_verb(group, "check", bench.add_check_arguments, bench.check, "Verdicts per second.")
     _add_verb(verbs, "report", report.add_arguments, report.main, "Write the HTML report of one or more runs.")
     return parser
 

@@ -10,7 +10,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
     parser.add_argument("--topology", required=True, help="the TPU slice: v5e:2x4, v6e:8x8, v5p:4x4x4, ...")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
-    parser.add_argument("--fit", action="store_true", help="find the most slots and rows that fit; takes minutes more")
+    parser.add_argument("--fit", action="store_true", help="find the most slots and rows that fit; takes minutes")
     parser.add_argument(
         "--mean_prompt_tokens", type=positive, help="tokens per prompt; half of think.max_prompt_tokens if not given"
     )

@@ -10,13 +10,13 @@ from tpt_jax.records import Keep
 
 def add_input_arguments(parser: argparse.ArgumentParser) -> None:
     """The traces to judge, and the checker."""
-    parser.add_argument("--task", required=True, help="whose questions these are, and whose checker judges: gsm8k, ...")
+    parser.add_argument("--task", required=True, help="the task of these questions, whose checker judges: gsm8k, ...")
     parser.add_argument(
         "--questions",
         type=Path,
         required=True,
-        help='JSON lines or a JSON list, as the task\'s questions are published: {"id", "question", "answer"}. Traces '
-        "may refer to a question without an id by its number from 0, or as a run does: gsm8k/train/0 is the first one "
+        help='JSON lines or a JSON list, as published for the task: {"id", "question", "answer"}. Traces '
+        "may refer to a question without an id by its index from 0, or as a run does: gsm8k/train/0 is the first one "
         "of train.jsonl",
     )
     parser.add_argument(
@@ -25,15 +25,15 @@ def add_input_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         help='JSON lines: {"id", "sample", "completion" or "trace"}, and "finish_reason": "length" if it was cut short',
     )
-    parser.add_argument("--checker", help="judge with this one: a name, or your own module:function")
-    parser.add_argument("--num_workers", type=positive, help="checker processes; one for each core if not given")
+    parser.add_argument("--checker", help="another checker: a name, or your own module:function")
+    parser.add_argument("--num_workers", type=positive, help="checker processes; one per core if not given")
     parser.add_argument(
         "--seconds_per_trace", type=positive_number, help="a slower check is killed; the task's limit if not given"
     )
     parser.add_argument(
         "--run_code_without_sandbox",
         action="store_true",
-        help="run programs that the model wrote with your own rights, on a machine you can afford to lose",
+        help="run the model's programs with your own user rights; only on a machine you can afford to lose",
     )
 
 
@@ -42,8 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, help="the traces with their verdicts, JSON lines")
     parser.add_argument("--held_out", type=Path, help="questions of an evaluation; their traces are not kept")
     parser.add_argument("--keep", choices=get_args(Keep), default="correct", help="the verdict that counts")
-    parser.add_argument("--max_per_question", type=positive, help="keep at most this many of each, drawn with the seed")
-    parser.add_argument("--max_traces", type=positive, help="keep at most this many in all, drawn with the seed")
+    parser.add_argument("--max_per_question", type=positive, help="most traces kept, chosen with the seed")
+    parser.add_argument("--max_traces", type=positive, help="most traces kept, chosen with the seed")
     parser.add_argument("--seed", type=natural, default=0)
 
 

@@ -32,23 +32,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, help="with --show_prompts: a run's YAML file, whose keys can be set")
     accept_overrides(parser)
     parser.add_argument("--num_samples", type=positive, default=1, help="completions of each prompt")
-    parser.add_argument("--temperature", type=non_negative, default=0.8, help="0 takes the likeliest token")
-    parser.add_argument("--top_k", type=positive, help="draw from the k likeliest tokens only")
-    parser.add_argument("--top_p", type=fraction, default=1.0, help="from the likeliest tokens that together reach p")
+    parser.add_argument("--temperature", type=non_negative, default=0.8, help="0 is greedy decoding")
+    parser.add_argument("--top_k", type=positive, help="only sample from the k likeliest tokens")
+    parser.add_argument("--top_p", type=fraction, default=1.0, help="only from the likeliest tokens that sum to p")
     parser.add_argument(
-        "--min_p", type=fraction, default=0.0, help="from tokens at least p times as likely as the likeliest"
+        "--min_p", type=fraction, default=0.0, help="only from tokens at least p times as likely as the likeliest"
     )
     parser.add_argument("--max_new_tokens", type=positive, default=512)
-    parser.add_argument("--max_prompt_tokens", type=positive, default=1024, help="longer prompts are skipped and named")
+    parser.add_argument("--max_prompt_tokens", type=positive, default=1024, help="longer prompts are skipped")
     parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", type=not_empty, help="end before this text; repeatable"
     )
-    parser.add_argument("--plain", action="store_true", help="continue the prompt as it stands, without chat template")
-    parser.add_argument("--num_slots", type=positive, default=64, help="completions sampled side by side")
+    parser.add_argument("--plain", action="store_true", help="continue the prompt itself, without chat template")
+    parser.add_argument("--num_slots", type=positive, default=64, help="completions sampled concurrently")
     parser.add_argument("--tensor", type=positive, default=1, help="devices over which each weight is split")
     parser.add_argument("--compute_dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    parser.add_argument("--cache_type", choices=("compute", "int8"), default="compute", help="of keys and values")
+    parser.add_argument("--cache_type", choices=("compute", "int8"), default="compute", help="type of the KV cache")
     add_host_arguments(parser)
 
 

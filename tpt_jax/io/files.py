@@ -44,7 +44,7 @@ def parse_line(line: bytes) -> dict[str, Any]:
     """Parses a line that holds one JSON object.
 
     Raises:
-      InvalidRecordError: it does not; says why not.
+      InvalidRecordError: it does not; the message says why.
     """
     try:
         value = json.loads(line.decode("utf-8-sig"))

@@ -86,7 +86,7 @@ def _read_valid(source: str | os.PathLike[str], candidates: Iterable[tuple[str, 
     """The valid records; reports the broken ones.
 
     Args:
-      candidates: for each record its place, for messages, and a function that makes it or raises InvalidRecordError.
+      candidates: for each record its position, for messages, and a function that makes it or raises InvalidRecordError.
 
     Raises:
       UserError: more than 1% are broken.
@@ -135,7 +135,7 @@ def parse_id(line: Mapping[str, Any], default: int | str | None) -> str:
     value = _integer_if_whole(line.get("id"))
     name = default if value is None else value
     if name is None:
-        raise InvalidRecordError('lacks an "id"; write that of its question')
+        raise InvalidRecordError('lacks an "id"; write the id of its question')
     if isinstance(name, bool) or not isinstance(name, int | str):
         raise InvalidRecordError(f'has an "id" of type {type(name).__name__}; write text or an integer')
     return str(name)
@@ -180,7 +180,7 @@ def _integer_if_whole(value: Any) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """Keeps all but the plainest numbers as text: in PyYAML's YAML 1.1, 12:30 is 750 and no is false."""
+    """Keeps everything but plain numbers as text: in PyYAML's YAML 1.1, 12:30 is 750 and no is false."""
 
     yaml_implicit_resolvers = {}  # noqa: RUF012 (as PyYAML declares it)
 
@@ -196,7 +196,7 @@ for _kind, _pattern in {
 
 
 def _objects_in(path: AnyPath) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
-    """For each object its place, for messages, and a function that loads it or raises InvalidRecordError."""
+    """For each object its position, for messages, and a function that loads it or raises InvalidRecordError."""
     content = existing_file(path).read_bytes().removeprefix(codecs.BOM_UTF8)  # editors on Windows write one
     if path.suffix in YAML_SUFFIXES or content.lstrip().startswith(b"["):
         for index, item in enumerate(_parse_list(path, content)):

@@ -30,7 +30,7 @@ def evaluate(
     seed: int = 0,
     **options: Any,
 ) -> Evaluation:
-    """Samples and judges answers to the questions, at the temperature of the Evaluate stage (0.7).
+    """Samples and judges answers to the questions, at the evaluate stage's temperature (0.7).
 
     Args:
       questions: a task's held-out split, or as in `sample`; plain questions need a checker that can judge them.
@@ -53,16 +53,16 @@ def evaluate(
 def evaluate_checkpoint(
     config: RunConfig, model: str | os.PathLike[str], run_dir: str | os.PathLike[str] | None = None
 ) -> Evaluation | None:
-    """Evaluates a model as the config's Evaluate stage does, as `tpt eval`.
+    """Evaluates a model like a run's evaluate stage; the same as `tpt eval`.
 
     Args:
-      run_dir: keeps the judged traces, and resumes there after a kill; a temporary folder if not given.
+      run_dir: keeps the judged traces, and lets a killed call resume; a temporary folder if not given.
 
     Returns:
       The figures, on the first host; None on the others.
 
     Raises:
-      UserError: something that the config names is missing or does not fit, or several hosts share no folder.
+      UserError: something that the config names is missing or does not fit, or several hosts do not share a folder.
     """
     environment.prepare()
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, path=os.fspath(model)))

@@ -29,13 +29,13 @@ from tpt_jax.train.compile import compile_trainer
 from tpt_jax.train.data import split_by_length
 from tpt_jax.train.fine_tuning import StepRecord
 
-SETTINGS = "settings.json"  # with which a training was started
+SETTINGS = "settings.json"  # the settings that the training was started with
 
 
 def finetune_file(
     config: RunConfig, model: str | os.PathLike[str], traces: AnyPath, output: str | os.PathLike[str]
 ) -> None:
-    """Writes a checkpoint, with the training's curves in it; until it is complete everything is in OUTPUT.partial.
+    """Writes a checkpoint with the training's curves; until it is complete, everything is in OUTPUT.partial.
 
     Args:
       traces: JSON lines, {"id", "completion"}, with ids of the config's task.
@@ -129,7 +129,7 @@ def read_examples(path: AnyPath, task: Task, prompt: Prompt, vocab_size: int) ->
         question = _question_text(line, texts)
         name = f"{parse_id(line, index)}/{parse_sample(line, default=0)}"
         if parse_finish_reason(line) != "stop":
-            left_out["cut short"] += 1  # an end of turn after it would teach the model to stop in the middle
+            left_out["cut short"] += 1  # an end of turn after it would teach the model to stop in mid-answer
             return None
         if normalised(question) in tested:
             left_out["of test questions"] += 1
@@ -167,7 +167,7 @@ def _question_text(line: Mapping[str, Any], texts: Mapping[str, set[str]]) -> st
 
 
 def _token_ids(line: Mapping[str, Any], vocab_size: int) -> list[int]:
-    """The sampled token ids; none if only the text is known."""
+    """The sampled token ids; empty if only the text is known."""
     ids = line.get("token_ids") or []
     if not isinstance(ids, list) or not all(type(token) is int and 0 <= token < vocab_size for token in ids):
         raise InvalidRecordError("has token_ids outside the model's vocabulary; leave them out")
@@ -175,7 +175,7 @@ def _token_ids(line: Mapping[str, Any], vocab_size: int) -> list[int]:
 
 
 def _check_same_training(partial: AnyPath, settings: Mapping[str, Any]) -> None:
-    """Raises UserError if the partial folder is of a training that was started with other settings."""
+    """Raises UserError if the partial folder's training was started with other settings."""
     path = partial / SETTINGS
     if path.is_file():
         started = json.loads(path.read_text())

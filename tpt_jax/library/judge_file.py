@@ -25,7 +25,7 @@ class JudgedFile:
     """The result of judging a file.
 
     Attributes:
-      fault: why the verdicts say nothing about the traces; None if they do.
+      fault: why the verdicts are meaningless; None if they are not.
     """
 
     judged: list[JudgedTrace]
@@ -35,7 +35,7 @@ class JudgedFile:
 
 @dataclasses.dataclass(frozen=True)
 class TracesToJudge:
-    """Traces, each with the line it comes from, and the checker that judges them."""
+    """Traces, each with its line in the file, and the checker that judges them."""
 
     questions: dict[str, Question]
     lines: list[tuple[dict[str, Any], Trace]]
@@ -63,10 +63,10 @@ def judge_file(
     seconds_per_trace: float | None = None,
     run_code_without_sandbox: bool = False,
 ) -> JudgedFile:
-    """Judges traces and writes them with their verdicts and `kept`, whole or not at all.
+    """Judges traces and writes them with their verdicts and `kept`, atomically.
 
     Args:
-      task: whose questions these are; its checker judges unless `checker` names another.
+      task: the task of these questions; its checker judges unless `checker` names another.
       questions, traces, held_out: JSON lines; see `tpt prune --help`. Traces of held-out questions are not kept.
       keep, max_per_question, max_traces, seed: as in `select`.
       num_workers, seconds_per_trace, run_code_without_sandbox: as in `judge`.
@@ -110,12 +110,12 @@ def judge_file(
 
 
 def find_fault(judged: Sequence[JudgedTrace]) -> str | None:
-    """Why the verdicts say nothing: the checker cannot judge, or cannot judge these questions; None if they do."""
+    """Why the verdicts are meaningless: the checker failed, or cannot judge these questions; None if they are not."""
     if failure := failed_on_all(judged):
         return f"{failure}; fix it, or name another one"
     reasons = {trace.verdict.reason for trace in judged}
     if reasons <= LIMITS:
-        return f"every trace ran into a limit ({listed(sorted(reasons))}); --seconds_per_trace sets the one of time"
+        return f"every trace hit a limit ({listed(sorted(reasons))}); --seconds_per_trace sets the time limit"
     asked = {trace.trace.id for trace in judged}
     unknown = list(dict.fromkeys(trace.trace.id for trace in judged if trace.verdict.unknown))
     if len(unknown) > MAX_BROKEN_SHARE * len(asked):
@@ -159,7 +159,7 @@ def read_questions(
     read: Callable[[str, dict[str, Any]], Question],
     names: Callable[[int, Mapping[str, Any]], Iterable[str]] = lambda index, _: [str(index)],
 ) -> dict[str, Question]:
-    """Questions by name: by their ids, or by the names that stand for one without an id.
+    """Questions by name: their ids, or the names of a question without an id.
 
     Args:
       read: a task's read_question.
@@ -174,7 +174,7 @@ def read_questions(
         own_names = [*names(index, line)] if line.get("id") is None else [parse_id(line, None)]
         for name in own_names:
             if name in questions:
-                raise InvalidRecordError(f"the id {name!r} is that of an earlier question; make ids unique")
+                raise InvalidRecordError(f"the id {name!r} belongs to an earlier question; make ids unique")
         question = read(own_names[0], line)
         questions.update(dict.fromkeys(own_names, question))
 
@@ -201,12 +201,14 @@ def read_traces(path: Path, questions: Mapping[str, Question]) -> list[tuple[dic
         question_id = questions[name].id
         sample = parse_sample(line, default=len(samples[question_id]))
         if sample in samples[question_id]:
-            raise InvalidRecordError(f"sample {sample} of question {question_id!r} a second time; number them apart")
+            raise InvalidRecordError(
+                f"sample {sample} of question {question_id!r} appears twice; make sample numbers unique"
+            )
         trace = Trace(question_id, sample, completion, finish_reason=parse_finish_reason(line))
         samples[question_id].add(sample)
         return line, trace
 
     traces = read_records(path, read)
     if not traces:
-        raise UserError(f'{path}: holds no traces; write one {{"id", "sample", "completion"}} object a line')
+        raise UserError(f'{path}: holds no traces; write one {{"id", "sample", "completion"}} object per line')
     return traces

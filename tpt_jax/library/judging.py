@@ -1,4 +1,4 @@
-"""`judge`, `select` and `score`: what traces are worth, without JAX."""
+"""`judge`, `select` and `score`: verdicts on traces, without JAX."""
 
 from collections.abc import Iterable, Sequence
 
@@ -24,15 +24,15 @@ def judge(
     seconds_per_trace: float | None = None,
     run_code_without_sandbox: bool = False,
 ) -> Traces[JudgedTrace]:
-    """Judges traces in worker processes, each with a limit of time and memory.
+    """Judges traces in worker processes, each with a time and a memory limit.
 
     Args:
-      task: whose questions the traces answer; the ones they were sampled for if not given.
-      checker: another one than the task's: a name, "module:function", or a function as in `own_task`.
-      num_workers: one for each processor core if not given.
+      task: the task whose questions the traces answer; by default the questions that they were sampled for.
+      checker: instead of the task's own: a name, "module:function", or a function as in `own_task`.
+      num_workers: one per processor core if not given.
       seconds_per_trace: a check that takes longer is killed and its trace counts as wrong; the task's limit if not
         given.
-      run_code_without_sandbox: run programs that a model wrote with your own rights.
+      run_code_without_sandbox: run programs that a model wrote with your own user rights.
 
     Returns:
       The traces in the same order, each with its verdict.
@@ -85,10 +85,10 @@ def select(
     seed: int = 0,
     held_out: Iterable[QuestionSet] = (),
 ) -> Traces[JudgedTrace]:
-    """Selects the traces to train on, as the Prune stage does; unfinished and duplicate traces are never kept.
+    """Selects the traces to train on, as the prune stage does; unfinished and duplicate traces are never kept.
 
     Args:
-      max_per_question, max_traces: at most this many, drawn with the seed; None for no limit.
+      max_per_question, max_traces: at most this many, chosen with the seed; None for no limit.
       keep: the verdict that counts: "correct", "strict", or "any".
       held_out: questions of an evaluation; their traces are not kept.
 

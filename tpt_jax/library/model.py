@@ -1,4 +1,4 @@
-"""A model in memory: `load_model`, and what can be asked of it."""
+"""A model in memory: `load_model`, `Model` and `mesh`."""
 
 import dataclasses
 import os
@@ -23,7 +23,7 @@ from tpt_jax.train.compile import TrainerProgram, compile_trainer
 
 
 class Programs:
-    """Compiled programs by what they are compiled for, so that calls with equal shapes share one."""
+    """Compiled programs, by their shapes and settings; calls with equal ones share a program."""
 
     def __init__(self) -> None:
         self._programs: dict[Any, Any] = {}
@@ -51,13 +51,13 @@ class Programs:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A model on the devices of a mesh. Nothing changes it: `finetune` returns another one.
+    """A model on the devices of a mesh. It never changes: `finetune` returns another model.
 
     Attributes:
       folder: where it was loaded from; config and tokenizer are read there.
       parameters: fp32, sharded for training over the whole mesh.
       compute_dtype: type of sampling and of the forward and backward pass.
-      programs: compiled so far; models fine-tuned from this one share them.
+      programs: those compiled so far; models fine-tuned from this one share them.
     """
 
     folder: ModelFolder
@@ -71,7 +71,7 @@ class Model:
         return f"<{self.folder.config.family} model of {size:,.1f}M parameters, mesh {dict(self.mesh.shape)}>"
 
     def prompt(self, questions: QuestionSet) -> Prompt:
-        """The prompt in which the model is asked these questions, while sampling and training alike."""
+        """The prompt format for these questions, in sampling and training alike."""
         return load_prompt(self.folder.path, questions.instruction, questions.shots)
 
     def export(self, output: str | os.PathLike[str], dtype: WeightType = "bfloat16") -> None:
@@ -87,7 +87,7 @@ class Model:
 
 
 def mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of devices with the axes `data`, `fsdp` and `tensor`; one size may be -1 for all devices left.
+    """A mesh of devices with the axes `data`, `fsdp` and `tensor`; one size may be -1 for all remaining devices.
 
     Args:
       devices: all devices if not given.
@@ -109,7 +109,7 @@ def load_model(name: str | os.PathLike[str], *, mesh: Mesh | None = None, comput
       compute_dtype: "bfloat16" or "float32"; if not given float32 on a CPU, where it is faster, and bfloat16 elsewhere.
 
     Raises:
-      UserError: there is no model in the folder, it is of a kind the decoder does not support, or it is damaged.
+      UserError: the folder has no model, or an unsupported or damaged one.
     """
     environment.prepare()
     folder = ModelFolder.open(name)

@@ -1,4 +1,4 @@
-"""`run`: all rounds of a config, resumed where an earlier process left off."""
+"""`run`: all rounds of a config, resumed where an earlier process stopped."""
 
 import contextlib
 import dataclasses
@@ -31,7 +31,7 @@ class Run:
 
     Attributes:
       path: the run folder; `path / "checkpoints" / "003"` is the model after round 3.
-      rounds: the figures of each round, from round 0, the model as given.
+      rounds: the figures of each round, from round 0, the base model.
       report: the HTML report.
     """
 
@@ -52,10 +52,10 @@ def run(
     on_round: Callable[[Sequence[Metrics]], None] = print_rounds,
     **overrides: Any,
 ) -> Run:
-    """Thinks, prunes, trains and evaluates, round after round, as `tpt run`; a folder with this run in it is resumed.
+    """Thinks, prunes, trains and evaluates, round after round, as `tpt run`; resumes the run if the folder holds it.
 
     Args:
-      config: a YAML file, or a config that is loaded already.
+      config: a YAML file, or a loaded config.
       run_dir: the run folder, on a disk or gs://BUCKET/...; runs/NAME if not given.
       on_round: called on the first host after every round, with the figures of all rounds so far.
       overrides: keys of the config file: num_rounds=1, train={"rows": 8}.

@@ -35,13 +35,13 @@ def sample_file(
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16",
     **options: Any,
 ) -> None:
-    """Samples what is missing, then writes the output, sorted by prompt and sample, whole or not at all.
+    """Samples what is missing, then writes the output atomically, sorted by prompt and sample.
 
     Args:
       prompts: JSON lines, {"id", "prompt"}.
       output: JSON lines with FIELDS. Until it is complete, each host writes its traces to a file OUTPUT.partial*.
       stop: a completion ends before the first of these texts.
-      plain: continue each prompt as it stands, without chat template.
+      plain: continue each prompt itself, without chat template.
       tensor: devices over which each weight is split.
       options: as in `sample`.
 
@@ -112,7 +112,7 @@ def read_prompts(path: Path) -> dict[str, str]:
         if not isinstance(text, str):
             raise InvalidRecordError('lacks text under "prompt"; write {"id", "prompt"}')
         if name in prompts:
-            raise InvalidRecordError(f"the id {name!r} is that of an earlier prompt; make ids unique")
+            raise InvalidRecordError(f"the id {name!r} belongs to an earlier prompt; make ids unique")
         prompts[name] = text
 
     read_records(path, read)
@@ -123,10 +123,10 @@ def read_prompts(path: Path) -> dict[str, str]:
 
 @dataclasses.dataclass(frozen=True)
 class PartialOutput:
-    """The completions written so far, one file a host; the first line of each has the settings it was started with.
+    """The completions written so far, one file per host; its first line has the settings it was started with.
 
     Attributes:
-      settings: all that decides which completions come out; a file with others cannot be resumed.
+      settings: everything that affects completions; a file with other settings cannot be resumed.
     """
 
     output: Path
@@ -145,7 +145,7 @@ class PartialOutput:
         return [(line["id"], line["sample"]) for line in self.read_all()]
 
     def reopen(self, lines: Iterable[Mapping[str, Any]]) -> TextIO:
-        """This host's file, rewritten with these lines, to append to."""
+        """This host's file, rewritten with these lines and opened for appending."""
         write_jsonl(self._own_path, [self.settings, *lines])
         return self._own_path.open("a", encoding="utf-8")
 
@@ -162,7 +162,7 @@ class PartialOutput:
         return sorted(self.output.parent.glob(f"{self.output.name}.partial*"))
 
     def _read(self, path: Path) -> list[dict[str, Any]]:
-        """The lines of a file; a last one that a killed process left incomplete is dropped.
+        """The lines of a file, without a last one that a killed process left incomplete.
 
         Raises:
           UserError: the file was started with other settings.

@@ -29,14 +29,14 @@ def sample(
     plain: bool = False,
     **options: Any,
 ) -> Traces[Trace]:
-    """Samples traces; a trace depends on the model, seed, question and sample number alone, not on slots or mesh.
+    """Samples traces; a trace depends only on model, seed, question and sample number, not on slots or mesh.
 
     Args:
       questions: a split of a task or a slice of one; or Questions, mappings with "question", or plain texts.
       stop: a trace ends before the first of these texts.
-      plain: continue each text as it stands, without instruction and chat template.
+      plain: continue each text itself, without instruction and chat template.
       options: keys of a config's `think` section: num_samples, temperature, top_k, top_p, min_p, max_prompt_tokens,
-        max_new_tokens, num_slots, cache_type. Lengths are those of the questions' task unless given.
+        max_new_tokens, num_slots, cache_type. Lengths default to those of the questions' task.
 
     Returns:
       All traces, sorted by question and sample, on every host.
@@ -71,7 +71,7 @@ def sample(
 
 
 def sampling_settings(cls: type[SamplingConfig], questions: QuestionSet, options: dict[str, Any]) -> SamplingConfig:
-    """The settings of a sampling call: the options, over the lengths that the questions' task needs."""
+    """The settings of a sampling call: the options, with lengths from the questions' task as defaults."""
     return settings(cls, {**dataclasses.asdict(questions.generation), **options})
 
 
@@ -93,7 +93,7 @@ def sample_batches(
       compile_program: returns the program for the plan's shape, under the name "sample".
       load_parameters: returns the training parameters. Both are called only if there is something to sample.
       names: ids of the prompts to sample.
-      done: (id, sample) of traces that are there already.
+      done: (id, sample) of traces that exist already.
 
     Raises:
       FloatingPointError: the model's logits are not finite.

@@ -28,7 +28,7 @@ def show_run_prompts(config: RunConfig, count: int) -> Iterator[str]:
 
 
 def show_file_prompts(model: str | os.PathLike[str], prompts: Path, count: int) -> Iterator[str]:
-    """The first prompts of a file, likewise.
+    """The first prompts of a file, in the same form.
 
     Raises:
       UserError: the model cannot be loaded, or the file holds no prompts.

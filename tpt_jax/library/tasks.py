@@ -1,4 +1,4 @@
-"""Questions for the library's calls: a task by name, or questions and checkers of the user's own."""
+"""Questions for the library's calls: a named task, or the user's own questions and checker."""
 
 import collections
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +23,7 @@ def load_task(name: str, **options: Any) -> Task:
       options: the other keys of the config's `task` section.
 
     Raises:
-      UserError: an unknown name or option, or the questions cannot be loaded; says what to do.
+      UserError: an unknown name or option, or the questions cannot be loaded; the message says what to do.
     """
     return tasks.load_task(settings(task_class(name), {"name": name, **options}, option="task."))
 
@@ -37,12 +37,12 @@ def own_task(
     instruction: str = "",
     shots: Iterable[Shot] = (),
 ) -> Task:
-    """A task from Python objects; training questions that are test questions too are left out and counted.
+    """A task from Python objects; training questions that are also test questions are left out and counted.
 
     Args:
-      train, test: Questions, or mappings with "question" and "answer" and, if you like, "id" and more for the checker.
+      train, test: Questions, or mappings with "question", "answer" and, optionally, "id" and more for the checker.
       checker: a checker's name, "module:function", or a function of a Question and a completion that returns True,
-        False, None (the reference answer cannot be read) or a Verdict. It runs in processes of its own.
+        False, None (the reference answer cannot be read) or a Verdict. It runs in worker processes.
       instruction: placed after every question.
       shots: worked examples that a prompt may begin with.
 
@@ -58,10 +58,10 @@ def own_task(
 
 
 def as_question_set(questions: Questions) -> QuestionSet:
-    """Questions as one set; texts and mappings become Questions, which without an id are numbered from 0.
+    """Questions as one set; texts and mappings become Questions, numbered from 0 if they have no id.
 
     Raises:
-      UserError: a mapping that is not a question, or an id that appears twice.
+      UserError: a mapping is not a question, or an id appears twice.
     """
     if isinstance(questions, QuestionSet):
         return questions

@@ -1,4 +1,4 @@
-"""`finetune`: another model from a model and kept traces."""
+"""`finetune`: a model trained on kept traces."""
 
 import dataclasses
 from typing import Any
@@ -18,11 +18,11 @@ from tpt_jax.terminal import say
 def finetune(
     model: Model, traces: Traces[JudgedTrace] | Traces[Trace], *, seed: int = 0, donate: bool = False, **options: Any
 ) -> Model:
-    """Fine-tunes all weights on the traces, under the prompt they were sampled with.
+    """Fine-tunes all weights on the traces, with the prompt format they were sampled with.
 
     Args:
-      traces: as `select` returns them. Unfinished ones are left out: they would teach the model to stop in the middle.
-      seed: of the order of the examples.
+      traces: as `select` returns them. Unfinished ones are left out: they would teach the model to stop in mid-answer.
+      seed: for the order of the examples.
       donate: give up the model's own weights, which saves their memory; the model cannot be used afterwards.
       options: keys of a config's `train` section: rows, sequence_length, micro_batches, num_epochs, max_steps, remat,
         attention, optimizer={"name": "muon", "learning_rate": 2e-3}, loss={...}, ...

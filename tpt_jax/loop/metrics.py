@@ -20,7 +20,7 @@ SECONDS_BETWEEN_UPLOADS = 30.0
 
 
 class MetricsLog:
-    """Writes one JSON line a step or round, and the same numbers to TensorBoard and, on request, Weights & Biases.
+    """Writes one JSON line per step or round, and the same numbers to TensorBoard and, on request, Weights & Biases.
 
     Files in a bucket cannot be appended to: they are written on a local disk and copied there from time to time.
     """
@@ -29,7 +29,7 @@ class MetricsLog:
         """Opens the log of a run.
 
         Args:
-          is_kept: whether a line of a killed process stays; False for steps that will be repeated.
+          is_kept: whether to keep a line of a killed process; False for steps that will be repeated.
         """
         from tensorboardX import SummaryWriter
 
@@ -45,7 +45,7 @@ class MetricsLog:
         self._uploaded_at = time.monotonic()
         self._wandb = None
         if wandb_project is not None:
-            id_file = self._target.with_name("wandb_id")  # one a folder: runs of other seeds share the name
+            id_file = self._target.with_name("wandb_id")  # one per folder: runs with other seeds share the name
             if not id_file.is_file():
                 write_atomically(id_file, uuid.uuid4().hex)
             self._wandb = import_wandb(wandb_project).init(

@@ -16,7 +16,7 @@ Facts = Mapping[str, Any]  # about a finished stage
 
 @dataclasses.dataclass(frozen=True)
 class RoundState:
-    """How far a round is.
+    """The state of a round.
 
     Attributes:
       stages: the finished stages, with the facts about each.
@@ -72,7 +72,7 @@ def _with_finished_training(folder: RunFolder, state: RoundState) -> RoundState:
 
 
 def _verify(folder: RunFolder, states: list[RoundState], newest: int) -> list[RoundState]:
-    """Marks rounds as not trained, from the newest back, up to the first one whose checkpoint is intact."""
+    """Marks rounds as not trained, from the newest back to the first one with an intact checkpoint."""
     states = list(states)
     for index in range(newest, -1, -1):
         fault = _find_fault(folder, index)

@@ -1,7 +1,7 @@
 """The rounds of a run: think, prune, train, evaluate.
 
-Each stage leaves its result in the run folder, whole or not at all, and a stage whose result is there is skipped:
-after a kill the same command resumes where it was.
+Each stage writes its result to the run folder, atomically, and a stage whose result is there is skipped: after a kill
+the same command resumes.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from tpt_jax.train.fine_tuning import StepRecord
 
 @dataclasses.dataclass(frozen=True)
 class Loop:
-    """Takes a run's rounds from state to state; all hosts go through it together.
+    """Runs the rounds, from state to state; all hosts do so together.
 
     Attributes:
       log: the curves, on the first host only.
@@ -87,7 +87,7 @@ class Loop:
         return hosts.broadcast(f"round {index} prune", lambda: select_traces(self.folder, index, config.prune, seed))
 
     def _train(self, index: int) -> Facts:
-        """Makes the round's parameters, in round 0 the model as given, and starts writing their checkpoint."""
+        """Makes the round's parameters, in round 0 the base model's, and starts writing their checkpoint."""
         started = time.monotonic()
         if index == 0:
             parameters, facts = self.setup.load(self.setup.model), {"tokens": 0}
@@ -117,7 +117,7 @@ class Loop:
         )
 
     def _examples(self, index: int) -> list[Example]:
-        """The round's training examples, of earlier rounds too if train.traces_of says so."""
+        """The round's training examples, those of earlier rounds too if train.traces_of is "all"."""
         rounds = range(1, index + 1) if self.setup.config.train.traces_of == "all" else (index,)
         kept = hosts.broadcast(
             f"round {index} training traces",
@@ -139,7 +139,7 @@ class Loop:
     # Questions.
 
     def _training_questions(self, index: int) -> QuestionSet:
-        """The round's num_questions: the next ones of the task, from the first one again after the last."""
+        """The round's num_questions: the next ones of the task, starting over after the last."""
         questions = self.setup.task.train
         if index == 0:
             return questions.only([])
@@ -181,7 +181,7 @@ class Loop:
     # Figures.
 
     def _summarize(self, state: RoundState) -> RoundState:
-        """Adds the round's metrics, from what the run folder holds; writing them ends the round."""
+        """Adds the round's metrics, computed from the run folder; writing them ends the round."""
         metrics = hosts.broadcast(f"round {state.index} metrics", lambda: self._metrics(state))
         if self.log is not None:
             scalars = {

@@ -1,13 +1,13 @@
 """The run folder: its layout, its readers and writers, and which stages are done.
 
-config.yaml                       the run's config, resolved
+config.yaml                       the resolved config
 metrics.jsonl, tensorboard/       curves
 report.html
-checkpoints/NNN/                  the model after round NNN; 000 is the model as given
+checkpoints/NNN/                  the model after round NNN; 000 is the base model
 rounds/NNN/questions.jsonl        the questions asked in the round
-rounds/NNN/traces/think-HHH-PPPPP.jsonl, evaluate-HHH-PPPPP.jsonl    judged traces of host HHH, in files written whole
+rounds/NNN/traces/think-HHH-PPPPP.jsonl, evaluate-HHH-PPPPP.jsonl    judged traces of host HHH, in atomic files
 rounds/NNN/training.jsonl         the traces trained on
-rounds/NNN/training/              the state of the training under way
+rounds/NNN/training/              the state of an unfinished training
 rounds/NNN/stages.json            the finished stages, with their seconds and counts
 rounds/NNN/metrics.json           the round's figures; written last
 
@@ -33,10 +33,10 @@ from tpt_jax.records import JudgedTrace, Question
 
 Record = TypeVar("Record")
 Stage = Literal["think", "prune", "train", "evaluate"]
-Verb = Literal["run", "eval"]  # the command that made a folder; the two leave different files in it
-NUM_READERS = 16  # a bucket answers slowly, but many requests at a time
+Verb = Literal["run", "eval"]  # the command that made a folder; they write different files
+NUM_READERS = 16  # a bucket is slow, but answers many requests at once
 
-# Settings that may change on resume: where and how fast the run goes, and for how many rounds.
+# Settings that may change on resume: hardware, speed, and the number of rounds.
 MAY_CHANGE = re.compile(
     r"num_rounds|keep_checkpoints|mesh\.\w+|\w+\.num_slots|prune\.num_workers|wandb_project|train\.(offload|save_every|remat|attention)"
 )
@@ -74,7 +74,7 @@ class RunFolder:
 
     @classmethod
     def open_existing(cls, path: str | os.PathLike[str]) -> "RunFolder":
-        """Opens a run folder for reading; no config is compared with its own.
+        """Opens a run folder for reading; its config is not compared with another.
 
         Raises:
           UserError: there is no such folder, or it is not a run folder.
@@ -100,7 +100,7 @@ class RunFolder:
         return self.config_file.read_bytes().decode("utf-8", errors="replace")
 
     def round_indices(self) -> list[int]:
-        """The rounds begun so far, in order."""
+        """The rounds started so far, in order."""
         folders = (self.path / "rounds").glob("*")
         return sorted(int(folder.name) for folder in folders if folder.name.isdecimal() and folder.is_dir())
 
@@ -147,7 +147,7 @@ class RunFolder:
     # Traces.
 
     def trace_writer(self, round_index: int, sampling: Sampling, host: int) -> "TraceWriter":
-        """A writer that numbers its files after those the host has written already."""
+        """A writer that continues the numbering of the host's files."""
         folder = self.round_path(round_index) / "traces"
         written = sorted(folder.glob(f"{sampling}-{host:03}-*.jsonl"))
         first = int(written[-1].stem.rpartition("-")[2]) + 1 if written else 0
@@ -168,7 +168,7 @@ class RunFolder:
         write_jsonl(self.round_path(round_index) / "questions.jsonl", map(dataclasses.asdict, questions))
 
     def questions(self, round_index: int) -> Iterator[Question]:
-        """The questions asked in a round: training questions first, then held-out ones; none until they are written.
+        """The questions asked in a round: training questions first, then held-out ones; empty until they are written.
 
         Two of them may share an id, one from each split.
         """
@@ -199,7 +199,7 @@ class TraceWriter:
     """Writes a round's traces, file by file.
 
     Attributes:
-      numbers: the numbers of the files to come.
+      numbers: the numbers of the next files.
     """
 
     folder: Path
@@ -233,7 +233,7 @@ def read_metrics_log(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def num_saved_steps(saves: Path) -> int:
-    """The number of steps in the newest save of a training under way; 0 if there is none."""
+    """The number of steps in the newest save of an unfinished training; 0 if there is none."""
     return max((int(step.name) for step in saves.glob("*") if step.name.isdigit()), default=0)
 
 
@@ -271,7 +271,7 @@ def _header(verb: Verb) -> str:
 
 
 def _first_difference(written: Path, config: RunConfig) -> str | None:
-    """The first setting that differs and changes results, as "train.rows is 24 there, 25 here"; None if none does.
+    """The first differing setting that affects results, as "train.rows is 24 there, 25 here"; None if there is none.
 
     Raises:
       UserError: the written file is not a config.

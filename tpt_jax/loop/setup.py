@@ -26,12 +26,12 @@ from tpt_jax.think.sampler import SamplerProgram, compile_sampler
 from tpt_jax.think.sampling import Filters
 from tpt_jax.think.sampling_plan import SamplingPlan, plan_sampling
 
-CONTRACT_QUESTIONS = 16  # of each split; the prompt's contract is checked on them at start-up
+CONTRACT_QUESTIONS = 16  # of each split, on which the prompt format is checked at start-up
 
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """Everything that sampling and judging use; made once, at start-up."""
+    """Everything that sampling and judging need; created once, at start-up."""
 
     config: RunConfig
     model: ModelFolder
@@ -99,10 +99,10 @@ def set_up(config: RunConfig, samplings: Sequence[Sampling]) -> Iterator[Setup]:
 
 
 def without_unreadable(task: Task, pool: CheckerPool) -> Task:
-    """The task without questions whose reference answer the checker cannot read; each host looks at its share.
+    """The task without questions whose reference answer the checker cannot read; each host checks its share.
 
     Raises:
-      UserError: they are more than 1% of a split; names the first five.
+      UserError: more than 1% of a split's; names the first five.
     """
     questions = (*task.train, *task.test)
     indices = hosts.own_share(range(len(questions)))  # not ids: the two splits may share some
@@ -117,7 +117,7 @@ def without_unreadable(task: Task, pool: CheckerPool) -> Task:
 
 
 def _readable(task: Task, split: str, questions: QuestionSet, unreadable: set[int], first: int) -> QuestionSet:
-    """The questions of a split that are not unreadable; `first` is the index of its first question."""
+    """The questions of a split that are readable; `first` is the index of its first question."""
     left_out = [question for index, question in enumerate(questions, first) if index in unreadable]
     if not left_out:
         return questions
@@ -133,7 +133,7 @@ def _readable(task: Task, split: str, questions: QuestionSet, unreadable: set[in
 
 
 def make_prompt(config: PromptConfig, model: ModelFolder, task: Task) -> Prompt:
-    """The prompt in which the model is asked the task's questions.
+    """The prompt format for the task's questions.
 
     Raises:
       UserError: the config asks for more worked examples than the task has.
@@ -160,8 +160,8 @@ def plan_prompts(
 
     Args:
       texts: by id.
-      encode: a text to the token ids of its prompt.
-      option: what stands before a setting's name in messages: "think." or "--".
+      encode: maps a text to the token ids of its prompt.
+      option: prefix of a setting's name in messages: "think." or "--".
       shows_running: fetch unfinished traces too, to look for stop strings.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The stages of a round: sample and judge, select, fine-tune; the library uses some of them alone."""
+"""The stages of a round: sample and judge, select, fine-tune; the library also uses some of them alone."""
 
 import contextlib
 import dataclasses
@@ -143,7 +143,7 @@ def reshard(program: Reshard, parameters: nnx.State, label: str) -> nnx.State:
     copy = jax.block_until_ready(program(parameters))
     say(
         f"{label}: weights resharded for sampling in {time.monotonic() - started:.2f} s, "
-        f"{program.num_bytes / 1e9:.3f} GB a device, {program.num_received / 1e9:.3f} GB of them from other devices"
+        f"{program.num_bytes / 1e9:.3f} GB per device, {program.num_received / 1e9:.3f} GB of them from other devices"
     )
     return copy
 
@@ -154,7 +154,7 @@ def judge_while_sampling(
     """Batches of traces with their verdicts; one batch is checked while the next one is sampled.
 
     Raises:
-      Stopped: as the sampler raises it, after everything it had sampled was judged.
+      Stopped: as the sampler raises it, after all its traces were judged.
     """
     by_id = {question.id: question for question in questions}
     pending: tuple[list[Trace], Future[list[Verdict]]] | None = None
@@ -200,7 +200,7 @@ class Trained:
     """The result of a fine-tuning.
 
     Attributes:
-      num_too_long: examples longer than train.sequence_length; they are left out, never cut.
+      num_too_long: examples longer than train.sequence_length; they are left out, never truncated.
       tokens: completion tokens trained on, repeats included.
       packing: share of the batches' tokens that are not padding; None if nothing was trained.
     """
@@ -227,11 +227,11 @@ def fine_tune(
     saves: Path | None = None,
     on_step: Callable[[StepRecord], None] = lambda record: None,
 ) -> Trained:
-    """Trains on the examples, or on those left where an earlier process was killed.
+    """Trains on the examples, or on the rest of them after an earlier process was killed.
 
     Args:
       load_parameters: returns the parameters to start from, which are donated; without examples they are returned.
-      saves: folder for the state of the training under way, which the caller removes afterwards; None to save nothing.
+      saves: folder for the state of the unfinished training, which the caller removes afterwards; None to save nothing.
 
     Raises:
       FloatingPointError: the loss or the gradient is not finite.
@@ -244,7 +244,7 @@ def fine_tune(
             f"({config.sequence_length}): {listed([example.id for example in too_long])}"
         )
     if not fitting:
-        say(f"{label}: no traces to train on; the model stays as it is")
+        say(f"{label}: no traces to train on; the model is unchanged")
         return Trained(load_parameters(), 0, len(too_long), 0, None)
     with contextlib.ExitStack() as stack:
         checkpoints = None

@@ -15,14 +15,14 @@ from tpt_jax.runtime.sharding import in_memory
 
 @dataclasses.dataclass(frozen=True)
 class _Held:
-    """The training parameters after a round, on the devices or in the hosts' memory."""
+    """The training parameters after a round, on the devices or in host memory."""
 
     round_index: int
     parameters: nnx.State
 
 
 class Weights:
-    """Knows which round's parameters are held and where, gives them out, and writes checkpoints in the background.
+    """Holds and hands out the training parameters of a round, and writes checkpoints in the background.
 
     At most one round's parameters are held. Those of any other round are loaded from its checkpoint, in place of the
     ones held before; `loop.recovery` has verified the checkpoints a resumed run can need.
@@ -37,7 +37,7 @@ class Weights:
     def lend(self, round_index: int) -> nnx.State:
         """The parameters after a round, on the devices, for a caller that only reads them.
 
-        With `train.offload` they are held in the hosts' memory from now on.
+        With `train.offload` they are kept in host memory afterwards.
         """
         parameters = self._on_devices(round_index)
         offload = self._setup.config.train.offload
@@ -69,7 +69,7 @@ class Weights:
     def _on_devices(self, round_index: int) -> nnx.State:
         if self._held is not None and self._held.round_index == round_index:
             return in_memory(self._held.parameters, "device")
-        self._held = None  # frees its memory before the others are read
+        self._held = None  # frees its memory before the next is read
         self.wait()
         checkpoint = ModelFolder(self._folder.checkpoint(round_index), self._setup.model.config)
         return self._setup.load(checkpoint, verify=False)

@@ -1,4 +1,4 @@
-"""Preparing JAX for this process: compiled programs are kept between runs, and libraries stay quiet."""
+"""Prepares JAX for this process: caches compiled programs between runs, and keeps libraries quiet."""
 
 import logging
 import os
@@ -16,7 +16,7 @@ def prepare(*, keep_programs: bool = True) -> None:
       keep_programs: keep compiled programs in JAX_COMPILATION_CACHE_DIR, or in ~/.cache/tpt_jax/compilations. False for
         programs of absent devices, which cannot be loaded again.
     """
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # or it says at import that it found no PyTorch
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # or its import warns that PyTorch is missing
     for name in QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
     if not keep_programs:

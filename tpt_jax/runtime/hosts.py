@@ -1,12 +1,12 @@
 """The hosts of a pod: one process each, all running the same command on their own devices.
 
 Hosts exchange JSON through JAX's coordination service. Every host makes the same calls in the same order. A message's
-key holds the number and the name of its exchange, so one exchange can never read another's message, and a host that
-has strayed to another call is named within a second. Waiting has a time limit: a late host ends the others with its
-name. A dead one does so within HEARTBEAT seconds, when the service misses its heartbeat. An error on one host ends all
-of them with that error (`end_together`).
+key holds the number and the name of its exchange, so one exchange can never read another's message, and hosts that
+reach different calls fail within a second. Waiting has a time limit, after which the error names the late host. A dead
+host is noticed within HEARTBEAT seconds, when the service misses its heartbeat. An error on one host ends all of them
+with that error (`end_together`).
 
-A single process is the first of one host and waits for nobody.
+A single process is the only host and never waits.
 """
 
 import contextlib
@@ -26,20 +26,20 @@ from tpt_jax.errors import HostsError, MachineError, UserError
 
 SECONDS_TO_START = 300  # for all hosts to join
 SECONDS_TO_WAIT = 900  # for the slowest host in an exchange
-SECONDS_TO_END = 20  # for the other hosts to learn of an error
+SECONDS_TO_END = 20  # for the other hosts to see an error
 HEARTBEAT = 30  # seconds of silence after which a host counts as dead
 CHUNK = 2**20  # bytes of a message under one key
-POLL = 1000  # milliseconds between looks at how the other hosts are doing
+POLL = 1000  # milliseconds between checks on the other hosts
 
 FAILURE = "failure"  # the key of the first error that any host reports
 SHARED_ERRORS: tuple[type[Exception], ...] = (UserError, MachineError, HostsError, FloatingPointError)
 
-_exchanges = itertools.count()  # numbers the exchanges, as JAX's process-wide client has to tell them apart
+_exchanges = itertools.count()  # numbers for all exchanges of this process, which share JAX's client
 
 
 @dataclasses.dataclass(frozen=True)
 class Coordinator:
-    """Where the hosts meet, if the environment does not say.
+    """Where the hosts meet, if the environment does not name them.
 
     Attributes:
       address: "HOST:PORT" of the first host.
@@ -100,7 +100,7 @@ def count() -> int:
 
 
 def is_first() -> bool:
-    """Whether this host prints, and writes the files that exist once."""
+    """Whether this host prints, and writes the shared files."""
     return jax.process_index() == 0
 
 
@@ -110,12 +110,12 @@ def filename_suffix() -> str:
 
 
 def own_share(items: Sequence[Any]) -> Sequence[Any]:
-    """This host's share of the items: every `count()`-th, from its own index on."""
+    """This host's share of the items: every `count()`-th, starting at its own index."""
     return items[jax.process_index() :: count()]
 
 
 def barrier(name: str) -> None:
-    """Waits until every host is here.
+    """Waits until all hosts have reached it.
 
     Raises:
       HostsError: a host is late, gone, or in another exchange.
@@ -173,7 +173,7 @@ def end_together() -> Iterator[None]:
     """Tells the other hosts of an error in the body, and waits until they have seen it.
 
     Each of them raises it where it waits next, so that all end with the same message and exit status. Without the wait
-    the first host would take the coordination service away, and JAX would abort the others.
+    the first host would shut down the coordination service, and JAX would abort the others.
     """
     try:
         yield
@@ -199,7 +199,7 @@ class _Exchange:
         return exchange
 
     def post(self, label: str, value: Any) -> None:
-        """Sends a value under a label; the number of chunks comes last, when all of them are there."""
+        """Sends a value under a label; the number of chunks is sent last, after all chunks."""
         data = zlib.compress(json.dumps(value).encode())
         num_chunks = max(1, math.ceil(len(data) / CHUNK))
         for index in range(num_chunks):
@@ -256,7 +256,7 @@ class _Exchange:
 
 
 def _report(error: Exception) -> None:
-    """Makes an error known to all hosts, unless another one is known already."""
+    """Reports an error to all hosts, unless another one was reported before."""
     kind = next(kind for kind in SHARED_ERRORS if isinstance(error, kind))
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # an earlier error stands, or the service is gone
         _client().key_value_set(FAILURE, json.dumps([kind.__name__, str(error)]))
@@ -270,7 +270,7 @@ def _raise_reported_error() -> None:
 
 
 def _wait_for_others_to_see() -> None:
-    """Waits, though not for long, until every host has seen the reported error."""
+    """Waits, for a limited time, until every host has seen the reported error."""
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # the service is gone, and with it the first host
         _client().key_value_set(f"{FAILURE}_seen/{jax.process_index()}", "")
         deadline = time.monotonic() + SECONDS_TO_END

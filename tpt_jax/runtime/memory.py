@@ -37,7 +37,7 @@ def explain_out_of_memory(advise: Callable[[MemoryNeed | None], str]) -> Iterato
     """Replaces the compiler's out-of-memory error with a one-line DoesNotFitError.
 
     Args:
-      advise: writes the line; takes the memory needed, or None where the compiler does not report it.
+      advise: writes the line; takes the memory needed, or None if the compiler does not report it.
 
     Raises:
       DoesNotFitError: the program does not fit.

@@ -1,8 +1,8 @@
-"""Preemption: a machine about to be taken away sends SIGTERM, and is gone some seconds later.
+"""Preemption: a machine about to be taken away sends SIGTERM, and disappears seconds later.
 
-A single process stops at once, since every file it writes is there whole or not at all. While it holds state worth
-saving it polls `should_stop` between steps instead. Several hosts must stop at the same step; JAX's preemption service
-tells them which one.
+A single process stops at once, since every file it writes is complete or absent. While it holds state worth
+saving, it polls `should_stop` between steps instead. Several hosts must stop at the same step; JAX's preemption service
+agrees on it.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 
 from tpt_jax.errors import Stopped
 
-# A signal belongs to the process, and so do these.
+# Signals are per process, and so are these.
 _requested = threading.Event()
 _deferred = threading.Event()  # the running code polls should_stop
 _steps = itertools.count()
