@@ -111,5 +111,5 @@ def test_checksums_are_verified(run: tuple[str, Path]) -> None:
     assert len(files_below(folder)) == 2
     verify_checksums(folder)
     (run[1] / "checkpoints/001/parameters/weights").write_bytes(b"1234")
-    with pytest.raises(BrokenCheckpointError, match="parameters/weights has 4 bytes of 5"):
+    with pytest.raises(BrokenCheckpointError, match="parameters/weights has 4 of 5 bytes"):
         verify_checksums(folder)

@@ -240,7 +240,7 @@ def test_advice_for_a_sampler_that_does_not_fit() -> None:
     model, shape = PUBLISHED["gemma2-2b"], dataclasses.replace(SLOTS, num_slots=64)
     need = MemoryNeed(2**34 + 3.5 * shape.bytes_per_slot(model, 2), 2**34)
     line = fewer_slots(need, "think", shape, model, layout, jnp.dtype("bfloat16"))
-    assert line.startswith("think.num_slots (512): the sampler needs 16.3 of 16.00 GiB a device; try")
+    assert line.startswith("think.num_slots (512): the sampler needs 16.3 of 16.00 GiB per device; try")
     assert "think.num_slots: 480, or think.cache_type: int8" in line
 
 

@@ -122,7 +122,7 @@ def test_a_test_question_is_not_trained_on_in_any_spelling() -> None:
     task = without_test_questions(make_task(["1", "2", "3", "4"], test=test))
     assert [question.id for question in task.train] == ["0", "1", "3"]
     assert task.num_contaminated == 1
-    with pytest.raises(UserError, match="every training question is a test question too"):
+    with pytest.raises(UserError, match="every training question is also a test question"):
         without_test_questions(Task("mine", QuestionSet(test), QuestionSet(test)))
     assert normalised("5 + 3") != normalised("5 - 3")
     assert normalised("WHAT is\u00a0 \u201cx\u201d?") == normalised("what is x")

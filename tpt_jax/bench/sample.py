@@ -138,7 +138,7 @@ def _figures(
         "slots busy": f"{percent(full.occupancy(shape.num_slots))} of {shape.num_slots} per shard, while traces waited",
         "step time": f"{1000 * step_seconds:.2f} ms",
         "bytes per step": f"{step_bytes / 1e9:.3f} GB per device with a full KV cache, "
-        f"{step_bytes / least_bytes:.2f} x the least ({least_bytes / 1e9:.3f} GB: weights and KV cache once)",
+        f"{step_bytes / least_bytes:.2f} x the minimum ({least_bytes / 1e9:.3f} GB: weights and KV cache once)",
         "time": f"prefill {prefill_share:.1%}, decode {1 - prefill_share - idle_share:.1%}, "
         f"device waiting for the host {idle_share:.1%}",
     }

@@ -76,7 +76,7 @@ def measure(workload: Workload) -> dict[str, str]:
 
 
 def synthetic_examples(vocab_size: int, num_tokens: int, mean_tokens: int, longest: int) -> list[Example]:
-    """Random examples of at least `num_tokens` tokens in total, two fifths of each prompt."""
+    """Random examples of at least `num_tokens` tokens in total; two fifths of each are the prompt."""
     rng = np.random.default_rng(0)
     lengths: list[int] = []
     while sum(lengths) < num_tokens:  # clipping to `longest` lowers the mean

@@ -1,1 +1,1 @@
-"""Models on disk: folders to load, checkpoints written in the background, checksums, the state of a training."""
+"""Models on disk: folders to load, checkpoints written in the background, checksums, saves of a training."""

@@ -1,4 +1,4 @@
-"""Checksums of a checkpoint's files, written with it, so that a damaged one is recognised before it is used."""
+"""Checksums of a checkpoint's files, written with it, so that damage is noticed before it is used."""
 
 import json
 import os
@@ -11,13 +11,13 @@ from tpt_jax.io.paths import Path, files_below
 from tpt_jax.runtime import hosts
 
 CHECKSUMS = "digests.json"
-COMMIT_TIME = "_CHECKPOINT_METADATA"  # orbax writes the time into it when the folder gets its final name
+COMMIT_TIME = "_CHECKPOINT_METADATA"  # orbax changes it when the folder gets its final name
 CHUNK = 16 * 2**20  # bytes read at a time
 NUM_READERS = 8
 
 
 class BrokenCheckpointError(UserError):
-    """A checkpoint's files are not those that were written."""
+    """A checkpoint's files differ from those that were written."""
 
 
 def write_checksums(folder: Path) -> None:
@@ -32,7 +32,7 @@ def verify_checksums(folder: Path) -> None:
     """Compares every file of a folder with its checksum; each host reads its share of the files.
 
     Raises:
-      BrokenCheckpointError: on every host, with the name of the first file that is missing, cut short or changed.
+      BrokenCheckpointError: on every host, with the name of the first file that is missing, truncated or changed.
     """
     faults = [fault for host in hosts.all_gather(f"checksums of {folder.name}", _own_faults(folder)) for fault in host]
     if faults:
@@ -44,7 +44,7 @@ def _own_faults(folder: Path) -> list[str]:
         checksums = json.loads((folder / CHECKSUMS).read_text())
         files = sorted(checksums.items())
     except (OSError, ValueError, AttributeError):
-        return [f"has no readable {CHECKSUMS}, so it was cut short"]
+        return [f"has no readable {CHECKSUMS}, so it is incomplete"]
 
     def find_fault(file: tuple[str, list[int]]) -> str | None:
         name, expected = file
@@ -54,7 +54,7 @@ def _own_faults(folder: Path) -> list[str]:
             return f"{name} is missing"
         if actual == expected:
             return None
-        return f"{name} has {actual[0]} bytes of {expected[0]}" if actual[0] != expected[0] else f"{name} was changed"
+        return f"{name} has {actual[0]} of {expected[0]} bytes" if actual[0] != expected[0] else f"{name} was changed"
 
     with ThreadPoolExecutor(NUM_READERS) as pool:
         return [fault for fault in pool.map(find_fault, hosts.own_share(files)) if fault is not None]

@@ -36,7 +36,7 @@ class ModelFolder:
         """Opens a folder, or the model that ships with the package under the name "quickstart".
 
         Args:
-          source: where the model can be downloaded, for the message if the folder is missing.
+          source: where to download the model, for the message if the folder is missing.
 
         Raises:
           UserError: the folder is missing, or the decoder does not support its model.
@@ -57,7 +57,7 @@ class ModelFolder:
 
         Raises:
           UserError: weights are missing or do not fit the config.
-          BrokenCheckpointError: a checkpoint's files are not those that were written.
+          BrokenCheckpointError: a checkpoint's files differ from those that were written.
         """
         stored = (self.path / PARAMETERS).resolve()
         if not stored.is_dir():

@@ -1,4 +1,4 @@
-"""The state of a training under way, in orbax: weights, optimizer and data iterator, of the two newest saves."""
+"""The two newest saves of an unfinished training, in orbax: weights, optimizer and data iterator."""
 
 import dataclasses
 from typing import Any
@@ -28,10 +28,10 @@ class Saved:
 
 
 class TrainingCheckpoints:
-    """Saves in a folder, written in the background while training goes on; each is whole or absent."""
+    """Saves in a folder, written atomically and in the background while training continues."""
 
     def __init__(self, path: AnyPath, save_every: int):
-        """Uses the folder, new or with the saves of an earlier process.
+        """Uses a folder that is new, or has the saves of an earlier process.
 
         Args:
           save_every: steps between saves.
@@ -83,7 +83,7 @@ class TrainingCheckpoints:
         return Saved(step, jax.tree.unflatten(jax.tree.structure(abstract), leaves), restored["progress"])
 
     def _write_checksums(self) -> None:
-        """Orbax calls it on the first host when all is written, before the folder gets its final name."""
+        """Orbax calls it on the first host when everything is written, before the folder gets its final name."""
         path = self._path / str(self._saving)
         write_checksums(unfinished_folder(path) or path)
 

@@ -14,11 +14,11 @@ from tpt_jax.models.huggingface_export import copy_side_files
 from tpt_jax.runtime import hosts
 
 FACTS = "training.json"  # about the training that made a checkpoint
-TEMPORARY = ".orbax-checkpoint-tmp"  # what orbax appends to the name of a folder while it writes it
+TEMPORARY = ".orbax-checkpoint-tmp"  # orbax's suffix for a folder that it is writing
 
 
 class CheckpointWriter:
-    """Writes checkpoints in the background, each whole or not at all, with config, tokenizer and checksums."""
+    """Writes checkpoints atomically and in the background, with config, tokenizer and checksums."""
 
     def __init__(self) -> None:
         self._write_side_files: Callable[[], None] = lambda: None  # of the checkpoint being written
@@ -37,7 +37,7 @@ class CheckpointWriter:
         """Starts writing a checkpoint, after the previous one; returns once the parameters are copied off the devices.
 
         Args:
-          source: the folder whose config and tokenizer go beside the parameters.
+          source: the folder whose config and tokenizer go with the parameters.
           facts: about the training, for `read_facts`.
           extra_files: files and folders to copy into the checkpoint.
         """
@@ -66,7 +66,7 @@ class CheckpointWriter:
 
 
 def is_complete(path: Path) -> bool:
-    """Whether a checkpoint is written to its end."""
+    """Whether a checkpoint is complete."""
     return path.is_dir() and ocp.utils.is_checkpoint_finalized(path)
 
 

@@ -1,4 +1,4 @@
-"""A pool of checker processes: they judge beside the device; a check that takes too long is killed with its process."""
+"""A pool of checker processes, which work while the device samples; a check that takes too long is killed."""
 
 import contextlib
 import dataclasses
@@ -33,7 +33,7 @@ Job = tuple[list[Pair], Future[list[Verdict]]]
 MAX_CHUNK_TRACES = 64  # fits the byte in which a worker says which one it is judging
 MAX_CHUNK_CHARACTERS = 2**20
 JOBS_PER_WORKER = 16  # in the queue; submitting more blocks
-BATCH_SIZE = 1_024  # traces that judge submits at a time
+BATCH_SIZE = 1_024  # traces that `judge` submits at once
 SECONDS_TO_START = 60.0
 SECONDS_TO_EXIT = 2.0
 CLOSED = "the checker pool was closed before it had judged everything"
@@ -41,7 +41,7 @@ DIED = f"{CHECKERS_FAULT} died"
 
 
 class CheckerPool:
-    """Judges traces in worker processes, which end with the `with` block, or with this process.
+    """Judges traces in worker processes, which end with the `with` block or with this process.
 
     Workers are new interpreters: forking is unsafe once JAX has started threads. If a check exceeds its time or memory
     limit, or ends its worker, its trace is wrong, with the reason in the verdict; a new worker judges the rest.
@@ -51,7 +51,7 @@ class CheckerPool:
         """Starts the workers without waiting for them.
 
         Args:
-          checker: as for get_checker. A function is copied to the workers as it is now, with the variables it uses.
+          checker: as for get_checker. A function is copied to the workers in its current state, with its variables.
           num_workers: one per processor core if None.
 
         Raises:
@@ -102,7 +102,7 @@ class CheckerPool:
         return _concatenated(futures)
 
     def judge(self, pairs: Iterable[tuple[Question, Trace]]) -> Iterator[Verdict]:
-        """Yields verdicts in the order of the pairs, of which it reads at most two batches ahead."""
+        """Yields verdicts in the order of the pairs; reads at most two batches ahead."""
         pending: deque[Future[list[Verdict]]] = deque()
         unread = iter(pairs)
         while batch := list(itertools.islice(unread, BATCH_SIZE)):
@@ -114,7 +114,7 @@ class CheckerPool:
 
 
 def _pickle_checker(function: CheckFunction) -> bytes:
-    """By value if a worker cannot import the function, as those of a script or a notebook.
+    """Pickles a checker: by value if a worker cannot import it, like a function of a script or notebook.
 
     Raises:
       UserError: it refers to something that cannot be copied.
@@ -145,7 +145,7 @@ def _chunks(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
 
 
 def _concatenated(futures: list[Future[list[Verdict]]]) -> Future[list[Verdict]]:
-    """A future of all results, one after another."""
+    """A future of all results, concatenated."""
     result: Future[list[Verdict]] = Future()
     num_pending = len(futures)
     lock = threading.Lock()
@@ -170,7 +170,7 @@ def _concatenated(futures: list[Future[list[Verdict]]]) -> Future[list[Verdict]]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Start:
-    """What starting a worker takes: the checker's name for messages, and the first messages to the process."""
+    """How to start a worker: the checker's name, for messages, and the first messages to the process."""
 
     checker: str
     messages: Sequence[Any]
@@ -190,7 +190,7 @@ class _Worker:
             self.current = mmap.mmap(file.fileno(), 1)
             fds = (worker_pipe.fileno(), file.fileno())
             self._process = subprocess.Popen(
-                # The options of this interpreter, as multiprocessing hands them over; -P: no import from the folder.
+                # This interpreter's options, as multiprocessing passes them; -P: no imports from the folder.
                 [sys.executable, *_interpreter_options(), "-P", "-c", BOOT, *map(str, fds)],
                 stdin=subprocess.DEVNULL,
                 pass_fds=fds,
@@ -217,7 +217,7 @@ class _Worker:
             with contextlib.suppress(subprocess.TimeoutExpired):  # the pipe breaks a little before the process ends
                 self._process.wait(SECONDS_TO_EXIT)
             code = self._process.returncode
-            raise RuntimeError(f"a worker of checker {name!r} ended with code {code} at its start") from error
+            raise RuntimeError(f"a worker of checker {name!r} ended with code {code} at start-up") from error
         if answer is None:
             raise TimeoutError(f"a worker of checker {name!r} did not start within {SECONDS_TO_START:.0f} s")
         if isinstance(answer, UserError):
@@ -225,7 +225,7 @@ class _Worker:
         self._is_ready = True
 
     def kill(self) -> None:
-        """Kills the process; a thread that waits for an answer finds the pipe broken."""
+        """Kills the process; a thread waiting for an answer sees a broken pipe."""
         self._process.kill()
 
     def close(self) -> None:
@@ -241,14 +241,14 @@ def _interpreter_options() -> list[str]:
 
 
 def _shared_file() -> IO[bytes]:
-    """A file without a name; in memory on Linux, where a disk may be full or read-only."""
+    """An unnamed file, on Linux in memory, since a disk may be full or read-only."""
     if sys.platform == "linux":
         return os.fdopen(os.memfd_create("tpt_jax_worker"), "r+b", buffering=0)
     return tempfile.TemporaryFile(buffering=0)
 
 
 class _Manager(threading.Thread):
-    """Sends chunks to one worker, and replaces it when a trace has ended it.
+    """Sends chunks to one worker, and replaces it when a trace has killed it.
 
     Attributes:
       ready: set once the worker has loaded the checker, or has failed to.
@@ -278,7 +278,7 @@ class _Manager(threading.Thread):
         self._end_worker()
 
     def stop(self) -> None:
-        """Ends the worker, whatever it is doing, and starts no other; from any thread."""
+        """Kills the worker and starts no other; may be called from any thread."""
         self._is_stopped = True
         if (worker := self._worker) is not None:
             worker.kill()
@@ -289,7 +289,7 @@ class _Manager(threading.Thread):
         try:
             if (
                 self._is_stopped
-            ):  # read after self._worker is set, as stop() does the reverse: one of them sees the other
+            ):  # read after self._worker is set, and stop() does the reverse: one of them sees the other
                 raise RuntimeError(CLOSED)
             worker.wait_until_ready()
         except BaseException:
@@ -333,7 +333,7 @@ class _Manager(threading.Thread):
 
 
 def _stop(managers: list[_Manager], owner: int) -> None:
-    """Ends all workers at once; not from a process that was forked off their owner."""
+    """Kills all workers at once, but not from a process forked from their owner."""
     if os.getpid() == owner:
         for manager in managers:
             manager.stop()

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 _EVALUATES_ANSWERS = "the library evaluates the model's answer as Python to score it"
 _EVALUATES_QUESTIONS = "the library evaluates the question's data as Python to score an answer"
-_NOT_REPRODUCIBLE = "the library generates different questions in every process, whatever the seed"
+_NOT_REPRODUCIBLE = "the library generates different questions in every process, despite the seed"
 REFUSED: Mapping[str, str] = {
     "binary_matrix": _EVALUATES_ANSWERS,
     "countdown": _EVALUATES_ANSWERS,

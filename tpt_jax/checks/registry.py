@@ -1,4 +1,4 @@
-"""Checkers by name, and users' own functions: a question and a completion in, a verdict out."""
+"""Named checkers and users' own functions: a question and a completion in, a verdict out."""
 
 import functools
 import importlib
@@ -45,7 +45,7 @@ def get_checker(spec: CheckerSpec) -> Checker:
 
 
 def require(spec: CheckerSpec) -> None:
-    """Makes sure that a checker can work on this machine, by its `require` method if it has one.
+    """Makes sure that a checker works on this machine, with its `require` method if it has one.
 
     Raises:
       UserError: it cannot, or there is no such checker.
@@ -54,12 +54,12 @@ def require(spec: CheckerSpec) -> None:
 
 
 def without_sandbox(spec: CheckerSpec) -> CheckerSpec:
-    """The variant of a checker that runs programs with the user's own rights; other checkers stay as they are."""
+    """The variant of a checker that runs programs with the user's own rights; other checkers are returned unchanged."""
     return "code_without_sandbox" if spec == "code" else spec
 
 
 def checker_name(spec: CheckerSpec) -> str:
-    """The checker's name for messages: as given, or the function's."""
+    """The checker's name for messages: the spec itself, or the function's name."""
     return spec if isinstance(spec, str) else getattr(spec, "__name__", type(spec).__name__)
 
 

@@ -1,4 +1,4 @@
-"""A checker pool's worker process: loads the checker, judges what the pool sends, ends when the pipe closes.
+"""A checker pool's worker process: loads the checker, judges what the pool sends, and exits when the pipe closes.
 
 The pool runs BOOT in a fresh interpreter. The user's main module is not imported again, so a script needs no
 `if __name__ == "__main__"`. Nothing here imports JAX: a worker starts in a fraction of a second. The messages are:
@@ -48,7 +48,7 @@ def main(pipe: Connection, current_fd: int) -> None:
     Args:
       current_fd: a file of one byte, shared with the pool: the index of the trace being judged, in its list.
     """
-    os.dup2(2, 1)  # output of a checker is not a result of the command
+    os.dup2(2, 1)  # a checker's output must not mix with the command's results
     sys.stdout = sys.stderr  # line-buffered: killing the worker loses no output
     current = mmap.mmap(current_fd, 1)
     os.close(current_fd)
@@ -62,7 +62,7 @@ def main(pipe: Connection, current_fd: int) -> None:
             _limit_memory()
             pipe.send(READY)
             _serve(name, checker, pipe, current)
-    os._exit(0)  # now, even if a checker has left threads running
+    os._exit(0)  # at once, even if a checker has left threads running
 
 
 def _load(name: str, spec: str | bytes) -> Checker:

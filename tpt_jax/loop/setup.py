@@ -63,7 +63,7 @@ def set_up(config: RunConfig, samplings: Sequence[Sampling]) -> Iterator[Setup]:
     model = ModelFolder.open(config.model.path, config.model.source)
     task = load_task(config.task)
     if task.num_contaminated:
-        say(f"{config.name}: leaving out {task.num_contaminated} training questions that are test questions too")
+        say(f"{config.name}: leaving out {task.num_contaminated} training questions that are also test questions")
     checker = task.train.checker
     if config.prune.run_code_without_sandbox:
         checker = without_sandbox(checker)

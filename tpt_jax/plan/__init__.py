@@ -1,1 +1,1 @@
-"""Planning a run on an absent TPU slice: every phase compiled ahead of time, its memory, bytes, flops and cost."""
+"""Plans a run without the TPU slice: compiles every phase ahead of time for memory, bytes, flops and cost."""

@@ -120,7 +120,7 @@ class Module:
                 yield instruction, computation, times
 
     def _cost(self, branch: Computation) -> tuple[int, int]:
-        """Orders the branches of a conditional, of which the costliest counts; flops decide between equal bytes."""
+        """Orders the branches of a conditional by cost, to count the costliest; flops decide between equal bytes."""
         return self._bytes(branch), self._flops_of(branch)
 
     def _flops_of(self, computation: Computation) -> int:

@@ -15,7 +15,7 @@ from tpt_jax.plan.phases import Cost, Memory, Phase
 from tpt_jax.plan.planner import Plan, default_lengths, make_plan
 from tpt_jax.terminal import say
 
-MIN_WIDTH = 100  # of the table, where standard output is not a terminal
+MIN_WIDTH = 100  # of the table, if standard output is not a terminal
 COLUMNS = ("per device", "args", "temps", "resident", "peak", "of HBM", "GFLOP", "GB", "GB sent", "min ms")
 
 
@@ -88,7 +88,7 @@ def summary(plan: Plan) -> str:
     lines += [f"{phase.name} does not fit: {phase.advice}" for phase in plan.phases if phase.advice]
     lines.append(
         "All times are lower bounds: the larger of flops over the chip's peak and bytes over its bandwidth, loops "
-        "counted with their trips, every slot at maximum length. Communication and waiting come on top."
+        "counted once per iteration, every slot at maximum length. Communication and waiting are not included."
     )
     return "\n".join(lines)
 

@@ -23,7 +23,7 @@ class Lengths:
 
 @dataclasses.dataclass(frozen=True)
 class StageBound:
-    """One stage of a round: tokens sampled or trained on, and the least seconds; None if a phase does not fit."""
+    """One stage of a round: tokens sampled or trained on, and the minimum of seconds; None if a phase does not fit."""
 
     stage: str
     tokens: int

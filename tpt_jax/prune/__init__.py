@@ -1,1 +1,1 @@
-"""Pure functions of judged traces: which are kept, and what the verdicts add up to."""
+"""Pure functions of judged traces: which are kept, and summaries of the verdicts."""

@@ -1,4 +1,4 @@
-"""Selects the traces to train on: a pure function of judged traces, limits and seed, whatever the input's order."""
+"""Selects the traces to train on: a pure function of judged traces, limits and seed, but not of the input's order."""
 
 import dataclasses
 import hashlib
@@ -24,7 +24,7 @@ def select(
     keep: Keep,
     is_held_out: Callable[[str], bool] = lambda name: False,
 ) -> Selection:
-    """Keeps finished traces with the wanted verdict, no two with the same text, and draws at random within the limits.
+    """Keeps finished traces with the wanted verdict, no two with the same text; chooses randomly within the limits.
 
     Unfinished traces are never kept: they have no end of turn, and would teach the model not to stop. The paper keeps
     one trace per question and 2,000 per round (arXiv 2504.18116, section 4).
@@ -44,7 +44,7 @@ def select(
         "strict": lambda trace: trace.verdict.strict,
         "any": lambda trace: True,
     }[keep]
-    # In random order, so that the first n are a random choice, whatever the order of the input.
+    # In random order, so that the first n are a random choice, independent of the input's order.
     traces = sorted(judged, key=lambda trace: _random_key(trace, seed))
     traces = count_dropped(traces, [trace for trace in traces if trace.trace.finish_reason == "stop"], "unfinished")
     traces = count_dropped(traces, [trace for trace in traces if not is_held_out(trace.trace.id)], "held out")
@@ -61,7 +61,7 @@ def select(
 
 
 def _random_key(trace: JudgedTrace, seed: int) -> bytes:
-    """Random bytes that depend on seed, question and sample alone, the same on every machine."""
+    """Random bytes that depend only on seed, question and sample, the same on every machine."""
     return hashlib.sha256(f"{seed}/{trace.trace.id}/{trace.trace.sample}".encode("utf-8", "surrogatepass")).digest()
 
 

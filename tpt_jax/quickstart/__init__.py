@@ -1,1 +1,1 @@
-"""The base model that ships with the package, its corpus, and how it was made."""
+"""The base model that ships with the package, its corpus, and the command that made it."""

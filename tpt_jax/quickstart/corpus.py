@@ -1,7 +1,7 @@
 """The quickstart base model's training corpus: worked solutions, many of them wrong, and arithmetic drills.
 
 A pretrained language model does not fit in ten megabytes, so the quickstart trains a small one. Its corpus is noisy on
-purpose: like a real base model, it has read right and wrong solutions, and is unsure as a result.
+purpose: like a real base model, it has seen right and wrong solutions, and is unsure as a result.
 """
 
 import dataclasses

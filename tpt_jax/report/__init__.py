@@ -9,9 +9,9 @@ AnyName = str | os.PathLike[str]
 
 
 def write_report(run_dirs: Sequence[AnyName], output: AnyName | None = None) -> Path:
-    """Writes the report of one run, or of several side by side, and returns its path.
+    """Writes the report of one run, or of several together, and returns its path.
 
-    Unfinished runs are shown as far as they have come.
+    Unfinished runs are shown up to their current state.
 
     Args:
       output: the HTML file; by default report.html in the first run folder.

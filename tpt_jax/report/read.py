@@ -1,4 +1,4 @@
-"""Reads what the report shows of a run, however far the run has come."""
+"""Reads what the report shows of a run, finished or not."""
 
 import dataclasses
 import math
@@ -123,7 +123,7 @@ def _read_run(folder: RunFolder) -> Run:
 
 
 def _parse_config(text: str) -> dict[str, Any]:
-    """The config; {} if the text is not a mapping, which the report shows all the same."""
+    """The config; {} if the text is not a mapping, which the report shows anyway."""
     try:
         config = yaml.safe_load(text)
     except yaml.YAMLError:

@@ -37,7 +37,7 @@ class Tally(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ShownTrace:
-    """A trace, with the facts shown beside it.
+    """A trace, with the facts shown next to it.
 
     Attributes:
       kept: whether the round trained on it; None for held-out questions, and before pruning.
@@ -104,7 +104,7 @@ class HeldOut:
 
 
 def read_held_out(folder: RunFolder, round_index: int) -> HeldOut:
-    """Reads a round's evaluation, one trace at a time."""
+    """Reads a round's evaluation, trace by trace."""
     tallies: dict[str, Tally] = {}
     first_samples: dict[str, JudgedTrace] = {}
     lengths: dict[str, list[int]] = {}

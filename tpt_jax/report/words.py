@@ -15,7 +15,7 @@ MAX_CHARACTERS = 6_000  # shown of a trace: the beginning, and the end, where th
 # surrogates, private use, unassigned, line and paragraph separators.
 ODD_CATEGORIES = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
-# Labels of verdicts in metrics.json that the page words differently; the others are shown as they are.
+# Labels of verdicts in metrics.json that the page words differently; others are shown unchanged.
 LABELS = {STRICT: "correct, in the requested format", FORMAT_ONLY: "correct, in another format"}
 
 

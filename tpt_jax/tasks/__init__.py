@@ -42,10 +42,10 @@ TASKS: Mapping[str, type[TaskConfig]] = {
 
 
 def load_task(config: TaskConfig) -> Task:
-    """Loads a task's questions, without training questions that are test questions too.
+    """Loads a task's questions, without training questions that are also test questions.
 
     Raises:
-      UserError: they cannot be loaded; says what to do.
+      UserError: they cannot be loaded; the message says what to do.
     """
     return without_test_questions(config.load())
 

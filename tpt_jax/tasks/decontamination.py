@@ -1,4 +1,4 @@
-"""Keeps test questions out of the training set, whatever their ids and however they are written."""
+"""Keeps test questions out of the training set, even under other ids or in another spelling."""
 
 import dataclasses
 import re
@@ -29,7 +29,7 @@ def normalised_texts(questions: Iterable[Question]) -> frozenset[str]:
 
 
 def without_test_questions(task: Task) -> Task:
-    """Leaves out training questions whose text is a test question's, and counts them in `num_contaminated`.
+    """Leaves out training questions with a test question's text, and counts them in `num_contaminated`.
 
     Raises:
       UserError: no training question is left.
@@ -37,5 +37,5 @@ def without_test_questions(task: Task) -> Task:
     test_texts = normalised_texts(task.test)
     train = task.train.only([question for question in task.train if normalised(question.question) not in test_texts])
     if not train:
-        raise UserError(f"task {task.name}: every training question is a test question too; give disjoint sets")
+        raise UserError(f"task {task.name}: every training question is also a test question; give disjoint sets")
     return dataclasses.replace(task, train=train, num_contaminated=len(task.train) - len(train))

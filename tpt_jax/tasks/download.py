@@ -75,7 +75,7 @@ def check_one_source(folder: Path | None, manual_dir: Path | None) -> None:
 
 
 def _prepare(make_builder: Callable[[], Any], config: Any) -> Any:
-    """A builder whose files are prepared, here or by another process of the run that was faster."""
+    """A builder whose files are prepared by this process or, if it was faster, by another one of the run."""
     import tensorflow_datasets as tfds
 
     tfds.disable_progress_bar()

@@ -95,7 +95,7 @@ class MbppConfig(TaskConfig):
     def read_question(name: str, line: Mapping[str, Any]) -> Question:
         """Reads {"text", "code", "test_list", "test_setup_code"}, or the sanitized {"prompt", ..., "test_imports"}.
 
-        As in the paper, the question includes the tests: only they tell the function's name.
+        As in the paper, the question includes the tests: only they contain the function's name.
         """
         text, tests = line.get("text", line.get("prompt")), line.get("test_list")
         if not isinstance(text, str) or not isinstance(tests, list) or not all(isinstance(test, str) for test in tests):
@@ -117,7 +117,7 @@ def _read_numbered(line: Mapping[str, Any]) -> tuple[int, Question]:
 
 
 def _entry_point(code: str, tests: list[str]) -> str:
-    """Name of the function under test; "" if it cannot be told.
+    """Name of the function under test; "" if unclear.
 
     It is the first name in the tests that the reference program defines; one task redefines the builtin `sum`. Without
     a reference program, if the tests use only builtin names, it is the one function that they call on the left of

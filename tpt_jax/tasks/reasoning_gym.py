@@ -1,6 +1,6 @@
 """Data sets of the reasoning_gym library (arXiv 2505.24760): generated questions, scored by the library itself.
 
-Some data sets are refused; REFUSED says why.
+Some data sets are refused, for the reasons in REFUSED.
 """
 
 import contextlib

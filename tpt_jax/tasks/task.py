@@ -15,7 +15,7 @@ class Task:
 
     Attributes:
       train, test: the two splits; each says how its questions are asked and judged.
-      num_contaminated: number of training questions left out because they are test questions too.
+      num_contaminated: number of training questions left out because they are also test questions.
     """
 
     name: str
@@ -56,7 +56,7 @@ class TaskConfig(abc.ABC):
         """Loads both splits.
 
         Raises:
-          UserError: they cannot be loaded; says what to do.
+          UserError: they cannot be loaded; the message says what to do.
         """
 
     @abc.abstractmethod

@@ -1,4 +1,4 @@
-"""The host's side of sampling: takes requests, yields finished traces in the order in which they finish.
+"""The host's side of sampling: takes requests, yields finished traces as they finish.
 
 One chunk is always queued behind the running one, so the device keeps decoding while the host fetches, detokenizes,
 checks and writes the last chunk's traces.
@@ -226,7 +226,7 @@ def _fetch(finished: Finished, num_shards: int) -> ChunkResult:
     jax.block_until_ready(finished)
     ready_at = time.monotonic()
     num_left = int(finished.num_left.addressable_data(0)[0])
-    # num_left is replicated; all other fields have a part for each data shard.
+    # num_left is replicated; all other fields are split over the data shards.
     leaves, structure = jax.tree.flatten(dataclasses.replace(finished, num_left=finished.count))
     local = [_local_shards(leaf, num_shards) for leaf in leaves]
     values = jax.device_get([[shard.data for shard in by_index.values()] for by_index in local])
@@ -239,7 +239,7 @@ def _fetch(finished: Finished, num_shards: int) -> ChunkResult:
 
 
 def _local_shards(array: jax.Array, num_shards: int) -> dict[int, jax.Shard]:
-    """By data shard, in order: one replica of each shard on this host's devices, the first replica if it is here."""
+    """By data shard, in order: one replica of each shard on this host's devices, preferably the first replica."""
     rows = len(array) // num_shards
     replicas = sorted(array.addressable_shards, key=lambda shard: -shard.replica_id)
     by_shard = {(shard.index[0].start or 0) // rows: shard for shard in replicas}

@@ -39,7 +39,7 @@ def compile_reshard(source: nnx.State, target: Any) -> Reshard:
         def move_layer(layer: jax.Array) -> jax.Array:
             return jax.lax.with_sharding_constraint(layer.astype(abstract.dtype), layer_sharding)
 
-        # One layer at a time: otherwise XLA gathers all layers before it lays out the first.
+        # One layer at a time: otherwise XLA gathers all layers before it converts the first.
         return weight.replace(jax.lax.map(move_layer, value))
 
     reshard = jax.jit(

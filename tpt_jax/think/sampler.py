@@ -79,4 +79,4 @@ def fewer_slots(
     fitting = max(0, shape.num_slots - math.ceil((need.needed - need.available) / per_slot)) * ways
     smaller = [] if shape.cache_type == "int8" else [f"{section}.cache_type: int8"]
     advice = [f"{section}.num_slots: {fitting}", *smaller] if fitting else ["a larger mesh.tensor", *smaller]
-    return f"{section}.num_slots ({slots}): the sampler needs {need} a device; try {', or '.join(advice)}"
+    return f"{section}.num_slots ({slots}): the sampler needs {need} per device; try {', or '.join(advice)}"

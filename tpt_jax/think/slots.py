@@ -1,6 +1,6 @@
-"""Continuous batching on the device: slots decode side by side and are refilled as soon as a trace ends.
+"""Continuous batching on the device: slots decode concurrently and are refilled as soon as a trace ends.
 
-All scheduling happens on the device. The host uploads every question and the traces wanted of it once, as a
+All scheduling happens on the device. The host uploads all questions and the requested traces once, as a
 RequestBatch. In each step of `decode_chunk` free slots take the next traces, every slot decodes one token, and finished
 traces move to a buffer that the host fetches while the next chunk runs. The device never waits for the host, and
 nothing is recompiled.

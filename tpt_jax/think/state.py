@@ -27,7 +27,7 @@ class SlotShape:
       max_prompt_tokens: longest prompt, prefix excluded.
       chunk_steps: decode steps per chunk; finished traces go to the host once per chunk.
       prefill_rows: questions prefilled together.
-      shows_running: whether a chunk also returns unfinished traces, for a host that looks for stop strings.
+      shows_running: whether a chunk also returns unfinished traces, for a host that searches for stop strings.
       tile: cache lengths are rounded up to a multiple of this.
     """
 

@@ -110,7 +110,7 @@ def suggest_smaller_step(need: MemoryNeed | None, train: TrainConfig, layout: La
         advice.append(f"train.rows: {rows} with train.micro_batches: {-(-train.rows // rows) * train.micro_batches}")
     if train.optimizer.name == "adamw" and train.optimizer.first_moment == "float32":
         advice.append("train.optimizer.first_moment: bfloat16")
-    amount = f" ({need} a device)" if need else ""
+    amount = f" ({need} per device)" if need else ""
     return (
         f"train.rows ({train.rows}): a step does not fit in the devices' memory{amount}; "
         f"try {', or '.join(advice) or 'more devices'}"

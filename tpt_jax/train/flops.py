@@ -1,4 +1,4 @@
-"""Flops a model needs by its definition, whatever a program spends: the numerator of MFU."""
+"""Flops that a model needs by its definition, however a program computes it: the numerator of MFU."""
 
 from collections.abc import Iterable
 

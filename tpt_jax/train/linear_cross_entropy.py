@@ -75,7 +75,7 @@ def linear_cross_entropy(
       cap: logits become cap * tanh(logits / cap); None for no soft cap.
       token_loss: maps negative log-likelihoods to losses.
       saves: the algorithm; see the module docstring.
-      max_logits: upper bound on the logits that exist at a time on one device.
+      max_logits: upper bound on the logits that exist at once on one device.
     """
     options = _Options(layout, cap, max_logits)
     if saves == "flops":

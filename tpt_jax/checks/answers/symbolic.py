@@ -108,7 +108,7 @@ def _parse_with_full_context(normalised: str) -> Any:
 
 
 class _FastParser(_Latex2Sympy):
-    """The library's parser in ANTLR's SLL mode: three times as fast, as it looks ahead without the calling context.
+    """The library's parser in ANTLR's SLL mode: three times as fast, since it looks ahead without the calling context.
 
     If it succeeds, the result equals the full-context parse; if it fails, the full-context parse may still succeed.
     https://github.com/antlr/antlr4/blob/4.13.2/runtime/Java/src/org/antlr/v4/runtime/atn/PredictionMode.java

@@ -33,11 +33,11 @@ class RawBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
 
     def raw_files(self, dl_manager: tfds.download.DownloadManager) -> Mapping[str, AnyPath]:
-        """Paths of FILES by name, downloaded unless the user supplies them."""
+        """Path of each of FILES, downloaded unless the user supplies them."""
         return self.manual_files(dl_manager) or dl_manager.download(dict(self.FILES))
 
     def manual_files(self, dl_manager: tfds.download.DownloadManager) -> Mapping[str, AnyPath]:
-        """Paths of FILES by name in the user's folder; empty if they are not all there."""
+        """Path of each of FILES in the user's folder; empty if any is missing."""
         try:
             folder = dl_manager.manual_dir
         except AssertionError:  # there is no such folder
