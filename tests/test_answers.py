@@ -1,4 +1,4 @@
-"""The numeric checker: reads the final answer that a human reader would, and none where there is none."""
+"""The numeric checker: finds the final answer that a human reader would, or none."""
 
 import re
 import time

@@ -1,4 +1,4 @@
-"""The benchmarks: the workload they time is the one asked for, and their figures add up."""
+"""The benchmarks: they time the requested workload, and their figures are consistent."""
 
 import re
 

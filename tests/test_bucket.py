@@ -1,4 +1,4 @@
-"""A run folder in a bucket: gs:// as etils and fsspec reach it, simulated by a folder that refuses renames."""
+"""A run folder in a bucket: gs:// through etils and fsspec, simulated by a folder that refuses renames."""
 
 import json
 from pathlib import Path
@@ -44,7 +44,7 @@ class Bucket(DirFileSystem):
 
 @pytest.fixture(scope="module")
 def cloud(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the objects really are; etils looks a scheme's file system up once."""
+    """The folder that holds the objects; etils looks up a scheme's file system once."""
     Bucket.root = tmp_path_factory.mktemp("cloud")
     for name in ("gs", "gcs"):
         fsspec.register_implementation(name, Bucket, clobber=True)
@@ -53,7 +53,7 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(cloud: Path, request: pytest.FixtureRequest) -> tuple[str, Path]:
-    """A run folder: as the user writes it, and where it really is."""
+    """A run folder: its gs:// path, and the folder that simulates it."""
     name = f"bucket/runs/{request.node.name}"
     return f"gs://{name}", cloud / name
 

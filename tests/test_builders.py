@@ -155,7 +155,7 @@ def test_another_process_may_prepare_the_files_first(tmp_path: Path, monkeypatch
 def test_a_task_reads_the_same_questions_from_builder_and_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: Any, write: Callable[[Path], object]
 ) -> None:
-    """In the same order and with the same ids."""
+    """With the same order and ids."""
     write(tmp_path)
     monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(tmp_path / "data"))
     (name,) = get_args(config.__annotations__["name"])

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or refused with the damaged file's name; and restored onto another mesh."""
+"""Checkpoints: damaged ones are refused with the file's name; intact ones load on any mesh."""
 
 import json
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def checkpoint(parameters: nnx.State, tmp_path: Path) -> Path:
 
 
 def test_a_checkpoint_loads_on_any_mesh(checkpoint: Path, parameters: nnx.State, layout: Layout, eight: Layout) -> None:
-    """Saved from eight devices and read by one, and the other way round."""
+    """Saved from eight devices and loaded on one, and vice versa."""
     assert is_complete(to_path(checkpoint))
     assert read_facts(to_path(checkpoint)) == {"tokens": 7}
     alone = ModelFolder.open(checkpoint).load(layout)

@@ -83,7 +83,7 @@ def test_python_values_override_like_their_text(by_value: dict[str, Any], by_tex
 
 
 def test_text_within_a_mapping_is_not_parsed() -> None:
-    """It comes from Python, where None can be written."""
+    """It comes from Python, which has None."""
     assert load_config(QUICKSTART, {"wandb_project": "null"}).wandb_project is None
     assert load_config(QUICKSTART, {"model": {"source": "null"}}).model.source == "null"
 
@@ -91,7 +91,7 @@ def test_text_within_a_mapping_is_not_parsed() -> None:
 def test_an_override_may_be_a_section() -> None:
     config = load_config(QUICKSTART, {"train": TrainConfig(rows=3), "task": Gsm8kConfig("gsm8k")})
     assert (config.train, config.task) == (TrainConfig(rows=3), Gsm8kConfig("gsm8k"))
-    assert config.think.max_new_tokens == 80  # the file's, which the task's own 512 does not override
+    assert config.think.max_new_tokens == 80  # from the file, so the task's default of 512 does not apply
 
 
 def test_overrides_leave_the_mappings_they_come_in_unchanged() -> None:
@@ -100,7 +100,7 @@ def test_overrides_leave_the_mappings_they_come_in_unchanged() -> None:
     assert train == {"optimizer": {"name": "adamw"}}
 
 
-# Sections by themselves.
+# Single sections.
 
 
 def test_settings_builds_a_section_from_plain_values() -> None:

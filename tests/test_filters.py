@@ -110,7 +110,7 @@ def test_filters_match_transformers(logits: np.ndarray, temperature: float, filt
 @settings(deadline=None, max_examples=100)
 @given(batch_logits(), st.sampled_from(FILTERS))
 def test_temperature_zero_is_greedy(logits: np.ndarray, filters: Filters) -> None:
-    """Takes the argmax, the first of several; a temperature close to 0 does not overflow a filter either."""
+    """Takes the first argmax; a temperature close to 0 does not overflow a filter either."""
     _, tokens, logprobs = results(logits, 0.0, filters)
     np.testing.assert_array_equal(tokens, logits.argmax(axis=-1))
     np.testing.assert_allclose(logprobs, np.log(softmax(logits).max(axis=-1)), rtol=1e-6, atol=LOGPROB_ERROR)

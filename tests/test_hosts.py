@@ -1,4 +1,4 @@
-"""Several hosts: processes on one machine, each with its own devices, that work on one command together."""
+"""Several hosts: processes on one machine, each with its own devices, that work on one command."""
 
 import json
 import os
@@ -30,7 +30,7 @@ prune: {{num_workers: 1}}
 train: {{num_epochs: 2, rows: 4, save_every: 1}}
 evaluate: {{num_samples: 1, num_slots: 8}}
 """
-# Over Gloo, collectives that do not wait for each other meet in any order; this scheduler makes them wait.
+# Over Gloo, independent collectives may run in any order; this scheduler makes them wait for each other.
 IN_ORDER = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 EARLY = "rounds/001/traces/think-001-00000.jsonl"  # the second host is killed when this appears
 
@@ -71,11 +71,11 @@ def wait_for(path: Path, processes: list[Process]) -> None:
 
 
 def traces(folder: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
-    """By stage, question and sample, whichever host sampled them."""
+    """The traces of all hosts by round, stage, question and sample."""
     lines = {}
-    for part in folder.glob("rounds/*/traces/*.jsonl"):
-        for line in map(json.loads, part.read_text().splitlines()):
-            key = (part.parent.parent.name, part.name.partition("-")[0], line["id"], line["sample"])
+    for path in folder.glob("rounds/*/traces/*.jsonl"):
+        for line in map(json.loads, path.read_text().splitlines()):
+            key = (path.parent.parent.name, path.name.partition("-")[0], line["id"], line["sample"])
             assert key not in lines, f"sampled twice: {key}"
             lines[key] = line
     return lines
@@ -130,7 +130,7 @@ def test_two_hosts_train_the_weights_of_one(runs: dict[str, Path], layout: Layou
     assert steps[0] == steps[1]
 
 
-# Each case is run by both hosts in turn, as the body of end_together; `host` is 0 or 1.
+# Both hosts run each case as the body of end_together; `host` is 0 or 1.
 CASES = """
 import sys, time
 from tpt_jax.errors import HostsError, UserError
@@ -194,7 +194,7 @@ def test_both_hosts_get_the_same_values_and_the_same_error(case: str, expected: 
 
 
 def test_a_mistake_on_one_host_ends_the_command_on_both(tmp_path: Path) -> None:
-    """The first host has no prompts file: both print its one line and exit with 2, within seconds."""
+    """The first host has no prompts file: both print its one-line message and exit with 2, within seconds."""
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "2 + 3 ="}\n')
     options = ("--coordinator", free_address(), "--num_processes", 2, "--process_id")

@@ -1,4 +1,4 @@
-"""The layering that BUILD.md draws: a room imports lower rooms only, and rooms without JAX stay without it."""
+"""The layering in BUILD.md's figure: a room only imports lower rooms, and rooms marked * never import JAX."""
 
 import ast
 import graphlib
@@ -16,7 +16,7 @@ FIGURE = (PACKAGE.parent / "BUILD.md").read_text().split("```")[1]
 LEVELS = [re.findall(r"\w+(?: \*)?", line[:43]) for line in reversed(FIGURE.splitlines()) if line[:43].strip(" -")]
 ROOMS_WITHOUT_JAX = [room.removesuffix(" *") for level in LEVELS for room in level if room.endswith("*")]
 
-# What else must stay quick to import: the library's own module, the run folder that reports read.
+# Other modules that must be quick to import: the library's calls without JAX, and the run folder that reports read.
 MODULES_WITHOUT_JAX = ("loop.run_folder", "library.judging", "library.judge_file")
 
 

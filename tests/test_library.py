@@ -1,4 +1,4 @@
-"""`import tpt_jax as tpt`: README's program, the notebook, own questions and checkers, and mistakes."""
+"""`import tpt_jax as tpt`: README's program, the notebook, the user's own questions and checkers, and mistakes."""
 
 import os
 import re
@@ -67,13 +67,13 @@ def test_the_notebook_runs_and_keeps_its_outputs(tmp_path: Path) -> None:
     assert not [output for output in outputs if output.output_type == "error"]
 
 
-def test_an_own_checker_judges_by_the_sum(traces: Any) -> None:
+def test_a_users_function_judges_the_sums(traces: Any) -> None:
     judged = tpt.judge(traces, num_workers=1)
     assert len(judged) == 2 * len(SUMS)
     for each in judged:
         left, right = SUMS[int(each.trace.id)]
         assert each.verdict.correct == (each.trace.completion == str(left + right))
-    assert sum(each.verdict.correct for each in judged) > len(SUMS)  # the model can add, most of the time
+    assert sum(each.verdict.correct for each in judged) > len(SUMS)  # the model can add, mostly
     assert tpt.score(judged, k=2).pass_at_k >= tpt.score(judged).pass_at_1 > 0.5
 
 

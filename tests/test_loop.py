@@ -1,4 +1,4 @@
-"""The loop, end to end, with the model that ships: `tpt run` in processes of its own, some of them killed."""
+"""The loop, end to end, with the shipped model: `tpt run` in separate processes, some of them killed."""
 
 import json
 import os
@@ -27,7 +27,7 @@ evaluate: {{num_samples: 2, num_slots: 16}}
 ROOT = Path(__file__).parent.parent
 TPT = (sys.executable, "-m", "tpt_jax")
 
-# One process is ended as soon as each of these is there, in this order: inside and between all stages.
+# A process is killed or stopped as soon as each of these exists, in this order: inside and between stages.
 KILL_POINTS = (
     "rounds/001/traces/think-000-00000.jsonl",
     "rounds/001/training/2",
@@ -55,8 +55,8 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that nobody disturbed."""
-    folder = tmp_path_factory.mktemp("runs") / "whole"
+    """The folder of an uninterrupted run."""
+    folder = tmp_path_factory.mktemp("runs") / "uninterrupted"
     done = tpt("run", "--config", config, "--run_dir", folder)
     assert done.returncode == 0, done.stderr
     return folder
@@ -67,16 +67,16 @@ def metrics(folder: Path, index: int) -> dict[str, Any]:
 
 
 def results(folder: Path) -> list[dict[str, Any]]:
-    """What a run found out, without what depends on the clock and on which process did what."""
+    """A run's metrics, without those that depend on the clock or on the process."""
     ignored = ("seconds", "compilations", "slot_occupancy", "device_idle")
     rounds = [metrics(folder, index) for index in range(3)]
-    return [{name: value for name, value in of_round.items() if name not in ignored} for of_round in rounds]
+    return [{name: value for name, value in figures.items() if name not in ignored} for figures in rounds]
 
 
 def traces(folder: Path, index: int) -> list[str]:
-    """What was sampled and judged in a round, whichever part it stands in."""
-    parts = (folder / "rounds" / f"{index:03}" / "traces").glob("*.jsonl")
-    return sorted(line for part in parts for line in part.read_text().splitlines())
+    """The judged traces of a round, from all its files, sorted."""
+    files = (folder / "rounds" / f"{index:03}" / "traces").glob("*.jsonl")
+    return sorted(line for file in files for line in file.read_text().splitlines())
 
 
 def logged_steps(folder: Path) -> list[tuple[int, str, int]]:
@@ -84,14 +84,14 @@ def logged_steps(folder: Path) -> list[tuple[int, str, int]]:
     return [(line["round"], line["phase"], line["step"]) for line in lines]
 
 
-def test_a_run_leaves_what_it_promises(finished: Path) -> None:
+def test_a_run_writes_its_metrics_curves_and_report(finished: Path) -> None:
     for index in range(3):
         figures = metrics(finished, index)
         assert figures["round"] == index
         assert 0 <= figures["intervals"]["pass_at_1"][0] <= figures["pass_at_1"] <= figures["pass_at_k"] <= 1
         assert figures["num_questions"] == 16
         assert set(figures["seconds"]) == {"train", "evaluate", *(["think", "prune"] if index else [])}
-    assert metrics(finished, 0)["pass_at_1"] > 0.2  # the model that ships can do some
+    assert metrics(finished, 0)["pass_at_1"] > 0.2  # the shipped model solves some
     assert metrics(finished, 1)["num_traces"] == 48
     assert 0 < metrics(finished, 1)["num_kept"] <= metrics(finished, 1)["num_correct"]
     assert metrics(finished, 2)["compilations"] == 0
@@ -131,11 +131,11 @@ def test_training_moved_the_weights_and_export_writes_them(finished: Path, tmp_p
     assert out[0, -1] == tokenizer.eos_token_id  # it has learnt to stop
 
 
-# Those at which it is asked to end, and has a moment to save what it has.
-ASKED = ("rounds/001/training/2", "rounds/002/traces/think-000-00000.jsonl")
+# Kill points where the process gets a SIGTERM and time to save its state; it gets a SIGKILL at the others.
+STOP_POINTS = ("rounds/001/training/2", "rounds/002/traces/think-000-00000.jsonl")
 
 
-def test_killed_in_every_stage_it_ends_with_the_same_results(config: Path, finished: Path, tmp_path: Path) -> None:
+def test_a_run_killed_in_every_stage_ends_with_the_same_results(config: Path, finished: Path, tmp_path: Path) -> None:
     folder = tmp_path / "killed"
     for point in KILL_POINTS:
         command = [*TPT, "run", "--config", str(config), "--run_dir", str(folder)]
@@ -143,10 +143,10 @@ def test_killed_in_every_stage_it_ends_with_the_same_results(config: Path, finis
         deadline = time.monotonic() + 120
         while not any(folder.glob(point)):
             assert process.poll() is None, f"ended before {point}"
-            assert time.monotonic() < deadline, f"{point} never came"
+            assert time.monotonic() < deadline, f"{point} never appeared"
             time.sleep(0.005)
-        process.send_signal(signal.SIGTERM if point in ASKED else signal.SIGKILL)
-        assert process.wait(timeout=30) == (os.EX_TEMPFAIL if point in ASKED else -signal.SIGKILL)
+        process.send_signal(signal.SIGTERM if point in STOP_POINTS else signal.SIGKILL)
+        assert process.wait(timeout=30) == (os.EX_TEMPFAIL if point in STOP_POINTS else -signal.SIGKILL)
     done = tpt("run", "--config", config, "--run_dir", folder)
     assert done.returncode == 0, done.stderr
     assert results(folder) == results(finished)
@@ -157,8 +157,8 @@ def test_killed_in_every_stage_it_ends_with_the_same_results(config: Path, finis
     assert logged_steps(folder) == logged_steps(finished)
 
 
-def test_a_broken_checkpoint_is_made_again_from_the_one_before(config: Path, finished: Path, tmp_path: Path) -> None:
-    """And of the checkpoints only those are kept that are asked for."""
+def test_a_broken_checkpoint_is_trained_again(config: Path, finished: Path, tmp_path: Path) -> None:
+    """Also, keep_checkpoints removes all but the newest and the best."""
     folder = tmp_path / "broken"
     shutil.copytree(finished, folder)
     for path in (folder / "rounds/002", folder / "checkpoints/002"):
@@ -177,7 +177,7 @@ def test_a_broken_checkpoint_is_made_again_from_the_one_before(config: Path, fin
 
 
 def test_eval_and_sft(config: Path, finished: Path, tmp_path: Path) -> None:
-    """`tpt sft` on a round's traces, then `tpt eval` of what it wrote."""
+    """`tpt sft` on a round's traces, then `tpt eval` of its output."""
     traces = finished / "rounds/001/training.jsonl"
     done = tpt("sft", "--config", config, "--model", "quickstart", "--traces", traces, "--output", tmp_path / "sft")
     assert done.returncode == 0, done.stderr
@@ -189,7 +189,7 @@ def test_eval_and_sft(config: Path, finished: Path, tmp_path: Path) -> None:
 
 
 def test_mistakes_are_one_line_and_change_nothing(config: Path, finished: Path, tmp_path: Path) -> None:
-    """Those that are found before JAX starts; the rest is tested where it is decided."""
+    """Mistakes that are found early; others have tests with the code that finds them."""
     before = (finished / "config.yaml").read_text()
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -226,4 +226,4 @@ def test_mistakes_are_one_line_and_change_nothing(config: Path, finished: Path, 
 def test_help_is_quick_and_needs_no_jax() -> None:
     started = time.monotonic()
     assert tpt("--help").returncode == 0
-    assert time.monotonic() - started < 2.0  # half a second where nothing else runs
+    assert time.monotonic() - started < 2.0  # half a second on an idle machine

@@ -20,7 +20,7 @@ LINES = [
 
 
 def write(folder: Path, train: Any = LINES, test: Any = None, **options: Any) -> FileConfig:
-    """A config whose files hold these objects as JSON lines; a string is written as it is."""
+    """A config whose files hold these objects as JSON lines; a string is written unchanged."""
     test = [{"question": "9 + 9?", "answer": "18"}] if test is None else test
     for name, content in (("train", train), ("test", test)):
         text = content if isinstance(content, str) else "\n".join(map(json.dumps, content))
@@ -157,8 +157,8 @@ def test_a_question_needs_an_answer_or_other_data() -> None:
         FileConfig.read_question("q", {"question": "?"})
 
 
-def test_an_own_checker_judges_in_worker_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its module is in the folder where the command runs; it sees every field of the question's line."""
+def test_a_users_function_judges_in_worker_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its module is in the working directory; it sees every field of the question's line."""
     (tmp_path / "my_own_checker.py").write_text(
         textwrap.dedent(
             """

@@ -43,7 +43,7 @@ def misbehaving_checker(question: Question, completion: str) -> Verdict:
 
 
 def by_value() -> CheckFunction:
-    """A function that no other process can import."""
+    """A function that other processes cannot import."""
     return lambda question, completion: misbehaving_checker(question, completion)
 
 
@@ -97,7 +97,7 @@ def test_a_machine_error_is_raised_and_ends_the_worker(tmp_path: Path) -> None:
 # Order and memory.
 
 
-def test_hostile_traces_are_judged_each_by_itself() -> None:
+def test_hostile_traces_do_not_affect_each_other() -> None:
     traces = (
         "#### 7\0",
         "\ud800 #### 7",
@@ -151,7 +151,7 @@ def test_an_interrupt_ends_running_and_queued_checks_at_once() -> None:
 
 
 class SlowToLoad:
-    """Announces in a file that a worker is loading it, which takes that worker half a minute."""
+    """Creates a file when a worker loads it, which takes the worker half a minute."""
 
     def __init__(self, announcement: Path):
         self.announcement = announcement
@@ -196,7 +196,7 @@ def test_a_pool_that_is_dropped_ends_its_workers() -> None:
     ids=["end", "exception", "SIGKILL", "end while checking"],
 )
 def test_workers_end_with_their_process(ending: str) -> None:
-    """Workers hold their process's standard error open, so reading it to the end waits for them too."""
+    """Workers hold their process's standard error open, so reading it to the end also waits for them."""
     script = f"""
 import time
 from tpt_jax.checks.pool import CheckerPool
@@ -267,7 +267,7 @@ print(sum(verdict.correct for verdict in judge(is_clean, PYTHONPATH=os.environ.g
 
 @pytest.mark.parametrize("from_stdin", [False, True], ids=["file", "stdin"])
 def test_a_plain_script_judges_with_its_own_functions(tmp_path: Path, from_stdin: bool) -> None:
-    """Without `if __name__ == "__main__"`, and with classes, constants and modules of its own."""
+    """Without `if __name__ == "__main__"`, and with its own classes, constants and modules."""
     (tmp_path / "script.py").write_text(SCRIPT)
     (tmp_path / "modules").mkdir()
     (tmp_path / "modules" / "limits.py").write_text("LIMIT = 6")
@@ -306,7 +306,7 @@ class Level(enum.Enum):
     EASY = 1
 
 
-def test_data_that_cannot_be_copied_is_refused_and_the_pool_goes_on() -> None:
+def test_data_that_cannot_be_copied_is_refused_and_the_pool_keeps_working() -> None:
     question = Question("a", "?", "7", {"lock": threading.Lock()})
     with CheckerPool(lambda question, completion: question.data["level"] is Level.EASY, 1, 5.0) as pool:
         with pytest.raises(UserError, match=r"question 'a' .*cannot be copied .*; write plain values"):

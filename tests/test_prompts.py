@@ -55,7 +55,7 @@ SHOTS = (Shot("How many apples are 3 apples and 4 apples?", "#### 7"), Shot("How
 
 @pytest.mark.parametrize("template", [CHAT_TEMPLATE, GEMMA_LIKE, None])
 def test_shots_precede_the_question(folder: Path, template: str | None) -> None:
-    """Each is a turn of its own with the instruction, and the prompt contract still holds."""
+    """Each shot is a separate turn with the instruction, and the prompt contract still holds."""
     prompt = load_prompt(with_template(folder, template), "3", SHOTS)
     prompt.check_contract([QUESTION])
     text = prompt.text(prompt.prompt_ids("4 apples?"), with_special=True)

@@ -1,4 +1,4 @@
-"""Selection, `tpt prune` and the user's own checker in it."""
+"""Selection and `tpt prune`, also with the user's own checker."""
 
 import argparse
 import json
@@ -236,7 +236,7 @@ def test_traces_of_held_out_questions_are_not_kept(tmp_path: Path) -> None:
     assert [(line["correct"], line["kept"]) for line in out] == [(True, False), (True, True)]
 
 
-def test_an_own_checker_judges(tmp_path: Path) -> None:
+def test_a_users_function_judges(tmp_path: Path) -> None:
     traces = as_lines([{"id": 4, "trace": "ends in 8"}, {"id": 4, "trace": "#### 8."}])
     out = prune(tmp_path, QUESTIONS, traces, "--checker", f"{__name__}:ends_in_the_answer", "--num_workers", "1")
     assert [line["correct"] for line in out] == [True, False]
@@ -311,7 +311,7 @@ PYTHON = {"text": "Add.", "code": "def f(): pass", "test_list": ["assert f() is 
         ("gsm8k", "train.jsonl", {"question": "?", "answer": "7", "id": "True"}, True, None),
     ],
 )
-def test_traces_may_refer_to_questions_as_a_run_does(
+def test_traces_may_refer_to_questions_by_their_ids_in_a_run(
     tmp_path: Path, task: str, file: str, question: dict[str, Any], name: object, expected: str | None
 ) -> None:
     (tmp_path / file).write_text(json.dumps(question))
@@ -403,7 +403,7 @@ def test_a_few_broken_lines_are_named_and_left_out(tmp_path: Path, capsys: pytes
     assert "traces.jsonl:401: no question has the id '99'" in err
 
 
-PUBLIC_CHECKER = re.compile(r"####\s*(-?[\d.,]+)")  # the public implementation's checker, with string equality
+PUBLIC_CHECKER = re.compile(r"####\s*(-?[\d.,]+)")  # the public scripts' checker, with string equality
 
 
 def test_sample_traces_are_judged_as_a_reader_labelled_them(tmp_path: Path) -> None:

@@ -214,7 +214,7 @@ def test_refused_data_set_is_never_loaded_or_scored(tmp_path: Path) -> None:
 
 
 def test_other_processes_draw_the_same_questions() -> None:
-    """All hosts need the same questions, and so does a resumed run, whatever the hash seed."""
+    """All hosts need the same questions, and so does a resumed run, with any hash seed."""
     program = (
         "import sys; sys.path[:0] = sys.argv[1:]; from test_reasoning_gym import fingerprints; "
         "print(*fingerprints().items(), sep='\\n')"

@@ -55,7 +55,7 @@ def test_settings_that_change_results_are_refused(started: Path, change: dict[st
 
 
 def test_a_folder_of_an_older_version_is_resumed(started: Path) -> None:
-    """It lacks options added since then; they take their defaults."""
+    """It lacks options that were added later; they take their defaults."""
     path = started / "config.yaml"
     lines = path.read_text().splitlines()
     path.write_text("\n".join(line for line in lines if "save_every" not in line and not line.startswith("#")))

@@ -1,4 +1,4 @@
-"""`tpt sample`, in processes of its own: output, resuming after a kill, and mistakes."""
+"""`tpt sample`, in separate processes: output, resuming after a kill, and mistakes."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def test_every_sample_of_every_prompt_in_order(whole: list[dict[str, Any]]) -> N
     assert [(line["id"], line["sample"]) for line in whole] == [(str(i), s) for i in range(400) for s in (0, 1)]
     assert set(whole[0]) == {"id", "sample", "completion", "token_ids", "logprob", "finish_reason"}
     right = sum(line["completion"] == str(eval(QUESTIONS[int(line["id"])][:-1])) for line in whole)  # sums of our own
-    assert right > 400  # the model that ships can add, most of the time
+    assert right > 400  # the shipped model can add, mostly
 
 
 def test_a_killed_command_resumes_to_the_same_output(tmp_path: Path, whole: list[dict[str, Any]]) -> None:

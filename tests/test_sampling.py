@@ -165,7 +165,7 @@ def test_traces_depend_on_seed_round_and_sample(tiny: tuple[SamplerProgram, nnx.
 
 
 def test_trace_keys_fold_in_round_question_and_sample() -> None:
-    """Compared with keys derived one fold at a time, without vmap."""
+    """Compared with keys derived by single folds, without vmap."""
     seed, round_index, questions, samples = 7, 3, (0, 5, 2**32 - 1), (0, 1, 4)
     keys = trace_keys(
         jnp.uint32(seed), jnp.uint32(round_index), jnp.asarray(questions, jnp.uint32), jnp.asarray(samples, jnp.uint32)

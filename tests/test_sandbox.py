@@ -1,4 +1,4 @@
-"""The sandbox against hostile programs. The damage is looked for from outside, not reported by the programs."""
+"""The sandbox against hostile programs. Damage is checked from outside, not reported by the programs."""
 
 import contextlib
 import os

@@ -129,7 +129,7 @@ def test_a_test_question_is_not_trained_on_in_any_spelling() -> None:
 
 
 def test_questions_with_unreadable_reference_answers_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
-    """They are named and counted; more than 1% of a split are an error."""
+    """They are named and counted; more than 1% of a split is an error."""
     with CheckerPool("numeric", 1, seconds_per_trace=5.0) as pool:
         task = without_unreadable(make_task(["7"] * 199 + ["see above"]), pool)
         assert len(task.train) == 199

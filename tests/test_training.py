@@ -84,7 +84,7 @@ def one_device_losses(program: TrainerProgram) -> list[float]:
 
 
 def torch_losses(model: Any, batches: list[Batch], config: OptimizerConfig) -> list[float]:
-    """The same steps in plain torch: each packed segment as a sequence of its own, torch's AdamW and clipping."""
+    """The same steps in plain torch: each packed segment as a separate sequence, torch's AdamW and clipping."""
     import torch
     import transformers
 
