@@ -36,22 +36,22 @@ def completions(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("whole")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("uninterrupted")
     write_prompts(folder, [{"id": index, "prompt": text} for index, text in enumerate(QUESTIONS)])
     done = sample(folder, "--num_samples", "2")
     assert done.returncode == 0, done.stderr
     return completions(folder)
 
 
-def test_every_sample_of_every_prompt_in_order(whole: list[dict[str, Any]]) -> None:
-    assert [(line["id"], line["sample"]) for line in whole] == [(str(i), s) for i in range(400) for s in (0, 1)]
-    assert set(whole[0]) == {"id", "sample", "completion", "token_ids", "logprob", "finish_reason"}
-    right = sum(line["completion"] == str(eval(QUESTIONS[int(line["id"])][:-1])) for line in whole)  # sums of our own
+def test_every_sample_of_every_prompt_in_order(uninterrupted: list[dict[str, Any]]) -> None:
+    assert [(line["id"], line["sample"]) for line in uninterrupted] == [(str(i), s) for i in range(400) for s in (0, 1)]
+    assert set(uninterrupted[0]) == {"id", "sample", "completion", "token_ids", "logprob", "finish_reason"}
+    right = sum(line["completion"] == str(eval(QUESTIONS[int(line["id"])][:-1])) for line in uninterrupted)
     assert right > 400  # the shipped model can add, mostly
 
 
-def test_a_killed_command_resumes_to_the_same_output(tmp_path: Path, whole: list[dict[str, Any]]) -> None:
+def test_a_killed_command_resumes_to_the_same_output(tmp_path: Path, uninterrupted: list[dict[str, Any]]) -> None:
     write_prompts(tmp_path, [{"id": index, "prompt": text} for index, text in enumerate(QUESTIONS)])
     paths = ("--prompts", str(tmp_path / "prompts.jsonl"), "--output", str(tmp_path / "out.jsonl"))
     command = [*TPT, *LENGTH, *paths, "--num_samples", "2", "--num_slots", "2"]
@@ -72,7 +72,7 @@ def test_a_killed_command_resumes_to_the_same_output(tmp_path: Path, whole: list
     assert done.returncode == 0, done.stderr
     assert not partial.exists()
     ours = [{**line, "logprob": 0} for line in completions(tmp_path)]
-    assert ours == [{**line, "logprob": 0} for line in whole]
+    assert ours == [{**line, "logprob": 0} for line in uninterrupted]
 
 
 def test_stop_strings_end_a_trace_before_them(tmp_path: Path) -> None:
@@ -82,16 +82,16 @@ def test_stop_strings_end_a_trace_before_them(tmp_path: Path) -> None:
     question += "If James has 10 friends on TikTok, how many TikTok friends does David have?"
     write_prompts(tmp_path, [{"prompt": question}])
     done = sample(tmp_path, "--temperature", "0", "--max_new_tokens", "60")
-    (whole,) = completions(tmp_path)
+    (complete,) = completions(tmp_path)
     assert done.returncode == 0
-    assert "\n" in whole["completion"]
+    assert "\n" in complete["completion"]
     (tmp_path / "out.jsonl").unlink()
     done = sample(tmp_path, "--temperature", "0", "--max_new_tokens", "60", "--stop", "\n", "--stop", "never")
     assert done.returncode == 0, done.stderr
     (stopped,) = completions(tmp_path)
-    assert stopped["completion"] == whole["completion"].partition("\n")[0]
+    assert stopped["completion"] == complete["completion"].partition("\n")[0]
     assert stopped["finish_reason"] == "stop"
-    assert stopped["token_ids"] == whole["token_ids"][: len(stopped["token_ids"])]
+    assert stopped["token_ids"] == complete["token_ids"][: len(stopped["token_ids"])]
 
 
 def test_mistakes(tmp_path: Path) -> None:

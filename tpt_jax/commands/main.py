@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         plan.main,
         "Plan a run on a TPU slice, without a TPU: memory, time, cost.",
     )
-    group = verbs.add_parser("bench", help="Measure a phase on this machine.").add_subparsers(required=True)
+    group = verbs.add_parser("bench", help="Measure the speed of this machine.").add_subparsers(required=True)
     _add_verb(group, "sample", bench.add_sample_arguments, bench.sample, "Tokens per second, and bytes per step.")
     _add_verb(group, "train", bench.add_train_arguments, bench.train, "Tokens per second, against the devices' peak.")
     _add_verb(group, "check", bench.add_check_arguments, bench.check, "Verdicts per second.")
