@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tpt_jax.errors import UserError
-from tpt_jax.evaluation import evaluate, maj_at_k, mean_interval, pass_at_k
+from tpt_jax.evaluation import evaluate_traces, maj_at_k, mean_interval, pass_at_k
 from tpt_jax.records import FinishReason, JudgedTrace, Trace, Verdict
 
 
@@ -37,7 +37,7 @@ def test_maj_at_k_breaks_ties_at_random(answers: list[str | None]) -> None:
 
 
 def test_figures_of_two_questions() -> None:
-    figures = evaluate([*judged("a", ["1", "1", "2", None], "1"), *judged("b", ["5", "4", "4", "3"], "3")], k=2)
+    figures = evaluate_traces([*judged("a", ["1", "1", "2", None], "1"), *judged("b", ["5", "4", "4", "3"], "3")], k=2)
     assert figures.pass_at_1 == pytest.approx((2 / 4 + 1 / 4) / 2)
     assert figures.pass_at_k == pytest.approx((5 / 6 + 3 / 6) / 2)
     assert figures.maj_at_k == pytest.approx(0.5)
@@ -47,7 +47,7 @@ def test_figures_of_two_questions() -> None:
 
 def test_there_is_no_vote_if_a_correct_trace_has_no_answer() -> None:
     right = JudgedTrace(Trace("a", 0, "yes"), Verdict(None, strict=True, correct=True))
-    figures = evaluate([right, *judged("b", ["5"], "3")], k=1)
+    figures = evaluate_traces([right, *judged("b", ["5"], "3")], k=1)
     assert figures.maj_at_k is None
     assert "maj_at_k" not in figures.intervals
     assert figures.pass_at_1 == 0.5
@@ -58,7 +58,7 @@ def test_strict_rates_and_counts_leave_unreadable_questions_out() -> None:
         return JudgedTrace(Trace(name, sample, "", (1,) * num_tokens, finish_reason=finish_reason), verdict)
 
     strict, format_only = Verdict("1", strict=True, correct=True), Verdict("1", strict=False, correct=True)
-    figures = evaluate(
+    figures = evaluate_traces(
         [
             trace("a", 0, 4, strict, "stop"),
             trace("a", 1, 7, format_only, "length"),
@@ -99,9 +99,9 @@ def test_intervals_cover_the_true_rate() -> None:
 @pytest.mark.parametrize(("traces", "k"), [([], 1), (judged("a", ["1"], "1"), 2), (judged("a", ["1"], "1"), 0)])
 def test_no_traces_and_a_k_out_of_range_are_refused(traces: list[JudgedTrace], k: int) -> None:
     with pytest.raises(UserError):
-        evaluate(traces, k=k)
+        evaluate_traces(traces, k=k)
 
 
 def test_unequal_numbers_of_samples_are_refused() -> None:
     with pytest.raises(UserError, match="unequal"):
-        evaluate([*judged("a", ["1", "2"], "1"), *judged("b", ["1"], "1")], k=1)
+        evaluate_traces([*judged("a", ["1", "2"], "1"), *judged("b", ["1"], "1")], k=1)

@@ -71,10 +71,21 @@ def test_a_users_function_judges_the_sums(traces: Any) -> None:
     judged = tpt.judge(traces, num_workers=1)
     assert len(judged) == 2 * len(SUMS)
     for each in judged:
-        left, right = SUMS[int(each.trace.id)]
+        left, right = SUMS[int(each.trace.id.rpartition("/")[2])]
         assert each.verdict.correct == (each.trace.completion == str(left + right))
     assert sum(each.verdict.correct for each in judged) > len(SUMS)  # the model can add, mostly
     assert tpt.score(judged, k=2).pass_at_k >= tpt.score(judged).pass_at_1 > 0.5
+
+
+def test_traces_are_judged_by_the_questions_they_answer() -> None:
+    """Two splits may use the same ids: the questions that the traces were sampled for count, not the first match."""
+    train, test = ([tpt.Question("0", f"{n} + 1 =", str(n + 1))] for n in (1, 5))
+    task = tpt.own_task(train, test, checker=lambda question, text: text == question.answer)
+    answers = (tpt.Trace("0", 0, "6"),)
+    assert [each.verdict.correct for each in tpt.judge(tpt.Traces(answers, task.test), task, num_workers=1)] == [True]
+    with pytest.raises(tpt.UserError, match="a training and a test question share the id '0'"):
+        tpt.judge(answers, task)
+    assert [each.verdict.correct for each in tpt.judge(answers, task.train, num_workers=1)] == [False]
 
 
 def test_traces_do_not_depend_on_mesh_or_slots(traces: Any) -> None:
@@ -106,19 +117,31 @@ def test_finetuning_leaves_the_model_alone_and_export_writes_the_result(
 def test_mistakes_are_user_errors_of_one_line(model: Any, traces: Any, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("")
+    question = tpt.Question("a", "1 + 1 =", "2")
+    judged = tpt.Traces((tpt.JudgedTrace(traces[0], tpt.Verdict("1", True, True)),), traces.questions)
     calls = {
-        "no such folder|has no config.json": lambda: tpt.load_model(tmp_path / "none"),
+        "no such folder": lambda: tpt.load_model(tmp_path / "none"),
+        "compute_dtype": lambda: tpt.load_model("quickstart", compute_dtype="float16"),
         "num_sample: unknown key; did you mean num_samples": lambda: tpt.sample(model, ["1 + 1 ="], num_sample=2),
         "num_slots .3. must be a multiple of data x fsdp = 4": lambda: tpt.sample(model, ["1 + 1 ="], num_slots=3),
-        "optimizer.name": lambda: tpt.finetune(model, traces, optimizer={"name": "sgd"}),
+        "num_questions: sample a slice": lambda: tpt.sample(model, ["1 + 1 ="], num_questions=1),
+        "seed": lambda: tpt.sample(model, ["1 + 1 ="], seed=-1),
+        "a single text": lambda: tpt.sample(model, "1 + 1 ="),
+        "there are none": lambda: tpt.sample(model, []),
+        "the id 'a' appears 2 times": lambda: tpt.sample(model, [question, question]),
+        "question '0': lacks text under \"question\"": lambda: tpt.sample(model, [{"answer": "2"}]),
+        "question '1' .3.": lambda: tpt.sample(model, ["2", 3]),  # pyright: ignore[reportArgumentType]
+        "optimizer.name": lambda: tpt.finetune(model, judged, optimizer={"name": "sgd"}),
+        "save_every: only a run": lambda: tpt.finetune(model, judged, save_every=3),
+        "no trace to train on": lambda: tpt.finetune(model, judged, sequence_length=4),
+        "finetune: give the traces": lambda: tpt.finetune(model, list(judged)),  # pyright: ignore[reportArgumentType]
         "task 'gsm': unknown": lambda: tpt.load_task("gsm"),
-        "the id 'a' appears 2 times": lambda: tpt.sample(
-            model, [tpt.Question("a", "1?", ""), tpt.Question("a", "2?", "")]
-        ),
-        'item 1: lacks text under "question"': lambda: tpt.sample(model, [{"answer": "2"}]),
         "give the task too": lambda: tpt.judge(list(traces)),
-        "has no question '0'": lambda: tpt.judge(traces, tpt.QuestionSet((tpt.Question("x", "1?", "1"),))),
-        "no finished traces": lambda: tpt.finetune(model, tpt.Traces((), traces.questions)),
+        "has no question '": lambda: tpt.judge(traces, tpt.QuestionSet((tpt.Question("x", "1?", "1"),))),
+        "num_workers": lambda: tpt.judge(traces, num_workers=0),
+        "keep": lambda: tpt.select(judged, keep="right"),  # pyright: ignore[reportArgumentType]
+        "max_traces": lambda: tpt.select(judged, max_traces=-1),
+        "dtype": lambda: model.export(tmp_path / "new", dtype="int8"),
         "is not empty": lambda: model.export(tmp_path / "full"),
         "no such config file": lambda: tpt.run(tmp_path / "none.yaml"),
     }
@@ -136,3 +159,9 @@ def test_importing_is_quick_and_imports_no_jax() -> None:
         "for name in tpt.__all__: getattr(tpt, name)\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, env=environment())
+
+
+def test_every_public_name_is_declared_for_type_checkers() -> None:
+    source = (ROOT / "tpt_jax" / "__init__.py").read_text()
+    declared = re.findall(r"\w+", " ".join(re.findall(r"^    from [\w.]+ import (.*)$", source, re.MULTILINE)))
+    assert sorted(declared) == sorted(tpt.__all__)

@@ -15,7 +15,7 @@ import pytest
 from tpt_jax.commands.main import main
 from tpt_jax.config import load_config
 from tpt_jax.errors import UserError
-from tpt_jax.evaluation import evaluate
+from tpt_jax.evaluation import evaluate_traces
 from tpt_jax.io.files import write_jsonl
 from tpt_jax.io.paths import to_path
 from tpt_jax.loop.metrics import MetricsLog
@@ -92,7 +92,7 @@ THINK = (
 )
 
 
-def new_run(path: Path, name: str = "made up") -> RunFolder:
+def new_run(path: Path, name: str = "small run") -> RunFolder:
     folder = RunFolder(to_path(path))
     folder.begin(dataclasses.replace(CONFIG, name=name, num_rounds=2))
     return folder
@@ -133,7 +133,7 @@ def add_round(
         folder.trace_writer(index, "evaluate", 0).write(evaluation)
         metrics = {
             "round": index,
-            **dataclasses.asdict(evaluate(evaluation, k=evaluation[-1].trace.sample + 1)),
+            **dataclasses.asdict(evaluate_traces(evaluation, k=evaluation[-1].trace.sample + 1)),
             **(facts["prune"] if index else {"num_traces": 0}),
             "num_dropped": {"wrong": 9} if index else {},
             "verdicts": {**({"think": count_labels(think)} if index else {}), "evaluate": count_labels(evaluation)},
@@ -144,7 +144,7 @@ def add_round(
         folder.write_metrics(index, metrics)
 
 
-def make_run(path: Path, *, name: str = "made up", num_correct: Iterable[int] = (8, 12, 16)) -> RunFolder:
+def make_run(path: Path, *, name: str = "small run", num_correct: Iterable[int] = (8, 12, 16)) -> RunFolder:
     folder = new_run(path, name)
     for index, count in enumerate(num_correct):
         add_round(folder, index, count)
@@ -261,7 +261,7 @@ def test_missing_metrics_leave_a_dash(tmp_path: Path, missing: str) -> None:
     assert words.DASH in report(folder).text
 
 
-def test_a_run_that_has_just_begun(tmp_path: Path) -> None:
+def test_a_run_that_has_just_started(tmp_path: Path) -> None:
     folder = new_run(tmp_path / "run")
     assert "No round has finished yet." in report(folder).text
     add_round(folder, 0, 3, stages=("train",))
@@ -282,7 +282,7 @@ def test_without_questions_their_ids_are_shown(tmp_path: Path) -> None:
     assert "q/2" in report(folder).text
 
 
-def test_a_broken_config_is_shown_all_the_same(tmp_path: Path) -> None:
+def test_a_broken_config_is_shown_anyway(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run")
     folder.config_file.write_text("- [not, a mapping")
     assert "not, a mapping" in report(folder).text
@@ -467,7 +467,7 @@ def test_points_have_a_sign_but_zero_is_never_negative() -> None:
 
 
 def test_charts_stay_within_their_bounds(tmp_path: Path) -> None:
-    """With many rounds and a long name too."""
+    """Even with many rounds and a long name."""
     page = report(make_run(tmp_path / "run", name="a" * 60, num_correct=[*range(20), *range(20)]))
     coordinates = [float(value) for name, value in page.attributes if name in ("x", "x1", "x2", "y", "y1", "y2")]
     assert min(coordinates) >= 0

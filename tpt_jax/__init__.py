@@ -7,7 +7,7 @@
     traces = tpt.sample(model, task.train, num_samples=4)
     judged = tpt.judge(traces, task)
     kept = tpt.select(judged, max_per_question=1)
-    better = tpt.finetune(model, kept, rows=8)
+    better = tpt.finetune(model, kept, rows=8, sequence_length=192, optimizer={"learning_rate": 1e-3})
     print(tpt.evaluate(better, task.test).pass_at_1)
 
 The `tpt` command is a layer over these calls. Names are imported when they are first used: importing this package
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tpt_jax.library.judge_file import judge_file
     from tpt_jax.library.judging import judge, score, select
     from tpt_jax.library.model import Model, export_checkpoint, load_model, mesh
+    from tpt_jax.library.pod import joined_hosts
     from tpt_jax.library.run import Run, run
     from tpt_jax.library.sample_file import sample_file
     from tpt_jax.library.sampling import sample
@@ -47,6 +48,7 @@ _MODULES = {
     "library.judge_file": ("judge_file",),
     "library.judging": ("judge", "score", "select"),
     "library.model": ("Model", "export_checkpoint", "load_model", "mesh"),
+    "library.pod": ("joined_hosts",),
     "library.run": ("Run", "run"),
     "library.sample_file": ("sample_file",),
     "library.sampling": ("sample",),
@@ -78,6 +80,7 @@ __all__ = [
     "export_checkpoint",
     "finetune",
     "finetune_file",
+    "joined_hosts",
     "judge",
     "judge_file",
     "load_config",

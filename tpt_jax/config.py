@@ -5,6 +5,7 @@ A dataclass field is the only declaration of an option: its name, type, default 
 
 import dataclasses
 import functools
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -19,7 +20,7 @@ from tpt_jax.records import Keep
 from tpt_jax.tasks import TASKS, AnyTaskConfig, TaskConfig
 
 Fraction = Annotated[float, pydantic.Field(ge=0, le=1)]
-PositiveFraction = Annotated[float, pydantic.Field(gt=0, le=1)]
+Seed = Annotated[int, pydantic.Field(ge=0, lt=2**32)]
 Sampling = Literal["think", "evaluate"]  # the sections that configure a sampling pass
 Section = TypeVar("Section")
 
@@ -75,7 +76,7 @@ class SamplingConfig:
     """How traces are sampled.
 
     Attributes:
-      num_questions: questions per sampling pass; null for all. Each Think stage continues where the last one ended.
+      num_questions: questions per sampling pass; null for all. Each think stage continues where the last one ended.
       num_samples: traces per question.
       temperature: 0 is greedy decoding.
       top_k: samples from the k most likely tokens; null for no limit.
@@ -92,7 +93,7 @@ class SamplingConfig:
     num_samples: PositiveInt = 4
     temperature: NonNegativeFloat = 0.8
     top_k: PositiveInt | None = None
-    top_p: PositiveFraction = 1.0
+    top_p: Fraction = 1.0
     min_p: Fraction = 0.0
     max_prompt_tokens: PositiveInt = TaskConfig.generation.max_prompt_tokens
     max_new_tokens: PositiveInt = TaskConfig.generation.max_new_tokens
@@ -218,7 +219,7 @@ class RunConfig:
     model: ModelSource
     task: Annotated[AnyTaskConfig, pydantic.Field(discriminator="name")]
     prompt: PromptConfig = PromptConfig()
-    seed: Annotated[int, pydantic.Field(ge=0, lt=2**32)] = 0
+    seed: Seed = 0
     num_rounds: PositiveInt = 4
     keep_checkpoints: PositiveInt | None = None
     mesh: MeshConfig = MeshConfig()
@@ -232,7 +233,7 @@ class RunConfig:
 # Loading.
 
 
-def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
+def load_config(path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None) -> RunConfig:
     """Reads a YAML file and applies overrides to it.
 
     A file may build on another one: `extends: quickstart.yaml`, a path relative to its own folder.
@@ -245,7 +246,7 @@ def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> RunCo
     Raises:
       UserError: the file is missing or invalid; or a key is unknown or its value invalid (names the first one).
     """
-    tree = _read_tree(path, extended_by=())
+    tree = _read_tree(Path(path), extended_by=())
     for key, value in (overrides or {}).items():
         section, name = _enter(tree, key)
         section[name] = _parse_text(key, value, tree) if isinstance(value, str) else _merge(section.get(name), value)
@@ -276,6 +277,23 @@ def settings(cls: type[Section], values: Mapping[str, Any], option: str = "") ->
         return _adapter(cls).validate_python(_merge({}, values))
     except pydantic.ValidationError as error:
         raise UserError(_first_error(error, cls, option)) from error
+
+
+def as_config(config: RunConfig | str | os.PathLike[str]) -> RunConfig:
+    """A config that is loaded already, or the one in a YAML file."""
+    return config if isinstance(config, RunConfig) else load_config(config)
+
+
+def check_value(name: str, value: Any, kind: Any) -> Any:
+    """A value of a call, if it fits a type or one of this module's annotated types.
+
+    Raises:
+      UserError: it does not; names the value and the rule.
+    """
+    try:
+        return _adapter(kind).validate_python(value, strict=True)
+    except pydantic.ValidationError as error:
+        raise UserError(_first_error(error, kind, name)) from error
 
 
 def dump_config(config: RunConfig) -> str:

@@ -70,7 +70,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     return max(0.0, mean - margin), min(1.0, mean + margin)
 
 
-def evaluate(judged: Iterable[JudgedTrace], *, k: int) -> Evaluation:
+def evaluate_traces(judged: Iterable[JudgedTrace], *, k: int) -> Evaluation:
     """Computes all figures from judged traces.
 
     Raises:

@@ -178,7 +178,7 @@ class Traces(Sequence[Record], Generic[Record]):
     def __getitem__(self, index: slice) -> Self: ...
     def __getitem__(self, index: int | slice) -> Record | Self:
         if isinstance(index, slice):
-            return dataclasses.replace(self, traces=self.traces[index])
+            return dataclasses.replace(self, traces=self.traces[index], num_dropped={})
         return self.traces[index]
 
     def __iter__(self) -> Iterator[Record]:

@@ -1,4 +1,4 @@
-"""What a command or a notebook cell shows while it works: lines and progress bars on standard error."""
+"""Lines and progress bars, on standard error or in a notebook's output."""
 
 import contextlib
 import time

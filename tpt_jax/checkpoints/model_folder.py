@@ -9,6 +9,7 @@ import orbax.checkpoint as ocp
 from flax import nnx
 
 from tpt_jax.checkpoints.checksums import verify_checksums
+from tpt_jax.config import check_value
 from tpt_jax.errors import UserError
 from tpt_jax.io.paths import Path, is_remote, to_path
 from tpt_jax.models.architecture import ModelConfig
@@ -82,7 +83,7 @@ def export(
     """Writes a Hugging Face folder that transformers and vLLM load.
 
     Args:
-      source: the folder whose config and tokenizer go with the parameters.
+      source: folder of the model, for its config and tokenizer.
       parameters: fp32, on any mesh.
       dtype: the type of the written weights.
 
@@ -91,6 +92,7 @@ def export(
     """
     path = to_path(output)
     check_export_folder(path)
+    check_value("dtype", dtype, WeightType)
     save_parameters(path, source.config, parameters, dtype=dtype)
     copy_side_files(source.path, path, dtype=dtype)
     hosts.barrier("export")

@@ -3,11 +3,8 @@
 import argparse
 import contextlib
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
-
-from tpt_jax.errors import UserError
 
 if TYPE_CHECKING:
     from tpt_jax.config import RunConfig
@@ -108,24 +105,8 @@ def add_host_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--process_id", type=natural, help="number of this host, from 0")
 
 
-@contextlib.contextmanager
-def joined_hosts(args: argparse.Namespace) -> Iterator[None]:
-    """Runs the body as one host of a pod, or alone; only the first host shows progress, and all end together.
+def joined_hosts(args: argparse.Namespace) -> contextlib.AbstractContextManager[None]:
+    """Runs a block as one host of a pod, or alone."""
+    import tpt_jax as tpt
 
-    Raises:
-      UserError: some of the hosts' options are missing, or not all hosts joined.
-    """
-    from tpt_jax.runtime import environment, hosts, preemption
-    from tpt_jax.terminal import STDERR, say
-
-    environment.prepare()
-    options = (args.coordinator, args.num_processes, args.process_id)
-    if any(value is not None for value in options) and None in options:
-        raise UserError("--coordinator, --num_processes and --process_id: give all three, or none")
-    hosts.join(hosts.Coordinator(*options) if args.coordinator else None)
-    preemption.listen()
-    STDERR.quiet = not hosts.is_first()
-    if hosts.count() > 1:
-        say(f"hosts: {hosts.roster()}")
-    with hosts.end_together():
-        yield
+    return tpt.joined_hosts(args.coordinator, args.num_processes, args.process_id)

@@ -6,10 +6,9 @@ import os
 import tempfile
 from typing import Any
 
-from tpt_jax.config import EvaluateConfig, RunConfig
+from tpt_jax.config import EvaluateConfig, RunConfig, as_config
 from tpt_jax.errors import UserError
-from tpt_jax.evaluation import Evaluation
-from tpt_jax.evaluation import evaluate as evaluate_traces
+from tpt_jax.evaluation import Evaluation, evaluate_traces
 from tpt_jax.library.judging import judge
 from tpt_jax.library.model import Model
 from tpt_jax.library.sampling import sample, sampling_settings
@@ -46,12 +45,16 @@ def evaluate(
     """
     asked = as_question_set(questions)
     config = sampling_settings(EvaluateConfig, asked, options)
-    traces = sample(model, asked, seed=seed, **dataclasses.asdict(config))
+    sampling = dataclasses.asdict(config)
+    del sampling["num_questions"]
+    traces = sample(model, asked, seed=seed, **sampling)
     return evaluate_traces(judge(traces, checker=checker), k=config.num_samples if k is None else k)
 
 
 def evaluate_checkpoint(
-    config: RunConfig, model: str | os.PathLike[str], run_dir: str | os.PathLike[str] | None = None
+    config: RunConfig | str | os.PathLike[str],
+    model: str | os.PathLike[str],
+    run_dir: str | os.PathLike[str] | None = None,
 ) -> Evaluation | None:
     """Evaluates a model like a run's evaluate stage; the same as `tpt eval`.
 
@@ -65,6 +68,7 @@ def evaluate_checkpoint(
       UserError: something that the config names is missing or does not fit, or several hosts do not share a folder.
     """
     environment.prepare()
+    config = as_config(config)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, path=os.fspath(model)))
     with contextlib.ExitStack() as stack:
         if run_dir is None and hosts.count() > 1:

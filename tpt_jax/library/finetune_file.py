@@ -9,7 +9,7 @@ from typing import Any
 
 from tpt_jax.checkpoints.model_folder import ModelFolder
 from tpt_jax.checkpoints.writer import CheckpointWriter, is_complete
-from tpt_jax.config import RunConfig, dump_config
+from tpt_jax.config import RunConfig, as_config, dump_config
 from tpt_jax.errors import InvalidRecordError, UserError
 from tpt_jax.io.files import checksum, write_atomically
 from tpt_jax.io.paths import AnyPath, to_path
@@ -33,7 +33,10 @@ SETTINGS = "settings.json"  # the settings that the training was started with
 
 
 def finetune_file(
-    config: RunConfig, model: str | os.PathLike[str], traces: AnyPath, output: str | os.PathLike[str]
+    config: RunConfig | str | os.PathLike[str],
+    model: str | os.PathLike[str],
+    traces: str | os.PathLike[str],
+    output: str | os.PathLike[str],
 ) -> None:
     """Writes a checkpoint with the training's curves; until it is complete, everything is in OUTPUT.partial.
 
@@ -46,6 +49,7 @@ def finetune_file(
       Stopped: the process was asked to stop; the state of the training is saved.
     """
     environment.prepare()
+    config, traces = as_config(config), to_path(traces)
     target = to_path(output)
     if is_complete(target):
         raise UserError(f"{target}: exists already; give a new folder")

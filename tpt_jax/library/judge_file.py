@@ -1,21 +1,22 @@
 """`judge_file`: judges a file of traces and marks those to keep, as `tpt prune`; without JAX."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tpt_jax.checks.pool import CheckerPool
 from tpt_jax.checks.registry import require, without_sandbox
 from tpt_jax.errors import InvalidRecordError, UserError
 from tpt_jax.io.files import check_output, write_jsonl
 from tpt_jax.io.record_files import MAX_BROKEN_SHARE, parse_finish_reason, parse_id, parse_sample, read_records
+from tpt_jax.library.judging import judge_pairs
 from tpt_jax.prune.selection import Selection, select
 from tpt_jax.prune.summary import failed_on_all
 from tpt_jax.records import JudgedTrace, Keep, Question, Trace
 from tpt_jax.tasks import task_class
 from tpt_jax.tasks.decontamination import normalised, normalised_texts
-from tpt_jax.terminal import listed, progress
+from tpt_jax.terminal import listed
 
 LIMITS = frozenset({"time limit", "memory limit"})  # verdict reasons
 
@@ -49,11 +50,11 @@ class TracesToJudge:
 
 def judge_file(
     task: str,
-    questions: Path,
-    traces: Path,
-    output: Path,
+    questions: str | os.PathLike[str],
+    traces: str | os.PathLike[str],
+    output: str | os.PathLike[str],
     *,
-    held_out: Path | None = None,
+    held_out: str | os.PathLike[str] | None = None,
     checker: str | None = None,
     keep: Keep = "correct",
     max_per_question: int | None = None,
@@ -74,20 +75,15 @@ def judge_file(
     Raises:
       UserError: an unknown task or checker, an invalid file, or an output that cannot be written.
     """
+    questions, traces, output = Path(questions), Path(traces), Path(output)
+    held_out = None if held_out is None else Path(held_out)
     check_output(output, filter(None, (questions, traces, held_out)))
     read = read_traces_to_judge(
         task, questions, traces, checker, seconds_per_trace, run_code_without_sandbox=run_code_without_sandbox
     )
     held_out_questions = read_questions(held_out, task_class(task).read_question) if held_out else {}
     tested = normalised_texts(held_out_questions.values())
-    verdicts = []
-    with (
-        CheckerPool(read.checker, num_workers, read.seconds_per_trace) as pool,
-        progress("verdicts", len(read.lines), "traces") as advance,
-    ):
-        for verdict in pool.judge(read.pairs):
-            verdicts.append(verdict)
-            advance(1)
+    verdicts = judge_pairs(read.pairs, read.checker, num_workers, read.seconds_per_trace)
     judged = [JudgedTrace(trace, verdict) for (_, trace), verdict in zip(read.lines, verdicts, strict=True)]
     selection = select(
         judged,

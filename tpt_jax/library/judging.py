@@ -1,15 +1,18 @@
 """`judge`, `select` and `score`: verdicts on traces, without JAX."""
 
+import dataclasses
 from collections.abc import Iterable, Sequence
+
+from pydantic import PositiveFloat, PositiveInt
 
 from tpt_jax.checks.pool import CheckerPool
 from tpt_jax.checks.registry import without_sandbox
+from tpt_jax.config import check_value
 from tpt_jax.errors import UserError
-from tpt_jax.evaluation import Evaluation
-from tpt_jax.evaluation import evaluate as evaluate_traces
+from tpt_jax.evaluation import Evaluation, evaluate_traces
 from tpt_jax.prune import selection
 from tpt_jax.prune.summary import failed_on_all
-from tpt_jax.records import CheckerSpec, JudgedTrace, Keep, QuestionSet, Trace, Traces
+from tpt_jax.records import CheckerSpec, JudgedTrace, Keep, Question, QuestionSet, Trace, Traces, Verdict
 from tpt_jax.tasks import Task
 from tpt_jax.tasks.decontamination import normalised, normalised_texts
 from tpt_jax.terminal import progress
@@ -40,6 +43,8 @@ def judge(
     Raises:
       UserError: a trace answers no question of the task, or the checker cannot be used or failed on every trace.
     """
+    check_value("num_workers", num_workers, PositiveInt | None)
+    check_value("seconds_per_trace", seconds_per_trace, PositiveFloat | None)
     questions = _questions(traces, task)
     by_id = {question.id: question for question in questions}
     for trace in traces:
@@ -48,32 +53,44 @@ def judge(
     spec = questions.checker if checker is None else checker
     if run_code_without_sandbox:
         spec = without_sandbox(spec)
-    verdicts = []
-    with (
-        CheckerPool(spec, num_workers, seconds_per_trace or questions.seconds_per_trace) as pool,
-        progress("judge", len(traces), "traces") as advance,
-    ):
-        for verdict in pool.judge((by_id[trace.id], trace) for trace in traces):
-            verdicts.append(verdict)
-            advance(1)
+    seconds = questions.seconds_per_trace if seconds_per_trace is None else seconds_per_trace
+    verdicts = judge_pairs([(by_id[trace.id], trace) for trace in traces], spec, num_workers, seconds)
     judged = tuple(map(JudgedTrace, traces, verdicts))
     if failure := failed_on_all(judged):
         raise UserError(f"checker: {failure}; fix it, or give another one")
     return Traces(judged, questions)
 
 
+def judge_pairs(
+    pairs: Sequence[tuple[Question, Trace]], checker: CheckerSpec, num_workers: int | None, seconds_per_trace: float
+) -> list[Verdict]:
+    """The verdicts on traces, in order, with a progress bar."""
+    verdicts = []
+    with (
+        CheckerPool(checker, num_workers, seconds_per_trace) as pool,
+        progress("judge", len(pairs), "traces") as advance,
+    ):
+        for verdict in pool.judge(pairs):
+            verdicts.append(verdict)
+            advance(1)
+    return verdicts
+
+
 def _questions(traces: Traces[Trace] | Sequence[Trace], task: Task | QuestionSet | None) -> QuestionSet:
+    """The questions that the traces answer: their own, judged as the task says; else those of the task."""
     if isinstance(task, QuestionSet):
         return task
-    if isinstance(task, Task):
-        ids = {trace.id for trace in traces}
-        for split in (task.train, task.test):
-            if ids <= {question.id for question in split}:
-                return split
-        return task.train.only([*task.train, *task.test])
     if isinstance(traces, Traces):
-        return traces.questions
-    raise UserError("judge: a list of traces does not say which questions it answers; give the task too")
+        how = traces.questions if task is None else task.train
+        return dataclasses.replace(traces.questions, checker=how.checker, seconds_per_trace=how.seconds_per_trace)
+    if task is None:
+        raise UserError("judge: a list of traces does not say which questions it answers; give the task too")
+    shared = {question.id for question in task.train} & {question.id for question in task.test}
+    if ambiguous := sorted(shared & {trace.id for trace in traces}):
+        raise UserError(
+            f"judge: a training and a test question share the id {ambiguous[0]!r}; give task.train or task.test"
+        )
+    return task.train.only([*task.train, *task.test])
 
 
 def select(
@@ -95,6 +112,11 @@ def select(
     Returns:
       The kept traces, sorted by question and sample; `num_dropped` counts the others by reason.
     """
+    if not isinstance(judged, Traces):
+        raise UserError("select: give the traces as `judge` returns them")
+    check_value("keep", keep, Keep)
+    check_value("max_per_question", max_per_question, PositiveInt | None)
+    check_value("max_traces", max_traces, PositiveInt | None)
     tested = frozenset[str]().union(*(normalised_texts(questions) for questions in held_out))
     texts = {question.id: question.question for question in judged.questions}
     selected = selection.select(

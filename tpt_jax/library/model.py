@@ -2,15 +2,16 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import jax
 from flax import nnx
 from jax.sharding import Mesh
 
 from tpt_jax.checkpoints.model_folder import ModelFolder, WeightType, check_export_folder, export
-from tpt_jax.config import MeshConfig, TrainConfig
+from tpt_jax.config import MeshConfig, TrainConfig, check_value
+from tpt_jax.errors import UserError
 from tpt_jax.io.paths import to_path
 from tpt_jax.prompts import Prompt, load_prompt
 from tpt_jax.records import QuestionSet
@@ -30,26 +31,39 @@ class Programs:
 
     def sampler(self, model: "Model", shape: SlotShape, stop_ids: tuple[int, ...]) -> SamplerProgram:
         """Reshard and sampling programs for one shape, under the name "sample"."""
-        key = (shape, stop_ids)
-        if key not in self._programs:
-            self._programs[key] = compile_sampler(
+        return self._get(
+            (model.arithmetic, shape, stop_ids),
+            lambda: compile_sampler(
                 model.folder.config,
                 model.mesh,
                 compute_dtype=model.compute_dtype,
                 shapes={"sample": shape},
                 stop_ids=stop_ids,
-            )
-        return self._programs[key]
+            ),
+        )
 
     def trainer(self, model: "Model", config: TrainConfig) -> TrainerProgram:
-        if config not in self._programs:
-            self._programs[config] = compile_trainer(
-                model.folder.config, model.mesh, compute_dtype=model.compute_dtype, train=config
-            )
-        return self._programs[config]
+        """Optimizer state and train step; the learning rate and the number of steps are not compiled in."""
+        defaults = TrainConfig()
+        rates = {name: getattr(defaults.optimizer, name) for name in ("learning_rate", "warmup_fraction")}
+        compiled = dataclasses.replace(
+            config,
+            num_epochs=defaults.num_epochs,
+            max_steps=defaults.max_steps,
+            optimizer=dataclasses.replace(config.optimizer, **rates),
+        )
+        return self._get(
+            (model.arithmetic, compiled),
+            lambda: compile_trainer(model.folder.config, model.mesh, compute_dtype=model.compute_dtype, train=compiled),
+        )
+
+    def _get(self, key: Any, compile_program: Callable[[], Any]) -> Any:
+        if key not in self._programs:
+            self._programs[key] = compile_program()
+        return self._programs[key]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Model:
     """A model on the devices of a mesh. It never changes: `finetune` returns another model.
 
@@ -70,6 +84,21 @@ class Model:
         size = self.folder.config.num_parameters / 1e6
         return f"<{self.folder.config.family} model of {size:,.1f}M parameters, mesh {dict(self.mesh.shape)}>"
 
+    @property
+    def arithmetic(self) -> Any:
+        """What programs are compiled for, besides their shapes."""
+        return self.folder.config, self.mesh, self.compute_dtype
+
+    def live_parameters(self) -> nnx.State:
+        """The parameters.
+
+        Raises:
+          UserError: they were donated to `finetune`.
+        """
+        if any(leaf.is_deleted() for leaf in jax.tree.leaves(self.parameters)):
+            raise UserError("this model's weights were donated to finetune; use the model it returned")
+        return self.parameters
+
     def prompt(self, questions: QuestionSet) -> Prompt:
         """The prompt format for these questions, in sampling and training alike."""
         return load_prompt(self.folder.path, questions.instruction, questions.shots)
@@ -83,7 +112,7 @@ class Model:
         Raises:
           UserError: the folder is not empty, or not on a disk.
         """
-        export(self.folder, self.parameters, output, dtype)
+        export(self.folder, self.live_parameters(), output, dtype)
 
 
 def mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
@@ -112,6 +141,7 @@ def load_model(name: str | os.PathLike[str], *, mesh: Mesh | None = None, comput
       UserError: the folder has no model, or an unsupported or damaged one.
     """
     environment.prepare()
+    check_value("compute_dtype", compute_dtype, Literal["bfloat16", "float32"] | None)
     folder = ModelFolder.open(name)
     mesh = mesh if mesh is not None else make_mesh(MeshConfig())
     if compute_dtype is None:

@@ -13,7 +13,7 @@ from tpt_jax.config import RunConfig, load_config
 from tpt_jax.errors import UserError
 from tpt_jax.io.paths import Path as RunPath
 from tpt_jax.loop.metrics import MetricsLog, import_wandb, round_table
-from tpt_jax.loop.recovery import RoundState, recover
+from tpt_jax.loop.recovery import RoundState, make_line_filter, recover
 from tpt_jax.loop.rounds import Loop
 from tpt_jax.loop.run_folder import RunFolder
 from tpt_jax.loop.setup import set_up
@@ -72,7 +72,7 @@ def run(
     folder = RunFolder.open(run_dir or os.path.join("runs", config.name), config)
     if config.wandb_project is not None and hosts.is_first():
         import_wandb(config.wandb_project)  # now, rather than after the compilation
-    states: list[RoundState] = []
+    rounds: tuple[Metrics, ...] = ()
     with set_up(config, ("think", "evaluate")) as setup:
         trainer = compile_trainer(
             setup.model.config, setup.mesh, compute_dtype=config.model.compute_dtype, train=config.train
@@ -80,25 +80,27 @@ def run(
         if hosts.is_first():
             folder.begin(config)
         recovered = recover(folder, config)
-        with _metrics_log(folder, config) as log:
+        with _metrics_log(folder, config, recovered) as log:
             for states in Loop(setup, trainer, folder, Weights(setup, folder), log).run(recovered):
+                rounds = tuple(state.metrics for state in states if state.metrics is not None)
                 if hosts.is_first():
-                    on_round(_metrics(states))
+                    on_round(rounds)
                     write_report([folder.path], folder.report)
         hosts.barrier("end of the run")
-    return Run(folder.path, _metrics(states), folder.report)
-
-
-def _metrics(states: Sequence[RoundState]) -> tuple[Metrics, ...]:
-    return tuple(state.metrics for state in states if state.metrics is not None)
+    return Run(folder.path, rounds, folder.report)
 
 
 @contextlib.contextmanager
-def _metrics_log(folder: RunFolder, config: RunConfig) -> Iterator[MetricsLog | None]:
-    """The log on the first host, None on others; opened after recovery, which decides which of its lines stay."""
+def _metrics_log(folder: RunFolder, config: RunConfig, states: Sequence[RoundState]) -> Iterator[MetricsLog | None]:
+    """The log on the first host, None on others; the recovered states decide which of its lines stay."""
     if not hosts.is_first():
         yield None
         return
-    log = MetricsLog(folder.metrics_log, name=config.name, wandb_project=config.wandb_project, is_kept=folder.is_kept)
+    log = MetricsLog(
+        folder.metrics_log,
+        name=config.name,
+        wandb_project=config.wandb_project,
+        is_kept=make_line_filter(folder, states),
+    )
     with contextlib.closing(log):
         yield log

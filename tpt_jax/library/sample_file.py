@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from tpt_jax.checkpoints.model_folder import ModelFolder
-from tpt_jax.config import MeshConfig, SamplingConfig, settings
+from tpt_jax.config import MeshConfig, SamplingConfig, Seed, check_value, settings
 from tpt_jax.errors import InvalidRecordError, UserError
 from tpt_jax.io.files import checksum, write_jsonl
 from tpt_jax.io.record_files import parse_id, read_records
@@ -25,8 +25,8 @@ FIELDS = ("id", "sample", "completion", "token_ids", "logprob", "finish_reason")
 
 def sample_file(
     model: str | os.PathLike[str],
-    prompts: Path,
-    output: Path,
+    prompts: str | os.PathLike[str],
+    output: str | os.PathLike[str],
     *,
     seed: int = 0,
     stop: Sequence[str] = (),
@@ -50,6 +50,8 @@ def sample_file(
       Stopped: the process was asked to stop; all finished traces are kept.
     """
     environment.prepare()
+    prompts, output = Path(prompts), Path(output)
+    check_value("seed", seed, Seed)
     if output.exists():
         raise UserError(f"{output}: exists already; give a new file, or remove it")
     config = settings(SamplingConfig, options, option="--")

@@ -6,7 +6,8 @@ from typing import Any
 
 from flax import nnx
 
-from tpt_jax.config import SamplingConfig, settings
+from tpt_jax.config import SamplingConfig, Seed, check_value, settings
+from tpt_jax.errors import UserError
 from tpt_jax.library.model import Model
 from tpt_jax.library.tasks import Questions, as_question_set
 from tpt_jax.loop.setup import CONTRACT_QUESTIONS, plan_prompts
@@ -18,6 +19,8 @@ from tpt_jax.terminal import listed, percent, progress, say
 from tpt_jax.think.engine import Engine, Statistics
 from tpt_jax.think.sampler import SamplerProgram
 from tpt_jax.think.sampling_plan import SamplingPlan
+
+FIELDS = tuple(field.name for field in dataclasses.fields(Trace))
 
 
 def sample(
@@ -45,6 +48,7 @@ def sample(
       UserError: an option is unknown or does not fit, or no prompt is short enough.
       FloatingPointError: the model's logits are not finite.
     """
+    check_value("seed", seed, Seed)
     asked = as_question_set(questions)
     config = sampling_settings(SamplingConfig, asked, options)
     prompt = model.prompt(asked)
@@ -57,21 +61,36 @@ def sample(
         lambda: model.programs.sampler(model, plan.shape, prompt.stop_ids),
         prompt,
         plan,
-        lambda: model.parameters,
+        model.live_parameters,
         list(texts),
         config.temperature,
         seed=seed,
         stop=stop,
     )
-    own = [dataclasses.asdict(trace) for batch in batches for trace in batch]
-    records = [record for host in hosts.all_gather("traces", own) for record in host]
+    traces = _of_all_hosts([trace for batch in batches for trace in batch])
     order = {name: index for index, name in enumerate(texts)}
-    records.sort(key=lambda record: (order[record["id"]], record["sample"]))
-    return Traces(tuple(Trace(**{**record, "token_ids": tuple(record["token_ids"])}) for record in records), asked)
+    return Traces(tuple(sorted(traces, key=lambda trace: (order[trace.id], trace.sample))), asked)
+
+
+def _of_all_hosts(traces: list[Trace]) -> list[Trace]:
+    if hosts.count() == 1:
+        return traces
+    records = [{name: getattr(trace, name) for name in FIELDS} for trace in traces]
+    return [
+        Trace(**{**record, "token_ids": tuple(record["token_ids"])})
+        for of_host in hosts.all_gather("traces", records)
+        for record in of_host
+    ]
 
 
 def sampling_settings(cls: type[SamplingConfig], questions: QuestionSet, options: dict[str, Any]) -> SamplingConfig:
-    """The settings of a sampling call: the options, with lengths from the questions' task as defaults."""
+    """The settings of a sampling call: the options, over the lengths that the questions' task needs.
+
+    Raises:
+      UserError: an option is unknown or does not fit.
+    """
+    if "num_questions" in options:
+        raise UserError("num_questions: sample a slice of the questions instead, as task.train[:100]")
     return settings(cls, {**dataclasses.asdict(questions.generation), **options})
 
 

@@ -1,4 +1,4 @@
-"""`show_prompts`: prompts as the model reads them, special tokens and all."""
+"""`show_run_prompts` and `show_file_prompts`: prompts as the model reads them, special tokens and all."""
 
 import itertools
 import os
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tpt_jax.checkpoints.model_folder import ModelFolder
-from tpt_jax.config import RunConfig
+from tpt_jax.config import RunConfig, as_config
 from tpt_jax.library.sample_file import read_prompts
 from tpt_jax.loop.setup import make_prompt
 from tpt_jax.prompts import Prompt, load_prompt
@@ -14,20 +14,21 @@ from tpt_jax.runtime import environment
 from tpt_jax.tasks import load_task
 
 
-def show_run_prompts(config: RunConfig, count: int) -> Iterator[str]:
+def show_run_prompts(config: RunConfig | str | os.PathLike[str], count: int) -> Iterator[str]:
     """The prompts of a run's first training questions, each under a line with its id and length in tokens.
 
     Raises:
       UserError: the model or the task cannot be loaded.
     """
     environment.prepare()
+    config = as_config(config)
     model = ModelFolder.open(config.model.path, config.model.source)
     task = load_task(config.task)
     texts = {question.id: question.question for question in task.train[:count]}
     return _show(make_prompt(config.prompt, model, task), texts)
 
 
-def show_file_prompts(model: str | os.PathLike[str], prompts: Path, count: int) -> Iterator[str]:
+def show_file_prompts(model: str | os.PathLike[str], prompts: str | os.PathLike[str], count: int) -> Iterator[str]:
     """The first prompts of a file, in the same form.
 
     Raises:
@@ -35,7 +36,7 @@ def show_file_prompts(model: str | os.PathLike[str], prompts: Path, count: int) 
     """
     environment.prepare()
     return _show(
-        load_prompt(ModelFolder.open(model).path), dict(itertools.islice(read_prompts(prompts).items(), count))
+        load_prompt(ModelFolder.open(model).path), dict(itertools.islice(read_prompts(Path(prompts)).items(), count))
     )
 
 

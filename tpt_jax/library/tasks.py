@@ -8,6 +8,7 @@ from tpt_jax import tasks
 from tpt_jax.checks.registry import require
 from tpt_jax.config import settings
 from tpt_jax.errors import InvalidRecordError, UserError
+from tpt_jax.io.record_files import parse_id
 from tpt_jax.records import CheckerSpec, Question, QuestionSet, Shot
 from tpt_jax.tasks import FileConfig, Task, task_class
 from tpt_jax.tasks.decontamination import without_test_questions
@@ -51,33 +52,43 @@ def own_task(
     """
     require(checker)
 
-    def split(questions: Questions) -> QuestionSet:
-        return QuestionSet(as_question_set(questions).questions, instruction, checker, tuple(shots))
+    def split(which: str, questions: Questions) -> QuestionSet:
+        converted = as_question_set(questions, id_prefix=f"{name}/{which}/").questions
+        return QuestionSet(converted, instruction, checker, tuple(shots))
 
-    return without_test_questions(Task(name, split(train), split(test)))
+    return without_test_questions(Task(name, split("train", train), split("test", test)))
 
 
-def as_question_set(questions: Questions) -> QuestionSet:
-    """Questions as one set; texts and mappings become Questions, numbered from 0 if they have no id.
+def as_question_set(questions: Questions, id_prefix: str = "") -> QuestionSet:
+    """Questions as one set; texts and mappings become Questions.
+
+    Args:
+      id_prefix: the id of a question without one is this and its index.
 
     Raises:
-      UserError: a mapping is not a question, or an id appears twice.
+      UserError: there are none, one of them is not a question, or an id appears twice.
     """
+    if isinstance(questions, str):
+        raise UserError(f"questions ({questions!r:.60}): a single text; write a list, [...]")
+    if not questions:
+        raise UserError("questions: there are none; give at least one")
     if isinstance(questions, QuestionSet):
         return questions
-    converted = tuple(_as_question(index, question) for index, question in enumerate(questions))
+    converted = tuple(_as_question(f"{id_prefix}{index}", question) for index, question in enumerate(questions))
     counts = collections.Counter(question.id for question in converted)
     if repeated := [name for name, count in counts.items() if count > 1]:
         raise UserError(f"questions: the id {repeated[0]!r} appears {counts[repeated[0]]} times; make ids unique")
     return QuestionSet(converted)
 
 
-def _as_question(index: int, question: Question | Mapping[str, Any] | str) -> Question:
+def _as_question(name: str, question: Question | Mapping[str, Any] | str) -> Question:
     if isinstance(question, Question):
         return question
     if isinstance(question, str):
-        return Question(str(index), question, "")
+        return Question(name, question, "")
+    if not isinstance(question, Mapping):
+        raise UserError(f"question {name!r} ({question!r:.60}): write a text, a mapping or a tpt.Question")
     try:
-        return FileConfig.read_question(str(question.get("id", index)), question)
+        return FileConfig.read_question(parse_id(question, name), question)
     except InvalidRecordError as error:
-        raise UserError(f"questions, item {index + 1}: {error}") from error
+        raise UserError(f"question {name!r}: {error}") from error

@@ -6,19 +6,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tpt_jax.config import TrainConfig, settings
+from tpt_jax.config import Seed, TrainConfig, check_value, settings
 from tpt_jax.errors import UserError
 from tpt_jax.library.model import Model
 from tpt_jax.loop.stages import fine_tune
 from tpt_jax.prompts import Example, Prompt
 from tpt_jax.records import JudgedTrace, Trace, Traces
 from tpt_jax.terminal import say
+from tpt_jax.train.data import split_by_length
+
+ROUND_SETTINGS = frozenset({"start_from", "traces_of", "offload", "save_every"})
 
 
 def finetune(
     model: Model, traces: Traces[JudgedTrace] | Traces[Trace], *, seed: int = 0, donate: bool = False, **options: Any
 ) -> Model:
-    """Fine-tunes all weights on the traces, with the prompt format they were sampled with.
+    """Fine-tunes all weights on the traces, in the prompt format of their questions.
 
     Args:
       traces: as `select` returns them. Unfinished ones are left out: they would teach the model to stop in mid-answer.
@@ -34,11 +37,21 @@ def finetune(
       UserError: an option is unknown or does not fit, no trace fits, or a step does not fit the devices.
       FloatingPointError: the loss or the gradient is not finite.
     """
+    for name in ROUND_SETTINGS & options.keys():
+        raise UserError(f"{name}: only a run of several rounds has it; see tpt.run")
     config = settings(TrainConfig, options)
+    check_value("seed", seed, Seed)
+    if not isinstance(traces, Traces):
+        raise UserError("finetune: give the traces as `select`, `judge` or `sample` return them")
     examples = _examples(traces, model.prompt(traces.questions))
-    if not examples:
-        raise UserError("finetune: no finished traces to train on; sample more, or keep more")
-    parameters = model.parameters if donate else jax.tree.map(jnp.copy, model.parameters)
+    if not split_by_length(examples, config.sequence_length)[0]:
+        raise UserError(
+            f"finetune: no trace to train on: of {len(traces)} traces {len(examples)} are finished, and none of these "
+            f"fits sequence_length ({config.sequence_length}); keep more traces, or raise sequence_length"
+        )
+    parameters = model.live_parameters()
+    if not donate:
+        parameters = jax.tree.map(jnp.copy, parameters)
     trainer = model.programs.trainer(model, config)
     trained = fine_tune(trainer, lambda: parameters, examples, config, seed=seed, label="finetune")
     return dataclasses.replace(model, parameters=trained.parameters)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import rich.box
-import rich.progress
 from rich.table import Table
 
 from tpt_jax.errors import UserError

@@ -1,13 +1,14 @@
 """Resuming: which stages of which rounds are done, and whether the checkpoints to start from are intact."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tpt_jax.checkpoints.checksums import BrokenCheckpointError, verify_checksums
 from tpt_jax.checkpoints.writer import is_complete, read_facts
 from tpt_jax.config import RunConfig
-from tpt_jax.loop.run_folder import RunFolder, Stage
+from tpt_jax.io.paths import Path
+from tpt_jax.loop.run_folder import RunFolder, Stage, num_saved_steps
 from tpt_jax.runtime import hosts
 from tpt_jax.terminal import say
 
@@ -41,53 +42,69 @@ class RoundState:
 def recover(folder: RunFolder, config: RunConfig) -> list[RoundState]:
     """The state of every round, 0 to num_rounds; all hosts call it together, once, before the first round.
 
-    The checkpoints that the unfinished rounds start from are verified. A broken one is removed and its round counts as
-    not trained, so that it trains again from the checkpoint before it.
+    The checkpoints that unfinished rounds start from are verified. A broken one is removed and its round counts as not
+    trained, so that it trains again.
     """
-    found = hosts.broadcast(
-        "rounds done",
-        lambda: [[folder.stages(index), folder.metrics(index)] for index in range(config.num_rounds + 1)],
-    )
+    found = hosts.broadcast("rounds done", lambda: [_read(folder, index) for index in range(config.num_rounds + 1)])
     states = [RoundState(index, stages, metrics) for index, (stages, metrics) in enumerate(found)]
-    states = [_with_finished_training(folder, state) for state in states]
-    unfinished = [state for state in states if not state.is_done]
-    if unfinished:
-        first = unfinished[0]
-        newest = first.index if "train" in first.stages else first.index - 1
-        states = _verify(folder, states, newest)
-        if config.train.start_from == "base":
-            states = _verify(folder, states, 0)
+    first = next((state for state in states if not state.is_done), None)
+    if first is None:
+        return states
+    newest = first.index if "train" in first.stages else first.index - 1
+    from_base = config.train.start_from == "base"
+    for index in dict.fromkeys((newest, 0)) if from_base else range(newest, -1, -1):
+        if index >= 0 and "train" in states[index].stages:
+            states[index] = _verify(folder, states[index])
+            if "train" in states[index].stages and not from_base:
+                break  # rounds before an intact checkpoint are not needed
     return states
 
 
-def _with_finished_training(folder: RunFolder, state: RoundState) -> RoundState:
-    """Records a training whose checkpoint was completed just before the process was killed."""
-    checkpoint = folder.checkpoint(state.index)
+def make_line_filter(folder: RunFolder, states: Sequence[RoundState]) -> Callable[[Mapping[str, Any]], bool]:
+    """Whether a line of metrics.jsonl stays valid on resume: its stage or step will not be repeated."""
+    num_saved = [num_saved_steps(folder.training_saves(state.index)) for state in states]
 
-    def facts_of_finished() -> Facts | None:
-        return read_facts(checkpoint) if "train" not in state.stages and is_complete(checkpoint) else None
+    def is_kept(line: Mapping[str, Any]) -> bool:
+        index, phase = line["round"], line["phase"]
+        if index >= len(states):  # the run was resumed with fewer rounds
+            return True
+        if phase == "round":
+            return states[index].metrics is not None
+        return phase in states[index].stages or (phase == "train" and line["step"] < num_saved[index])
 
-    facts = hosts.broadcast(f"training of round {state.index}", facts_of_finished)
-    return state if facts is None else _write(folder, state.with_stage("train", facts))
-
-
-def _verify(folder: RunFolder, states: list[RoundState], newest: int) -> list[RoundState]:
-    """Marks rounds as not trained, from the newest back to the first one with an intact checkpoint."""
-    states = list(states)
-    for index in range(newest, -1, -1):
-        fault = _find_fault(folder, index)
-        if fault is None:
-            break
-        say(f"{fault}: round {index} trains again, from the checkpoint before it")
-        states[index] = _write(folder, states[index].without_training())
-        if hosts.is_first() and folder.checkpoint(index).is_dir():
-            folder.checkpoint(index).rmtree()
-        hosts.barrier(f"broken checkpoint of round {index} removed")
-    return states
+    return is_kept
 
 
-def _find_fault(folder: RunFolder, index: int) -> str | None:
+def _read(folder: RunFolder, index: int) -> tuple[dict[Stage, Facts], Facts | None]:
+    """A round's finished stages and metrics; records a training that was killed between checkpoint and record."""
+    stages = dict(folder.stages(index))
     checkpoint = folder.checkpoint(index)
+    if "train" not in stages and is_complete(checkpoint):
+        try:
+            stages["train"] = read_facts(checkpoint)
+        except (OSError, ValueError):  # killed while it was being removed
+            checkpoint.rmtree()
+        else:
+            folder.write_stages(index, stages)
+    return stages, folder.metrics(index)
+
+
+def _verify(folder: RunFolder, state: RoundState) -> RoundState:
+    """The state, not trained if the round's checkpoint is broken; the checkpoint is then removed."""
+    fault = _find_fault(folder.checkpoint(state.index), state.index)
+    if fault is None:
+        return state
+    say(f"round {state.index} trains again ({fault})")
+    state = state.without_training()
+    if hosts.is_first():
+        folder.write_stages(state.index, state.stages)
+        if folder.checkpoint(state.index).is_dir():
+            folder.checkpoint(state.index).rmtree()
+    hosts.barrier(f"broken checkpoint of round {state.index} removed")
+    return state
+
+
+def _find_fault(checkpoint: Path, index: int) -> str | None:
     if not hosts.broadcast(f"checkpoint {index} complete", lambda: is_complete(checkpoint)):
         return f"{checkpoint}: is missing"
     try:
@@ -95,9 +112,3 @@ def _find_fault(folder: RunFolder, index: int) -> str | None:
     except BrokenCheckpointError as error:
         return str(error)
     return None
-
-
-def _write(folder: RunFolder, state: RoundState) -> RoundState:
-    if hosts.is_first():
-        folder.write_stages(state.index, state.stages)
-    return state

@@ -9,14 +9,14 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from tpt_jax.errors import MachineError, Stopped, UserError
-from tpt_jax.evaluation import evaluate
+from tpt_jax.errors import Stopped
+from tpt_jax.evaluation import evaluate_traces
 from tpt_jax.loop.metrics import MetricsLog
 from tpt_jax.loop.recovery import Facts, RoundState
 from tpt_jax.loop.run_folder import RunFolder, Stage
 from tpt_jax.loop.seeds import derive_seed
 from tpt_jax.loop.setup import Setup
-from tpt_jax.loop.stages import Sampled, Trained, fine_tune, sample_and_judge, select_traces
+from tpt_jax.loop.stages import Trained, fine_tune, sample_and_judge, select_traces
 from tpt_jax.loop.weights import Weights
 from tpt_jax.prompts import Example
 from tpt_jax.prune.summary import count_labels
@@ -45,12 +45,15 @@ class Loop:
         done: list[RoundState] = []
         try:
             for state in states:
-                done = [*done, state if state.is_done else self.run_round(state)]
-                self._remove_old_checkpoints(done)
+                if state.is_done:
+                    done = [*done, state]
+                else:
+                    done = [*done, self.run_round(state)]
+                    self._remove_old_checkpoints(done)
                 yield done
-        except (Stopped, UserError, MachineError) as error:
+        except BaseException as error:
             if isinstance(error, Stopped) or hosts.count() == 1:  # other hosts may not have failed here
-                self.weights.wait()  # for a checkpoint that is nearly written
+                self.weights.close()  # completes a checkpoint that is being written
             raise
         self.weights.close()
 
@@ -68,7 +71,7 @@ class Loop:
         self.weights.wait()
         if trained is not None:
             state = self._record(state, "train", trained)
-            self._remove_training_saves(index)
+        self._remove_training_saves(index)
         if evaluated is not None:
             state = self._record(state, "evaluate", evaluated)
         return state if state.metrics is not None else self._summarize(state)
@@ -77,9 +80,10 @@ class Loop:
 
     def _think(self, index: int) -> Facts:
         questions = self._training_questions(index)
-        return _facts(
-            sample_and_judge(self.setup, self.folder, index, "think", questions, lambda: self.weights.lend(index - 1))
+        sampled = sample_and_judge(
+            self.setup, self.folder, index, "think", questions, lambda: self.weights.lend(index - 1)
         )
+        return dataclasses.asdict(sampled)
 
     def _prune(self, index: int) -> Facts:
         config = self.setup.config
@@ -131,10 +135,13 @@ class Loop:
         return [self.setup.prompt.example(questions[question], ids, name) for question, name, ids in kept]
 
     def _evaluate(self, index: int) -> Facts:
+        """Samples and judges the held-out questions, then waits for the round's checkpoint."""
         questions = self._test_questions()
-        return _facts(
-            sample_and_judge(self.setup, self.folder, index, "evaluate", questions, lambda: self.weights.lend(index))
+        sampled = sample_and_judge(
+            self.setup, self.folder, index, "evaluate", questions, lambda: self.weights.lend(index)
         )
+        self.weights.wait()
+        return dataclasses.asdict(sampled)
 
     # Questions.
 
@@ -200,7 +207,7 @@ class Loop:
         sampled = {stage: stages[stage] for stage in ("think", "evaluate") if stage in stages}
         return {
             "round": state.index,
-            **dataclasses.asdict(evaluate(tested, k=self.setup.config.evaluate.num_samples)),
+            **dataclasses.asdict(evaluate_traces(tested, k=self.setup.config.evaluate.num_samples)),
             **pruned,
             "verdicts": {**verdicts, "evaluate": count_labels(tested)},
             "num_contaminated": self.setup.task.num_contaminated,
@@ -217,7 +224,3 @@ def _timed(stage: Callable[[], Facts]) -> Facts:
     started = time.monotonic()
     facts = stage()
     return {**facts, "seconds": time.monotonic() - started}
-
-
-def _facts(sampled: Sampled) -> Facts:
-    return dataclasses.asdict(sampled)

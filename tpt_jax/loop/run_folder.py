@@ -137,13 +137,6 @@ class RunFolder:
     def write_stages(self, round_index: int, stages: Mapping[Stage, Mapping[str, Any]]) -> None:
         write_atomically(self.round_path(round_index) / "stages.json", json.dumps(stages, indent=2) + "\n")
 
-    def is_kept(self, line: dict[str, Any]) -> bool:
-        """Whether a line of metrics.jsonl stays valid on resume: its stage or step will not be repeated."""
-        index, phase = line["round"], line["phase"]
-        return self.is_done(index, phase) or (
-            phase == "train" and line["step"] < num_saved_steps(self.training_saves(index))
-        )
-
     # Traces.
 
     def trace_writer(self, round_index: int, sampling: Sampling, host: int) -> "TraceWriter":

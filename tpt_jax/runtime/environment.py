@@ -18,7 +18,8 @@ def prepare(*, keep_programs: bool = True) -> None:
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # or its import warns that PyTorch is missing
     for name in QUIET_LOGGERS:
-        logging.getLogger(name).setLevel(logging.ERROR)
+        if logging.getLogger(name).level == logging.NOTSET:  # unless the user has set one
+            logging.getLogger(name).setLevel(logging.ERROR)
     if not keep_programs:
         jax.config.update("jax_enable_compilation_cache", False)
     elif jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]

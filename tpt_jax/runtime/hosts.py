@@ -22,7 +22,7 @@ from typing import Any
 
 import jax
 
-from tpt_jax.errors import HostsError, MachineError, UserError
+from tpt_jax.errors import HostsError, MachineError, Stopped, UserError
 
 SECONDS_TO_START = 300  # for all hosts to join
 SECONDS_TO_WAIT = 900  # for the slowest host in an exchange
@@ -161,7 +161,7 @@ def broadcast(name: str, make: Callable[[], Any]) -> Any:
         return exchange.receive("value", sender=0)
     try:
         value = make()
-    except SHARED_ERRORS as error:
+    except Exception as error:
         _report(error)
         raise
     exchange.post("value", value)
@@ -177,7 +177,9 @@ def end_together() -> Iterator[None]:
     """
     try:
         yield
-    except SHARED_ERRORS as error:
+    except Stopped:  # all hosts stop at the same step
+        raise
+    except Exception as error:
         if count() > 1:
             _report(error)
             _wait_for_others_to_see()
@@ -257,9 +259,13 @@ class _Exchange:
 
 def _report(error: Exception) -> None:
     """Reports an error to all hosts, unless another one was reported before."""
-    kind = next(kind for kind in SHARED_ERRORS if isinstance(error, kind))
+    kind = next((kind for kind in SHARED_ERRORS if isinstance(error, kind)), None)
+    message = str(error)
+    if kind is None:
+        host = jax.process_index()
+        kind, message = HostsError, f"host {host} ({_hostname(host)}): {type(error).__name__}: {_first_line(error)}"
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # an earlier error stands, or the service is gone
-        _client().key_value_set(FAILURE, json.dumps([kind.__name__, str(error)]))
+        _client().key_value_set(FAILURE, json.dumps([kind.__name__, message]))
 
 
 def _raise_reported_error() -> None:
