@@ -155,6 +155,7 @@ def test_a_run_killed_in_every_stage_ends_with_the_same_results(config: Path, fi
         training = f"rounds/{index:03}/training.jsonl"
         assert index == 0 or (folder / training).read_text() == (finished / training).read_text()
     assert logged_steps(folder) == logged_steps(finished)
+    assert not list(folder.glob("rounds/*/training"))
 
 
 def test_a_broken_checkpoint_is_trained_again(config: Path, finished: Path, tmp_path: Path) -> None:

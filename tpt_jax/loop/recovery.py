@@ -47,17 +47,26 @@ def recover(folder: RunFolder, config: RunConfig) -> list[RoundState]:
     """
     found = hosts.broadcast("rounds done", lambda: [_read(folder, index) for index in range(config.num_rounds + 1)])
     states = [RoundState(index, stages, metrics) for index, (stages, metrics) in enumerate(found)]
+    intact: set[int] = set()
+    while needed := _checkpoints_needed(states, config) - intact:
+        for index in sorted(needed):
+            states[index] = _verify(folder, states[index])
+            if "train" in states[index].stages:
+                intact.add(index)
+    return states
+
+
+def _checkpoints_needed(states: Sequence[RoundState], config: RunConfig) -> set[int]:
+    """The trained rounds whose parameters the first unfinished round starts from."""
     first = next((state for state in states if not state.is_done), None)
     if first is None:
-        return states
-    newest = first.index if "train" in first.stages else first.index - 1
-    from_base = config.train.start_from == "base"
-    for index in dict.fromkeys((newest, 0)) if from_base else range(newest, -1, -1):
-        if index >= 0 and "train" in states[index].stages:
-            states[index] = _verify(folder, states[index])
-            if "train" in states[index].stages and not from_base:
-                break  # rounds before an intact checkpoint are not needed
-    return states
+        return set()
+    if "train" in first.stages:  # only to be evaluated
+        return {first.index}
+    needed = {0 if config.train.start_from == "base" else first.index - 1}
+    if "think" not in first.stages:
+        needed.add(first.index - 1)
+    return {index for index in needed if index >= 0 and "train" in states[index].stages}
 
 
 def make_line_filter(folder: RunFolder, states: Sequence[RoundState]) -> Callable[[Mapping[str, Any]], bool]:
