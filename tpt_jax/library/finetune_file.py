@@ -12,12 +12,12 @@ from tpt_jax.checkpoints.writer import CheckpointWriter, is_complete
 from tpt_jax.config import RunConfig, as_config, dump_config
 from tpt_jax.errors import InvalidRecordError, UserError
 from tpt_jax.io.files import checksum, write_atomically
-from tpt_jax.io.paths import AnyPath, to_path
+from tpt_jax.io.paths import AnyPath, Path, to_path
 from tpt_jax.io.record_files import parse_finish_reason, parse_id, parse_sample, read_records
 from tpt_jax.loop.metrics import MetricsLog, import_wandb
 from tpt_jax.loop.run_folder import num_saved_steps
 from tpt_jax.loop.setup import make_prompt
-from tpt_jax.loop.stages import fine_tune
+from tpt_jax.loop.stages import Trained, fine_tune
 from tpt_jax.prompts import Example, Prompt
 from tpt_jax.runtime import environment, hosts
 from tpt_jax.runtime.mesh import make_mesh
@@ -25,10 +25,11 @@ from tpt_jax.tasks import Task, load_task
 from tpt_jax.tasks.decontamination import normalised, normalised_texts
 from tpt_jax.tasks.task import parse_text
 from tpt_jax.terminal import say
-from tpt_jax.train.compile import compile_trainer
+from tpt_jax.train.compile import TrainerProgram, compile_trainer
 from tpt_jax.train.data import split_by_length
 from tpt_jax.train.fine_tuning import StepRecord
 
+CURVES = "metrics.jsonl"
 SETTINGS = "settings.json"  # the settings that the training was started with
 
 
@@ -73,13 +74,28 @@ def finetune_file(
     trainer = compile_trainer(
         folder.config, make_mesh(config.mesh), compute_dtype=config.model.compute_dtype, train=config.train
     )
-    saves, curves = partial / "training", partial / "metrics.jsonl"
+    trained = _train(trainer, folder, examples, config, partial)
+    facts = {"num_examples": trained.num_examples, "num_too_long": trained.num_too_long, "tokens": trained.tokens}
+    writer = CheckpointWriter()
+    writer.save(target, trained.parameters, folder, facts, extra_files=(partial / CURVES, partial / "tensorboard"))
+    writer.close()
+    if hosts.is_first():
+        partial.rmtree()
+    hosts.barrier("end of the training")
+    say(f"{target}: trained on {trained.num_examples} traces; {trained.num_too_long} were too long")
+
+
+def _train(
+    trainer: TrainerProgram, folder: ModelFolder, examples: list[Example], config: RunConfig, partial: Path
+) -> Trained:
+    """Trains on the examples, resumed from the saves in the partial folder, where the curves are logged too."""
+    saves = partial / "training"
     num_done = num_saved_steps(saves)
     with contextlib.ExitStack() as stack:
         log = None
         if hosts.is_first():
             log = MetricsLog(
-                curves,
+                partial / CURVES,
                 name=config.name,
                 wandb_project=config.wandb_project,
                 is_kept=lambda line: line["step"] < num_done,
@@ -90,7 +106,7 @@ def finetune_file(
             if log is not None:
                 log.log(0, "train", record.step, record.curves)
 
-        trained = fine_tune(
+        return fine_tune(
             trainer,
             lambda: folder.load(trainer.layout),
             examples,
@@ -100,14 +116,6 @@ def finetune_file(
             saves=saves,
             on_step=log_step,
         )
-    facts = {"num_examples": trained.num_examples, "num_too_long": trained.num_too_long, "tokens": trained.tokens}
-    writer = CheckpointWriter()
-    writer.save(target, trained.parameters, folder, facts, extra_files=(curves, partial / "tensorboard"))
-    writer.close()
-    if hosts.is_first():
-        partial.rmtree()
-    hosts.barrier("end of the training")
-    say(f"{target}: trained on {trained.num_examples} traces; {trained.num_too_long} were too long")
 
 
 def read_examples(path: AnyPath, task: Task, prompt: Prompt, vocab_size: int) -> list[Example]:

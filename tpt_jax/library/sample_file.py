@@ -15,6 +15,7 @@ from tpt_jax.io.record_files import parse_id, read_records
 from tpt_jax.library.sampling import sample_batches
 from tpt_jax.loop.setup import plan_prompts
 from tpt_jax.prompts import load_prompt
+from tpt_jax.records import Trace
 from tpt_jax.runtime import environment, hosts
 from tpt_jax.runtime.mesh import make_mesh
 from tpt_jax.runtime.sharding import TRAIN_RULES, Layout
@@ -89,14 +90,21 @@ def sample_file(
         stop=stop,
         done=done,
     )
+    _write(partial, written, batches, list(texts))
+
+
+def _write(
+    partial: "PartialOutput", written: list[dict[str, Any]], batches: Iterable[list[Trace]], names: Sequence[str]
+) -> None:
+    """Appends this host's completions to its partial file; when all hosts are done the first one writes the output."""
     with partial.reopen(written) as file:
         for traces in batches:
             file.writelines(json.dumps({name: getattr(trace, name) for name in FIELDS}) + "\n" for trace in traces)
             file.flush()
     hosts.barrier("all completions sampled")
     if hosts.is_first():
-        order = {name: index for index, name in enumerate(texts)}
-        write_jsonl(output, sorted(partial.read_all(), key=lambda line: (order[line["id"]], line["sample"])))
+        order = {name: index for index, name in enumerate(names)}
+        write_jsonl(partial.output, sorted(partial.read_all(), key=lambda line: (order[line["id"]], line["sample"])))
         partial.remove()
     hosts.barrier("output written")
 

@@ -25,6 +25,7 @@ from tpt_jax.records import JudgedTrace, Question, QuestionSet, Trace, Verdict
 from tpt_jax.runtime import hosts, preemption
 from tpt_jax.terminal import listed, percent, progress, say
 from tpt_jax.think.engine import Engine, Statistics
+from tpt_jax.think.requests import Request
 from tpt_jax.think.reshard import Reshard
 from tpt_jax.train.compile import TrainerProgram
 from tpt_jax.train.data import split_by_length
@@ -68,13 +69,12 @@ def sample_and_judge(
       Stopped: the process was asked to stop; every finished trace is written.
     """
     plan = setup.plans[sampling]
-    config = setup.config.think if sampling == "think" else setup.config.evaluate
     label = f"round {round_index} {sampling}"
     too_long = [question.id for question in questions if question.id not in plan.prompt_ids]
     if too_long:
         say(
             f"{label}: skipping {len(too_long)} questions with prompts longer than {sampling}.max_prompt_tokens "
-            f"({config.max_prompt_tokens}): {listed(too_long)}"
+            f"({getattr(setup.config, sampling).max_prompt_tokens}): {listed(too_long)}"
         )
     done = {
         (name, sample)
@@ -84,30 +84,17 @@ def sample_and_judge(
         )
     }
     requests = plan.requests([question.id for question in questions], done)
-    num_left = sum(len(request.samples) for request in requests)
+    num_traces = len(done) + sum(len(request.samples) for request in requests)
     occupancy = idle = None
-    if num_left:
-        engine = Engine(setup.sampler.slots[sampling], setup.prompt, plan.prefix, setup.sampler.layout.batch_ways)
-        batches = engine.sample(
-            reshard(setup.sampler.reshard, load_parameters(), label),
-            requests,
-            seed=setup.config.seed,
-            round_index=round_index,
-            temperature=config.temperature,
-            should_stop=preemption.should_stop,
+    if num_traces > len(done):
+        figures = _sample_missing(
+            setup, folder, round_index, sampling, questions, requests, load_parameters, label, len(done), num_traces
         )
-        writer = folder.trace_writer(round_index, sampling, jax.process_index())
-        with progress(label, len(done) + num_left, "traces", len(done)) as advance, preemption.defer():
-            for traces, verdicts in judge_while_sampling(batches, setup.pool, questions):
-                writer.write(map(JudgedTrace, traces, verdicts))
-                advance(len(traces) * hosts.count())  # the other hosts are about as far
-        figures = Statistics.combine(hosts.all_gather(f"{label}: figures", dataclasses.asdict(engine.statistics)))
         occupancy, idle = figures.occupancy(plan.shape.num_slots), figures.idle_share
         say(
             f"{label}: {figures.num_tokens / figures.seconds:,.0f} tokens/s, {percent(occupancy)} of slots busy while "
             f"traces waited, device idle {idle:.1%}"
         )
-    num_traces = len(done) + num_left
     checker = checker_name(setup.task.train.checker)
 
     def count_tokens() -> int:
@@ -116,6 +103,38 @@ def sample_and_judge(
 
     tokens = hosts.broadcast(f"{label}: tokens", count_tokens)
     return Sampled(tokens, len(too_long), occupancy, idle)
+
+
+def _sample_missing(
+    setup: Setup,
+    folder: RunFolder,
+    round_index: int,
+    sampling: Sampling,
+    questions: QuestionSet,
+    requests: Sequence[Request],
+    load_parameters: Callable[[], nnx.State],
+    label: str,
+    num_done: int,
+    num_traces: int,
+) -> Statistics:
+    """Samples the requested traces, and writes them with their verdicts as they finish; the figures of all hosts."""
+    engine = Engine(
+        setup.sampler.slots[sampling], setup.prompt, setup.plans[sampling].prefix, setup.sampler.layout.batch_ways
+    )
+    batches = engine.sample(
+        reshard(setup.sampler.reshard, load_parameters(), label),
+        requests,
+        seed=setup.config.seed,
+        round_index=round_index,
+        temperature=getattr(setup.config, sampling).temperature,
+        should_stop=preemption.should_stop,
+    )
+    writer = folder.trace_writer(round_index, sampling, jax.process_index())
+    with progress(label, num_traces, "traces", num_done) as advance, preemption.defer():
+        for traces, verdicts in judge_while_sampling(batches, setup.pool, questions):
+            writer.write(map(JudgedTrace, traces, verdicts))
+            advance(len(traces) * hosts.count())  # the other hosts are about as far
+    return Statistics.combine(hosts.all_gather(f"{label}: figures", dataclasses.asdict(engine.statistics)))
 
 
 def _all_traces(
