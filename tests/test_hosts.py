@@ -163,10 +163,15 @@ def mistake_of_one_host():
         raise UserError("host 1 lacks the file")
     hosts.barrier("files read")
 
+def full_disk_on_one_host():
+    if host == 1:
+        raise OSError("no space left")
+    hosts.barrier("files written")
+
 try:
     with hosts.end_together():
         globals()[case]()
-except (HostsError, UserError) as error:
+except (HostsError, OSError, UserError) as error:
     print(type(error).__name__, error)
 """
 
@@ -179,6 +184,7 @@ except (HostsError, UserError) as error:
         ("diverged", "HostsError the hosts have diverged: host 0 ({hostname}) is at 'checkpoint', host 1 at 'pruning'"),
         ("mistake_in_broadcast", "UserError no such file; give another"),
         ("mistake_of_one_host", "UserError host 1 lacks the file"),
+        ("full_disk_on_one_host", "no space left"),
     ],
 )
 def test_both_hosts_get_the_same_values_and_the_same_error(case: str, expected: str) -> None:
