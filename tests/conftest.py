@@ -10,6 +10,8 @@ from typing import Any, Self
 # Read when jax starts: eight emulated devices on any machine, fast compilation, and a compilation cache across runs.
 os.environ["JAX_PLATFORMS"] = "cpu"
 XLA_FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+# Without it, independent collectives of emulated devices can wait for each other for ever on a machine of few cores.
+XLA_FLAGS += " --xla_cpu_enable_concurrency_optimized_scheduler=false"
 os.environ["XLA_FLAGS"] = f"{XLA_FLAGS} {os.environ.get('XLA_FLAGS', '')}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), f"tpt_jax_tests_{os.getuid()}"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")

@@ -151,7 +151,7 @@ def test_mistakes_in_settings_are_one_line(cls: type, values: dict[str, Any], op
         (["--train.rows", "many"], r"train\.rows \('many'\): input should be a valid integer"),
         (["--train.rows", "0"], r"train\.rows \(0\): input should be greater than 0"),
         (["--think.top_k", "0"], r"think\.top_k \(0\): input should be greater than 0"),
-        (["--think.top_p", "0"], r"think\.top_p \(0\): input should be greater than 0"),
+        (["--think.top_p", "1.5"], r"think\.top_p \(1\.5\): input should be less than or equal to 1"),
         (["--think.min_p", "1.5"], r"think\.min_p \(1\.5\): input should be less than or equal to 1"),
         (["--think.temperature", ".inf"], r"think\.temperature \(inf\): input should be a finite number"),
         (["--think.num_samples", "["], r"think\.num_samples \('\['\): not YAML; quote it"),
