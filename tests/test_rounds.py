@@ -1,0 +1,162 @@
+"""The order of a round: which parameters each stage works with, which traces it trains on, which checkpoints stay."""
+
+import hashlib
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tpt_jax.config import RunConfig, load_config
+from tpt_jax.loop import rounds
+from tpt_jax.loop.recovery import RoundState
+from tpt_jax.loop.run_folder import RunFolder
+from tpt_jax.loop.seeds import derive_seed
+from tpt_jax.loop.stages import Sampled, Trained
+from tpt_jax.records import JudgedTrace, Question, QuestionSet, Trace, Verdict
+from tpt_jax.tasks import Task
+
+QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
+TRAIN = QuestionSet(tuple(Question(f"train/{index}", f"{index}?", str(index)) for index in range(5)))
+TEST = QuestionSet((Question("test/0", "7?", "7"),))
+
+
+class Calls:
+    """Stands in for everything that needs a device, and records what it is asked for."""
+
+    def __init__(self) -> None:
+        self.made: list[Any] = []
+
+    def lend(self, round_index: int) -> None:
+        self.made.append(("lend", round_index))
+
+    def take(self, round_index: int) -> None:
+        self.made.append(("take", round_index))
+
+    def put(self, round_index: int, parameters: Any, facts: Any) -> None:
+        self.made.append(("put", round_index))
+
+    def wait(self) -> None:
+        self.made.append("wait")
+
+    def close(self) -> None:
+        self.made.append("close")
+
+    def example(self, question: str, token_ids: Any, name: str) -> tuple[str, tuple[int, ...], str]:
+        return question, tuple(token_ids), name
+
+    def take_count(self) -> int:
+        return 0
+
+    def sample_and_judge(
+        self, setup: Any, folder: RunFolder, index: int, sampling: Any, questions: QuestionSet, load: Any
+    ) -> Sampled:
+        self.made.append((sampling, index, [question.id for question in questions]))
+        load()
+        judged = [
+            JudgedTrace(Trace(question.id, sample, f"{index}", (index, sample)), Verdict("1", True, True))
+            for question in questions
+            for sample in range(setup.config.evaluate.num_samples)
+        ]
+        folder.trace_writer(index, sampling, 0).write(judged)
+        return Sampled(1, 0, None, None)
+
+    def fine_tune(self, trainer: Any, load: Any, examples: Any, config: Any, **options: Any) -> Trained:
+        rounds_of_traces = sorted({token_ids[0] for _, token_ids, _ in examples})
+        self.made.append(("train", options["seed"], rounds_of_traces))
+        load()
+        options["saves"].mkdir(parents=True)
+        return Trained(None, len(examples), 0, 1, 1.0)  # pyright: ignore[reportArgumentType]
+
+
+def config(**overrides: Any) -> RunConfig:
+    sampling = {"num_samples": 2}
+    return load_config(QUICKSTART, {"num_rounds": 3, "think": {"num_questions": 2}, "evaluate": sampling, **overrides})
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    calls = Calls()
+    monkeypatch.setattr(rounds, "sample_and_judge", calls.sample_and_judge)
+    monkeypatch.setattr(rounds, "fine_tune", calls.fine_tune)
+    return calls
+
+
+def run(config: RunConfig, calls: Calls, path: Path) -> tuple[RunFolder, list[list[RoundState]]]:
+    folder = RunFolder.open(path, config)
+    setup: Any = SimpleNamespace(
+        config=config,
+        task=Task("t", TRAIN, TEST),
+        prompt=calls,
+        model="model",
+        load=lambda model: None,
+        compilations=SimpleNamespace(take=calls.take_count),
+    )
+    trainer: Any = None
+    weights: Any = calls
+    log: Any = SimpleNamespace(log=lambda *arguments: None)
+    loop = rounds.Loop(setup, trainer, folder, weights, log)
+    done = list(loop.run([RoundState(index, {}) for index in range(config.num_rounds + 1)]))
+    return folder, done
+
+
+def test_each_stage_works_with_the_parameters_and_traces_of_its_round(calls: Calls, tmp_path: Path) -> None:
+    folder, _ = run(config(num_rounds=2), calls, tmp_path / "run")
+    assert calls.made[:5] == [("put", 0), ("evaluate", 0, ["test/0"]), ("lend", 0), "wait", "wait"]
+    last_round = calls.made.index(("think", 2, ["train/2", "train/3"]))
+    assert calls.made[last_round + 1 :] == [
+        ("lend", 1),
+        ("train", derive_seed(0, 2, "train"), [1, 2]),  # the quickstart trains on the traces of all rounds so far
+        ("take", 1),
+        ("put", 2),
+        ("evaluate", 2, ["test/0"]),
+        ("lend", 2),
+        "wait",  # for the checkpoint, before training and evaluation are recorded
+        "wait",
+        "close",
+    ]
+    assert not list(Path(folder.path).glob("rounds/*/training"))
+    assert set(folder.stages(2)) == {"think", "prune", "train", "evaluate"}
+
+
+def test_rounds_may_start_from_the_base_on_their_own_traces(calls: Calls, tmp_path: Path) -> None:
+    run(config(num_rounds=2, train={"start_from": "base", "traces_of": "round"}), calls, tmp_path / "run")
+    assert [call for call in calls.made if call[0] == "take"] == [("take", 0), ("take", 0)]
+    assert [call[2] for call in calls.made if call[0] == "train"] == [[1], [2]]
+
+
+def test_questions_come_again_after_the_last_one(calls: Calls, tmp_path: Path) -> None:
+    run(config(), calls, tmp_path / "run")
+    asked = [call[2] for call in calls.made if call[0] == "think"]
+    assert asked == [["train/0", "train/1"], ["train/2", "train/3"], ["train/4", "train/0"]]
+
+
+@pytest.mark.parametrize(
+    ("start_from", "scores", "kept"),
+    [
+        ("previous", (0.2, 0.9, 0.3, 0.4), {1, 3}),
+        ("base", (0.2, 0.9, 0.3, 0.4), {0, 1, 3}),
+        ("previous", (0.1,) * 4, {0, 3}),
+    ],
+)
+def test_the_newest_and_the_best_checkpoint_stay(
+    calls: Calls, tmp_path: Path, start_from: str, scores: tuple[float, ...], kept: set[int]
+) -> None:
+    settings = config(keep_checkpoints=1, train={"start_from": start_from})
+    folder = RunFolder.open(tmp_path / "run", settings)
+    for index in range(4):
+        folder.checkpoint(index).mkdir(parents=True)
+    setup: Any = SimpleNamespace(config=settings)
+    nothing: Any = None
+    loop = rounds.Loop(setup, nothing, folder, nothing, nothing)
+    loop._remove_old_checkpoints([RoundState(index, {}, {"pass_at_1": score}) for index, score in enumerate(scores)])
+    assert {index for index in range(4) if folder.checkpoint(index).is_dir()} == kept
+
+
+def test_seeds_of_purposes_and_rounds_are_hashes() -> None:
+    expected = int(hashlib.sha256(b"3/2/train").hexdigest()[:8], 16)
+    assert derive_seed(3, 2, "train") == expected < 2**32
+    drawn = {
+        derive_seed(seed, index, purpose) for seed in range(9) for index in range(9) for purpose in ("select", "train")
+    }
+    assert len(drawn) == 2 * 81  # seed 0 in round 2 is not seed 1 in round 1
