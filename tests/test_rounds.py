@@ -1,19 +1,27 @@
 """The order of a round: which parameters each stage works with, which traces it trains on, which checkpoints stay."""
 
 import hashlib
+from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jax
+import numpy as np
 import pytest
 
+from tpt_jax.checkpoints.model_folder import ModelFolder
 from tpt_jax.config import RunConfig, load_config
+from tpt_jax.errors import Stopped
 from tpt_jax.loop import rounds
 from tpt_jax.loop.recovery import RoundState
 from tpt_jax.loop.run_folder import RunFolder
 from tpt_jax.loop.seeds import derive_seed
-from tpt_jax.loop.stages import Sampled, Trained
+from tpt_jax.loop.stages import Sampled, Trained, judge_while_sampling
+from tpt_jax.loop.weights import Weights
 from tpt_jax.records import JudgedTrace, Question, QuestionSet, Trace, Verdict
+from tpt_jax.runtime.sharding import Layout
 from tpt_jax.tasks import Task
 
 QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
@@ -54,7 +62,7 @@ class Calls:
         self.made.append((sampling, index, [question.id for question in questions]))
         load()
         judged = [
-            JudgedTrace(Trace(question.id, sample, f"{index}", (index, sample)), Verdict("1", True, True))
+            JudgedTrace(Trace(question.id, sample, f"{index}", (index, sample)), Verdict("1", sample == 0, True))
             for question in questions
             for sample in range(setup.config.evaluate.num_samples)
         ]
@@ -117,6 +125,8 @@ def test_each_stage_works_with_the_parameters_and_traces_of_its_round(calls: Cal
     ]
     assert not list(Path(folder.path).glob("rounds/*/training"))
     assert set(folder.stages(2)) == {"think", "prune", "train", "evaluate"}
+    pruned = folder.stages(2)["prune"]
+    assert [pruned[f"num_{name}"] for name in ("traces", "correct", "strict", "kept")] == [4, 4, 2, 2]
 
 
 def test_rounds_may_start_from_the_base_on_their_own_traces(calls: Calls, tmp_path: Path) -> None:
@@ -160,3 +170,55 @@ def test_seeds_of_purposes_and_rounds_are_hashes() -> None:
         derive_seed(seed, index, purpose) for seed in range(9) for index in range(9) for purpose in ("select", "train")
     }
     assert len(drawn) == 2 * 81  # seed 0 in round 2 is not seed 1 in round 1
+
+
+def test_traces_get_their_own_verdicts_also_when_sampling_stops() -> None:
+    """Each batch is judged while the next one is sampled."""
+    questions = QuestionSet(tuple(Question(str(index), "?", str(index)) for index in range(6)))
+    submitted: list[list[str]] = []
+
+    def submit_batch(pairs: list[tuple[Question, Trace]]) -> Future[list[Verdict]]:
+        submitted.append([trace.id for _, trace in pairs])
+        future: Future[list[Verdict]] = Future()
+        future.set_result([Verdict(question.id, True, question.id == trace.id) for question, trace in pairs])
+        return future
+
+    def batches() -> Iterator[list[Trace]]:
+        for start in (0, 2, 4):
+            yield [Trace(str(index), 0, "") for index in range(start, start + 2)]
+            yield []
+        raise Stopped
+
+    pool: Any = SimpleNamespace(submit_batch=submit_batch)
+    judged: list[tuple[str, str | None]] = []
+
+    def judge() -> None:
+        for traces, verdicts in judge_while_sampling(batches(), pool, questions):
+            judged.extend((trace.id, verdict.extracted) for trace, verdict in zip(traces, verdicts, strict=True))
+            assert len(submitted) == min(len(judged) // 2 + 1, 3)  # the next batch is on its way
+
+    with pytest.raises(Stopped):
+        judge()
+    assert judged == [(str(index), str(index)) for index in range(6)]
+
+
+def test_weights_come_from_the_devices_the_hosts_or_a_checkpoint(layout: Layout, tmp_path: Path) -> None:
+    settings = config(train={"offload": True})
+    model = ModelFolder.open("quickstart")
+    base = model.load(layout)
+    expected = [np.asarray(leaf) for leaf in jax.tree.leaves(base)]
+    setup: Any = SimpleNamespace(config=settings, model=model, load=lambda folder, verify: folder.load(layout))
+    weights = Weights(setup, RunFolder.open(tmp_path / "run", settings))
+    weights.put(0, base, {"tokens": 0})
+    taken = weights.take(0)
+    doubled = jax.tree.map(lambda leaf: 2 * leaf, taken)
+    jax.tree.map(lambda leaf: leaf.delete(), taken)  # as a train step does with what is donated to it
+    weights.put(1, doubled, {"tokens": 1})
+    assert {leaf.sharding.memory_kind for leaf in jax.tree.leaves(weights.lend(1))} == {"device"}
+    assert weights._held is not None
+    assert {leaf.sharding.memory_kind for leaf in jax.tree.leaves(weights._held.parameters)} == {"pinned_host"}
+    for index, factor in ((1, 2), (0, 1), (1, 2)):
+        lent = weights.lend(index)
+        for leaf, value in zip(jax.tree.leaves(lent), expected, strict=True):
+            np.testing.assert_array_equal(np.asarray(leaf), factor * value)
+    weights.close()
