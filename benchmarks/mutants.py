@@ -1,51 +1,26 @@
-"""Breaks the code in some forty ways, one at a time in a copy, and expects a test to notice each.
+"""Breaks the code in over a hundred ways, one at a time in a copy, and expects a test to notice each.
 
     python benchmarks/mutants.py [--only NAME ...] [--list]
 
-Needs the `test` extra. Every mutant names the tests that must fail; they must pass on the unbroken copy first. Prints a
-line a mutant and exits with 1 if one survives.
+Needs the `test` extra. Every mutant (mutant_list.py) names the tests that must fail; they must pass on the unbroken
+copy first. Prints a line per mutant and exits with 1 if one survives.
 """
 
 import argparse
-import dataclasses
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+from mutant_list import MUTANTS, Mutant
+
 ROOT = Path(__file__).parent.parent
-SECONDS = 300  # a mutant that makes its tests hang counts as killed
-
-
-@dataclasses.dataclass(frozen=True)
-class Mutant:
-    """One fault.
-
-    Attributes:
-      file: below tpt_jax/.
-      old, new: a text that stands in the file exactly once, and what replaces it.
-      tests: pytest arguments, separated by spaces; at least one of these tests must fail.
-    """
-
-    name: str
-    file: str
-    old: str
-    new: str
-    tests: str
-
-
-MUTANTS: tuple[Mutant, ...] = (
-    Mutant(
-        "interval with the population's variance",
-        "evaluation.py",
-        "ddof=1",
-        "ddof=0",
-        "tests/test_evaluate.py",
-    ),
-)
+SECONDS = 120  # a mutant that makes its tests hang counts as killed
+SECONDS_UNBROKEN = 1200  # for all tests together
 
 
 def main() -> int:
@@ -57,13 +32,17 @@ def main() -> int:
     if args.list:
         print("\n".join(mutant.name for mutant in chosen))
         return 0
+    started = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         copy = Path(name) / "copy"
         copy_checkout(copy)
-        if failed := [tests for tests in dict.fromkeys(mutant.tests for mutant in chosen) if not passes(copy, tests)]:
-            sys.exit(f"these tests fail without a mutant: {'; '.join(failed)}")
+        for mutant in chosen:
+            mutated(copy, mutant)  # exits if the mutant no longer fits its file
+        if not passes(copy, [test for mutant in chosen for test in mutant.tests.split()], SECONDS_UNBROKEN):
+            sys.exit("the tests fail without a mutant; run pytest")
         survivors = [mutant for mutant in chosen if not is_killed(copy, mutant)]
-    print(f"{len(chosen) - len(survivors)} of {len(chosen)} killed")
+    minutes = (time.monotonic() - started) / 60
+    print(f"{len(chosen) - len(survivors)} of {len(chosen)} killed in {minutes:.0f} minutes")
     return 1 if survivors else 0
 
 
@@ -75,29 +54,37 @@ def copy_checkout(target: Path) -> None:
         shutil.copyfile(ROOT / name, target / name)
 
 
+def mutated(copy: Path, mutant: Mutant) -> str:
+    """The mutant's file with the fault in it."""
+    text = (copy / "tpt_jax" / mutant.file).read_text()
+    if text.count(mutant.old) != 1:
+        sys.exit(f"{mutant.name}: {mutant.file} holds {mutant.old!r} {text.count(mutant.old)} times, not once")
+    return text.replace(mutant.old, mutant.new)
+
+
 def is_killed(copy: Path, mutant: Mutant) -> bool:
     """Runs the mutant's tests on the broken copy, and repairs it."""
     path = copy / "tpt_jax" / mutant.file
     text = path.read_text()
-    if text.count(mutant.old) != 1:
-        sys.exit(f"{mutant.name}: {mutant.file} holds {mutant.old!r} {text.count(mutant.old)} times, not once")
-    path.write_text(text.replace(mutant.old, mutant.new))
+    path.write_text(mutated(copy, mutant))
     started = time.monotonic()
-    killed = not passes(copy, mutant.tests)
+    killed = not passes(copy, mutant.tests.split(), SECONDS)
     path.write_text(text)
     print(f"{'killed  ' if killed else 'SURVIVED'} {time.monotonic() - started:4.0f} s  {mutant.name}", flush=True)
     return killed
 
 
-def passes(copy: Path, tests: str) -> bool:
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-n0", "-p", "no:cacheprovider", *tests.split()]
+def passes(copy: Path, tests: Sequence[str], seconds: float) -> bool:
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-n0", "-p", "no:cacheprovider", *dict.fromkeys(tests)]
     env = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
     try:
-        done = subprocess.run(command, cwd=copy, env=env, capture_output=True, timeout=SECONDS, check=False)
+        done = subprocess.run(command, cwd=copy, env=env, capture_output=True, timeout=seconds, check=False)
     except subprocess.TimeoutExpired:
         return False
     if done.returncode not in (0, 1):  # 1: tests failed
-        sys.exit(f"pytest {tests}: status {done.returncode}\n{done.stdout.decode()[-2000:]}{done.stderr.decode()}")
+        sys.exit(
+            f"pytest {' '.join(tests)}: status {done.returncode}\n{done.stdout.decode()[-2000:]}{done.stderr.decode()}"
+        )
     return done.returncode == 0
 
 

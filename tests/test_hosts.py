@@ -176,18 +176,18 @@ except (HostsError, OSError, UserError) as error:
 """
 
 
-@pytest.mark.parametrize(
-    ("case", "expected"),
-    [
-        ("exchange", "[[0], [10]] {'1': [0]}"),
-        ("late", "HostsError host 1 ({hostname}) is late or gone: waited 3 s for it at 'the meeting'"),
-        ("diverged", "HostsError the hosts have diverged: host 0 ({hostname}) is at 'checkpoint', host 1 at 'pruning'"),
-        ("mistake_in_broadcast", "UserError no such file; give another"),
-        ("mistake_of_one_host", "UserError host 1 lacks the file"),
-        ("full_disk_on_one_host", "no space left"),
-    ],
-)
-def test_both_hosts_get_the_same_values_and_the_same_error(case: str, expected: str) -> None:
+EXPECTED = {
+    "exchange": "[[0], [10]] {'1': [0]}",
+    "late": "HostsError host 1 ({hostname}) is late or gone: waited 3 s for it at 'the meeting'",
+    "diverged": "HostsError the hosts have diverged: host 0 ({hostname}) is at 'checkpoint', host 1 at 'pruning'",
+    "mistake_in_broadcast": "UserError no such file; give another",
+    "mistake_of_one_host": "UserError host 1 lacks the file",
+    "full_disk_on_one_host": "no space left",
+}
+
+
+@pytest.mark.parametrize("case", EXPECTED)
+def test_both_hosts_get_the_same_values_and_the_same_error(case: str) -> None:
     address = free_address()
     commands = [[sys.executable, "-c", CASES, case, str(host), address] for host in range(2)]
     both = [
@@ -195,7 +195,7 @@ def test_both_hosts_get_the_same_values_and_the_same_error(case: str, expected: 
     ]
     for process in both:
         stdout, stderr = process.communicate(timeout=60)
-        assert expected.replace("{hostname}", socket.gethostname()) in stdout, stderr
+        assert EXPECTED[case].replace("{hostname}", socket.gethostname()) in stdout, stderr
         assert process.returncode == 0
 
 

@@ -1,0 +1,867 @@
+"""The faults that mutants.py puts into the code, by room, with the tests that must notice them."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutant:
+    """One fault.
+
+    Attributes:
+      file: below tpt_jax/.
+      old, new: a text that stands in the file exactly once, and what replaces it.
+      tests: pytest arguments, separated by spaces; at least one of these tests must fail.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+SAMPLING = "tests/test_sampling.py"
+FILTERS = "tests/test_filters.py"
+GREEDY = f"{SAMPLING}::test_greedy_sampling_matches_transformers_generate"
+
+THINK = (
+    Mutant(
+        "the round ignored in the sampling keys",
+        "think/sampling.py",
+        "jax.random.fold_in(jax.random.key(seed), round_index)",
+        "jax.random.key(seed)",
+        f"{SAMPLING}::test_trace_keys_fold_in_round_question_and_sample",
+    ),
+    Mutant(
+        "the sample ignored in the sampling keys",
+        "think/sampling.py",
+        "jax.random.fold_in(jax.random.fold_in(round_key, question), sample)",
+        "jax.random.fold_in(round_key, question)",
+        f"{SAMPLING}::test_trace_keys_fold_in_round_question_and_sample",
+    ),
+    Mutant(
+        "the position ignored in the sampling keys",
+        "think/sampling.py",
+        "jax.vmap(jax.random.fold_in)(keys, positions)",
+        "keys",
+        f"{SAMPLING} {FILTERS}",
+    ),
+    Mutant(
+        "temperature 0 not greedy",
+        "think/sampling.py",
+        "+ temperature * noise",
+        "+ jnp.maximum(temperature, 0.1) * noise",
+        f"{FILTERS}::test_temperature_zero_is_greedy",
+    ),
+    Mutant(
+        "top_p keeps one token too many",
+        "think/sampling.py",
+        "num_kept = num_listed_kept + num_unlisted",
+        "num_kept = 1 + num_listed_kept + num_unlisted",
+        f"{FILTERS}::test_ties_by_hand",
+    ),
+    Mutant(
+        "min_p compares probabilities, not their ratio",
+        "think/sampling.py",
+        "jnp.where(relative >= filters.min_p, filtered, -jnp.inf)",
+        "jnp.where(jax.nn.softmax(logits / temperature) >= filters.min_p, filtered, -jnp.inf)",
+        f"{FILTERS}::test_draws_follow_the_filtered_softmax",
+    ),
+    Mutant(
+        "log-probabilities under the filters",
+        "think/sampling.py",
+        "chosen - jax.nn.logsumexp(logits, axis=-1)",
+        "chosen - jax.nn.logsumexp(filter_logits(logits, temperature, filters), axis=-1)",
+        f"{FILTERS}::test_filters_match_transformers",
+    ),
+    Mutant(
+        "log-probability without the last token",
+        "think/slots.py",
+        "jnp.where(busy, logprobs, 0.0)",
+        "jnp.where(busy & ~ends, logprobs, 0.0)",
+        f"{SAMPLING}::test_logprobs_match_the_full_forward_pass",
+    ),
+    Mutant(
+        "trace limits off by one",
+        "think/slots.py",
+        "(length >= batch.trace_limits[trace])",
+        "(length > batch.trace_limits[trace])",
+        f"{SAMPLING}::test_each_trace_ends_at_its_limit",
+    ),
+    Mutant(
+        "a finished trace overwrites the one before in the buffer",
+        "think/slots.py",
+        "dynamic_update_slice_in_dim(buffers[name], row, first + index, axis=0)",
+        "dynamic_update_slice_in_dim(buffers[name], row, first, axis=0)",
+        f"{SAMPLING}::test_each_trace_ends_at_its_limit",
+    ),
+    Mutant(
+        "more finished traces than the buffer holds",
+        "think/slots.py",
+        "slots.done & (finished.count[0] + rank < shape.buffer_rows)",
+        "slots.done",
+        f"{SAMPLING}::test_traces_do_not_depend_on_slots_or_order",
+    ),
+    Mutant(
+        "a prompt overwritten in the pool while it is needed",
+        "think/slots.py",
+        "count + shape.prefill_rows - shape.pool_rows <= oldest_needed",
+        "count + shape.prefill_rows - shape.pool_rows <= oldest_needed + 1",
+        f"{SAMPLING}::test_traces_do_not_depend_on_slots_or_order",
+    ),
+    Mutant(
+        "less of the cache read than the longest trace needs",
+        "think/slots.py",
+        "jnp.where(busy, slots.position, 0).max()",
+        "jnp.where(busy, slots.position, 0).min()",
+        f"{GREEDY}[llama]",
+    ),
+    Mutant(
+        "int8 scale from the largest value, not the largest magnitude",
+        "think/cache.py",
+        "jnp.abs(x).max(axis=-1)",
+        "x.max(axis=-1)",
+        f"{SAMPLING}::test_an_int8_cache_is_close",
+    ),
+    Mutant(
+        "prompts after a shared prefix prefilled from position 0",
+        "think/slots.py",
+        "shape.num_prefix_tokens + columns",
+        "columns",
+        f"{SAMPLING}::test_a_shared_prefix_does_not_change_traces[llama]",
+    ),
+    Mutant(
+        "draws after a shared prefix keyed by the position in the rest",
+        "think/slots.py",
+        "position = shape.num_prefix_tokens + slots.position",
+        "position = slots.position",
+        f"{SAMPLING}::test_a_shared_prefix_does_not_change_traces[llama]",
+    ),
+    Mutant(
+        "missing samples numbered from 0",
+        "think/requests.py",
+        '["trace_samples"][shard, first:end] = request.samples',
+        '["trace_samples"][shard, first:end] = range(len(request.samples))',
+        f"{SAMPLING}::test_remaining_traces_are_the_same_on_resume",
+    ),
+    Mutant(
+        "the stop token kept in token_ids",
+        "think/engine.py",
+        "int(finished.length[row]) - stopped]",
+        "int(finished.length[row])]",
+        f"{GREEDY}[llama]",
+    ),
+    Mutant(
+        "the seconds of all hosts added up",
+        "think/engine.py",
+        "total[name] /= len(hosts)",
+        "total[name] /= 1",
+        f"{SAMPLING}",
+    ),
+)
+
+PRUNE_TESTS = "tests/test_prune.py"
+EVALUATE = "tests/test_evaluate.py"
+
+PRUNE_AND_EVALUATION = (
+    Mutant(
+        "the seed ignored in selection",
+        "prune/selection.py",
+        'f"{seed}/{trace.trace.id}/{trace.trace.sample}"',
+        'f"{trace.trace.id}/{trace.trace.sample}"',
+        f"{PRUNE_TESTS}::test_the_seed_draws_each_trace_equally_often",
+    ),
+    Mutant(
+        'traces of unknown verdict kept with keep="any"',
+        "prune/selection.py",
+        "[trace for trace in traces if not trace.verdict.unknown]",
+        '[trace for trace in traces if keep == "any" or not trace.verdict.unknown]',
+        f"{PRUNE_TESTS}::test_keep_names_the_verdict_and_never_keeps_an_unknown_one",
+    ),
+    Mutant(
+        "truncated traces kept",
+        "prune/selection.py",
+        'if trace.trace.finish_reason == "stop"',
+        "if trace.trace.finish_reason",
+        f"{PRUNE_TESTS}::test_without_limits_everything_usable_is_kept_in_order",
+    ),
+    Mutant(
+        "held-out traces kept",
+        "prune/selection.py",
+        "[trace for trace in traces if not is_held_out(trace.trace.id)]",
+        "[trace for trace in traces if not is_held_out(trace.trace.name)]",
+        f"{PRUNE_TESTS}::test_every_dropped_trace_is_counted_under_its_first_reason",
+    ),
+    Mutant(
+        "duplicates kept",
+        "prune/selection.py",
+        "by_text.setdefault((trace.trace.id, trace.trace.completion), trace)",
+        "by_text.setdefault((trace.trace.name, trace.trace.completion), trace)",
+        f"{PRUNE_TESTS}::test_without_limits_everything_usable_is_kept_in_order",
+    ),
+    Mutant(
+        "equal texts of two questions merged",
+        "prune/selection.py",
+        "by_text.setdefault((trace.trace.id, trace.trace.completion), trace)",
+        'by_text.setdefault(("", trace.trace.completion), trace)',
+        f"{PRUNE_TESTS}::test_without_limits_everything_usable_is_kept_in_order",
+    ),
+    Mutant(
+        "max_traces takes the first by id, not by draw",
+        "prune/selection.py",
+        "traces[:max_traces]",
+        "sorted(traces, key=lambda trace: (trace.trace.id, trace.trace.sample))[:max_traces]",
+        f"{PRUNE_TESTS}::test_the_seed_draws_each_trace_equally_often[max_traces]",
+    ),
+    Mutant(
+        "one trace too few of each question",
+        "prune/selection.py",
+        "counts[trace.trace.id] <= limit",
+        "counts[trace.trace.id] < limit",
+        f"{PRUNE_TESTS}::test_limits_are_used_up_exactly",
+    ),
+    Mutant(
+        "interval with the population's variance",
+        "evaluation.py",
+        "ddof=1",
+        "ddof=0",
+        f"{EVALUATE}::test_the_interval_is_the_mean_and_its_standard_error",
+    ),
+    Mutant(
+        "pass_at_k as if drawn with replacement",
+        "evaluation.py",
+        "math.comb(num_samples - num_right, k) / math.comb(num_samples, k)",
+        "(1 - num_right / num_samples) ** k",
+        f"{EVALUATE}::test_figures_of_two_questions",
+    ),
+    Mutant(
+        "traces without an answer vote",
+        "evaluation.py",
+        "for judged in traces if judged.verdict.extracted is not None)",
+        "for judged in traces)",
+        f"{EVALUATE}::test_maj_at_k_breaks_ties_at_random",
+    ),
+    Mutant(
+        "the first of tied answers wins",
+        "evaluation.py",
+        "sum(answer in right for answer in leaders) / len(leaders) if leaders else 0.0",
+        "float(leaders[0] in right) if leaders else 0.0",
+        f"{EVALUATE}::test_maj_at_k_breaks_ties_at_random",
+    ),
+    Mutant(
+        "questions with unreadable answers counted as wrong",
+        "evaluation.py",
+        "[traces for traces in by_question.values() if not any(trace.verdict.unknown for trace in traces)]",
+        "[*by_question.values()]",
+        f"{EVALUATE}::test_strict_rates_and_counts_leave_unreadable_questions_out",
+    ),
+)
+
+TRAINING = "tests/test_training.py"
+PACKING = "tests/test_packing.py"
+OPTIMIZER = "tests/test_optimizer.py"
+TORCH_LOOP = f"{TRAINING}::test_losses_of_twenty_steps_equal_a_torch_loop"
+
+TRAIN = (
+    Mutant(
+        "steps after a non-finite one applied again",
+        "train/step.py",
+        "is_finite = state.is_finite & jnp.isfinite(metrics.loss)",
+        "is_finite = jnp.isfinite(metrics.loss)",
+        f"{TRAINING}::test_after_a_non_finite_loss_no_later_step_changes_anything",
+    ),
+    Mutant(
+        "a non-finite gradient applied",
+        "train/step.py",
+        " & jnp.isfinite(metrics.grad_norm)",
+        "",
+        f"{TRAINING}::test_a_non_finite_gradient_of_a_finite_loss_changes_nothing",
+    ),
+    Mutant(
+        "micro-batches averaged, whatever their tokens",
+        "train/step.py",
+        "return gradients, loss, micro.loss_weights.sum()",
+        "return (*jax.tree.map(lambda x: x / micro.loss_weights.sum(), (gradients, loss)), jnp.float32(1))",
+        f"{TRAINING}::test_gradients_are_weighted_by_tokens_across_micro_batches",
+    ),
+    Mutant(
+        "packed traces see each other",
+        "train/step.py",
+        "            micro.segment_ids,\n",
+        "            jnp.minimum(micro.segment_ids, 1),\n",
+        f"{TORCH_LOOP}[llama]",
+    ),
+    Mutant(
+        "loss on the prompt",
+        "train/data.py",
+        "columns.start + example.num_prompt - 1 : columns.stop",
+        "columns",
+        f"{PACKING}::test_an_epoch_has_every_example_once_with_correct_masks",
+    ),
+    Mutant(
+        "positions not reset for each packed trace",
+        "train/data.py",
+        "np.arange(_length(example)), segment",
+        "np.arange(columns.start, columns.stop), segment",
+        f"{PACKING}::test_an_epoch_has_every_example_once_with_correct_masks",
+    ),
+    Mutant(
+        "every epoch in the same order",
+        "train/data.py",
+        ".repeat(num_epochs)",
+        ".repeat(num_epochs, reseed_each_epoch=False)",
+        f"{PACKING}::test_each_epoch_has_its_own_order_and_a_seed_repeats_it",
+    ),
+    Mutant(
+        "the last, incomplete batch left out",
+        "train/data.py",
+        "drop_remainder=False",
+        "drop_remainder=True",
+        f"{PACKING}::test_an_epoch_has_every_example_once_with_correct_masks",
+    ),
+    Mutant(
+        "a row filled beyond its capacity",
+        "train/data.py",
+        "bisect.bisect_left(free, (lengths[index], -1))",
+        "bisect.bisect_left(free, (lengths[index] - 1, -1))",
+        f"{PACKING}::test_rows_have_every_example_once_and_no_two_rows_would_fit_in_one",
+    ),
+    Mutant(
+        "traces of exactly a row's length left out",
+        "train/data.py",
+        "if _length(example) <= sequence_length]",
+        "if _length(example) < sequence_length]",
+        f"{PACKING}::test_examples_longer_than_a_row_are_left_out_not_truncated",
+    ),
+    Mutant(
+        "weight decay on norms",
+        "train/optimizer.py",
+        'lambda axes: "norm" not in axes)',
+        "lambda axes: True)",
+        f"{OPTIMIZER}::test_weight_decay_shrinks_every_weight_except_norms",
+    ),
+    Mutant(
+        "warm-up one step ahead",
+        "train/optimizer.py",
+        "config.learning_rate * step / max(1, warmup)",
+        "config.learning_rate * (step + 1) / max(1, warmup)",
+        f"{OPTIMIZER}::test_learning_rate_at_chosen_steps",
+    ),
+    Mutant(
+        "gradients not clipped",
+        "train/optimizer.py",
+        "optax.clip_by_global_norm(config.max_grad_norm)",
+        "optax.identity()",
+        f"{TORCH_LOOP}[llama]",
+    ),
+    Mutant(
+        "no gradient through the soft cap",
+        "train/linear_cross_entropy.py",
+        "return gradient if cap is None else gradient * (1 - (logits / cap) ** 2)",
+        "return gradient",
+        "tests/test_loss.py",
+    ),
+    Mutant(
+        "focal loss with the complement's weight",
+        "train/loss.py",
+        "(1 - jnp.exp(-nll)) ** config.focal_gamma * nll",
+        "jnp.exp(-nll) ** config.focal_gamma * nll",
+        "tests/test_loss.py",
+    ),
+    Mutant(
+        "tokens before a resume not counted",
+        "train/fine_tuning.py",
+        'TokenCounts(**saved.progress["counts"]) if saved else TokenCounts()',
+        "TokenCounts()",
+        f"{TRAINING}::test_killed_within_an_epoch_it_resumes_with_the_next_batch",
+    ),
+    Mutant(
+        "a resumed training repeats the first batches",
+        "train/fine_tuning.py",
+        'self._batches.set_state(saved.progress["iterator"])',
+        "pass",
+        f"{TRAINING}::test_killed_within_an_epoch_it_resumes_with_the_next_batch",
+    ),
+)
+
+POOL = "tests/test_pool.py"
+HANG_OR_DIE = f"{POOL}::test_a_checker_that_hangs_dies_or_eats_memory_costs_one_trace[name]"
+
+CHECKS = (
+    Mutant(
+        "a trace whose worker died counted as right",
+        "checks/pool.py",
+        "failed[index] = Verdict.wrong(failure.reason)",
+        "failed[index] = Verdict(None, strict=True, correct=True)",
+        HANG_OR_DIE,
+    ),
+    Mutant(
+        "the wrong trace blamed for a failed worker",
+        "checks/pool.py",
+        "index = start + failure.index",
+        "index = failure.index",
+        HANG_OR_DIE,
+    ),
+    Mutant(
+        "no second chance after a worker's death",
+        "checks/pool.py",
+        "if failure.reason != DIED or index in suspects:",
+        "if failure.reason:",
+        f"{POOL}::test_a_worker_killed_from_outside_costs_no_trace",
+    ),
+    Mutant(
+        "verdicts of the last chunk first",
+        "checks/pool.py",
+        "[verdict for future in futures for verdict in future.result()]",
+        "[verdict for future in reversed(futures) for verdict in future.result()]",
+        f"{POOL}::test_verdicts_come_in_the_order_of_the_pairs",
+    ),
+    Mutant(
+        "any value of a user's checker taken for true or false",
+        "checks/registry.py",
+        "if value not in (True, False):",
+        "if value is ...:",
+        f"{PRUNE_TESTS}::test_a_checker_that_fails_on_every_trace_is_reported",
+    ),
+    Mutant(
+        "an unreadable reference answer counted as wrong",
+        "checks/registry.py",
+        "return Verdict.unreadable()",
+        'return Verdict.wrong("unreadable reference answer")',
+        f"{POOL}::test_what_a_function_may_return",
+    ),
+)
+
+HOSTS = "tests/test_hosts.py"
+EXCHANGE = f"{HOSTS}::test_both_hosts_get_the_same_values_and_the_same_error"
+
+RUNTIME = (
+    Mutant(
+        "the first host keeps the object it broadcasts",
+        "runtime/hosts.py",
+        'exchange.post("value", value)\n    return _through_json(value)',
+        'exchange.post("value", value)\n    return value',
+        f"{HOSTS}::test_both_hosts_get_the_same_values_and_the_same_error[exchange]",
+    ),
+    Mutant(
+        "all_gather in the wrong order",
+        "runtime/hosts.py",
+        "[value, *(exchange.receive(str(host), sender=host) for host in range(1, count()))]",
+        "[*(exchange.receive(str(host), sender=host) for host in range(1, count())), value]",
+        f"{HOSTS}::test_both_hosts_get_the_same_values_and_the_same_error[exchange]",
+    ),
+    Mutant(
+        "hosts in different exchanges not noticed",
+        "runtime/hosts.py",
+        "if reached is not None and reached != self.name:",
+        "if reached is not None and not self.name:",
+        f"{HOSTS}::test_both_hosts_get_the_same_values_and_the_same_error[diverged]",
+    ),
+)
+
+RUN_FOLDER = "tests/test_run_folder.py"
+BUCKET = "tests/test_bucket.py"
+RECOVERY = "tests/test_recovery.py"
+ROUNDS = "tests/test_rounds.py"
+
+LOOP = (
+    Mutant(
+        "seeds by sum instead of hash",
+        "loop/seeds.py",
+        'return int.from_bytes(digest[:4], "big")',
+        "return (seed + round_index + len(purpose)) % 2**32",
+        ROUNDS,
+    ),
+    Mutant(
+        "one seed for all purposes of a round",
+        "loop/seeds.py",
+        'f"{seed}/{round_index}/{purpose}"',
+        'f"{seed}/{round_index}"',
+        ROUNDS,
+    ),
+    Mutant(
+        "a broken checkpoint not removed",
+        "loop/recovery.py",
+        "            folder.checkpoint(state.index).rmtree()",
+        "            pass",
+        RECOVERY,
+    ),
+    Mutant(
+        "the round of a broken checkpoint still marked as trained",
+        "loop/recovery.py",
+        "    state = state.without_training()",
+        "",
+        RECOVERY,
+    ),
+    Mutant(
+        "the checkpoint of a round that lacks its evaluation not verified",
+        "loop/recovery.py",
+        "return {first.index}",
+        "return set()",
+        RECOVERY,
+    ),
+    Mutant(
+        "the checkpoint that every round starts from not verified",
+        "loop/recovery.py",
+        '0 if config.train.start_from == "base" else first.index - 1',
+        "first.index - 1",
+        RECOVERY,
+    ),
+    Mutant(
+        "a training that ended just before the kill done again",
+        "loop/recovery.py",
+        'if "train" not in stages and is_complete(checkpoint):',
+        'if "train" in stages and is_complete(checkpoint):',
+        RECOVERY,
+    ),
+    Mutant(
+        "keep_checkpoints drops the best",
+        "loop/rounds.py",
+        "{*sorted(scores)[-count:], max(scores, key=lambda index: scores[index])}",
+        "{*sorted(scores)[-count:]}",
+        ROUNDS,
+    ),
+    Mutant(
+        "keep_checkpoints drops the one every round starts from",
+        "loop/rounds.py",
+        "kept.add(0)",
+        "kept.add(1)",
+        ROUNDS,
+    ),
+    Mutant(
+        "training saves not removed",
+        "loop/rounds.py",
+        "saves.rmtree()",
+        "pass",
+        ROUNDS,
+    ),
+    Mutant(
+        "a round evaluates the model before its training",
+        "loop/rounds.py",
+        '"evaluate", questions, lambda: self.weights.lend(index)',
+        '"evaluate", questions, lambda: self.weights.lend(index - 1)',
+        ROUNDS,
+    ),
+    Mutant(
+        "every round asks the same questions",
+        "loop/rounds.py",
+        "start = (index - 1) * count",
+        "start = 0",
+        ROUNDS,
+    ),
+    Mutant(
+        "each round starts from the base model",
+        "loop/rounds.py",
+        'index - 1 if config.train.start_from == "previous" else 0',
+        "0",
+        ROUNDS,
+    ),
+    Mutant(
+        "a training on all rounds without the newest traces",
+        "loop/rounds.py",
+        "range(1, index + 1) if",
+        "range(1, index) if",
+        ROUNDS,
+    ),
+    Mutant(
+        "a run folder accepts another seed",
+        "loop/run_folder.py",
+        'r"num_rounds|keep_checkpoints|',
+        'r"num_rounds|seed|keep_checkpoints|',
+        f"{RUN_FOLDER}::test_settings_that_change_results_are_refused",
+    ),
+    Mutant(
+        "the metrics line of a repeated step kept",
+        "loop/recovery.py",
+        'line["step"] < num_saved[index]',
+        'line["step"] <= num_saved[index]',
+        RECOVERY,
+    ),
+    Mutant(
+        "a resumed host overwrites its traces",
+        "loop/run_folder.py",
+        'int(written[-1].stem.rpartition("-")[2]) + 1 if written else 0',
+        "0",
+        f"{BUCKET}::test_a_run_is_written_and_resumed",
+    ),
+    Mutant(
+        "hosts overwrite each other's traces",
+        "loop/run_folder.py",
+        'TraceWriter(folder, f"{sampling}-{host:03}", itertools.count(first))',
+        'TraceWriter(folder, f"{sampling}-000", itertools.count(first))',
+        f"{BUCKET}::test_a_run_is_written_and_resumed",
+    ),
+    Mutant(
+        "traces in the order of their files",
+        "loop/run_folder.py",
+        "return sorted(judged, key=lambda judged: (judged.trace.id, judged.trace.sample))",
+        "return judged",
+        f"{BUCKET}::test_a_run_is_written_and_resumed",
+    ),
+    Mutant(
+        "verdicts given to the traces of the next batch",
+        "loop/stages.py",
+        "                yield pending[0], pending[1].result()\n            pending = submitted",
+        "                yield traces, pending[1].result()\n            pending = submitted",
+        ROUNDS,
+    ),
+    Mutant(
+        "the last batch before a stop lost",
+        "loop/stages.py",
+        "    except Stopped as error:\n        stopped = error",
+        "    except Stopped as error:\n        raise error",
+        ROUNDS,
+    ),
+    Mutant(
+        "strict verdicts counted as the correct ones",
+        "loop/stages.py",
+        '"num_correct": sum(trace.verdict.correct for trace in judged)',
+        '"num_correct": sum(trace.verdict.strict for trace in judged)',
+        ROUNDS,
+    ),
+    Mutant(
+        "weights that were taken are still held",
+        "loop/weights.py",
+        "        self._held = None\n        return parameters",
+        "        return parameters",
+        ROUNDS,
+    ),
+    Mutant(
+        "weights lent without moving them to the hosts",
+        "loop/weights.py",
+        'in_memory(parameters, "pinned_host") if offload else parameters',
+        "parameters",
+        ROUNDS,
+    ),
+    Mutant(
+        "another round's weights given out",
+        "loop/weights.py",
+        "if self._held is not None and self._held.round_index == round_index:",
+        "if self._held is not None:",
+        ROUNDS,
+    ),
+    Mutant(
+        "a checkpoint read before it is complete",
+        "loop/weights.py",
+        "        self.wait()\n",
+        "",
+        ROUNDS,
+    ),
+    Mutant(
+        "test questions left out for an unreadable training question",
+        "loop/setup.py",
+        "unreadable, first=len(task.train))",
+        "unreadable, first=0)",
+        "tests/test_tasks.py::test_leaving_out_a_training_question_keeps_the_test_question_with_its_id",
+    ),
+)
+
+CHECKPOINTS_TESTS = "tests/test_checkpoints.py"
+
+CHECKPOINTS = (
+    Mutant(
+        "checksums of sizes only",
+        "checkpoints/checksums.py",
+        "zlib.crc32(chunk, crc)",
+        "crc",
+        f"{CHECKPOINTS_TESTS}::test_every_damaged_file_is_named",
+    ),
+    Mutant(
+        "checkpoints loaded without verifying them",
+        "checkpoints/model_folder.py",
+        "        if verify:\n",
+        "        if not verify:\n",
+        f"{CHECKPOINTS_TESTS}::test_a_checkpoint_without_checksums_was_cut_short",
+    ),
+    Mutant(
+        "only the newest save of a training kept",
+        "checkpoints/training.py",
+        "max_to_keep=2",
+        "max_to_keep=1",
+        f"{TRAINING}::test_a_corrupt_save_is_skipped_for_the_one_before",
+    ),
+    Mutant(
+        "remains of a killed checkpoint left in place",
+        "checkpoints/writer.py",
+        "left = unfinished_folder(path) or (",
+        "left = (",
+        f"{CHECKPOINTS_TESTS}::test_remains_of_a_killed_process_are_removed",
+    ),
+)
+
+PROMPTS = "tests/test_prompts.py"
+CONTRACT = f"{PROMPTS}::test_the_samplers_prompt_is_the_prefix_of_the_training_example"
+TASKS = "tests/test_tasks.py"
+LIBRARY_TESTS = "tests/test_library.py"
+
+PROMPTS_TASKS_IO = (
+    Mutant(
+        "the end of turn not trained",
+        "prompts.py",
+        "Example((*prompt, *completion_ids, self.end_of_turn), len(prompt), id)",
+        "Example((*prompt, *completion_ids), len(prompt), id)",
+        CONTRACT,
+    ),
+    Mutant(
+        "EOS trained in place of the template's end of turn",
+        "prompts.py",
+        "self.end_of_turn = self._find_end_of_turn()",
+        "self.end_of_turn = tokenizer.eos_token_id",
+        f"{PROMPTS}::test_the_end_of_turn_is_the_templates_not_eos",
+    ),
+    Mutant(
+        "a template that writes BOS twice accepted",
+        "prompts.py",
+        "prompt.count(bos) != 1",
+        "bos not in prompt",
+        f"{PROMPTS}::test_a_template_that_breaks_the_contract_is_refused",
+    ),
+    Mutant(
+        "the prompt depends on today's date",
+        "prompts.py",
+        "                date_string=DATE,\n",
+        "",
+        f"{PROMPTS}::test_the_prompt_does_not_depend_on_the_day",
+    ),
+    Mutant(
+        "shots without the instruction",
+        "prompts.py",
+        "if self.instruction else asked",
+        "if self.instruction and answered is None else asked",
+        f"{PROMPTS}::test_shots_precede_the_question",
+    ),
+    Mutant(
+        "decontamination without casefold",
+        "tasks/decontamination.py",
+        ".casefold()",
+        "",
+        f"{TASKS}::test_a_test_question_is_not_trained_on_in_any_spelling",
+    ),
+    Mutant(
+        "decontamination ignores operators",
+        "tasks/decontamination.py",
+        r'rf"\w+|[^\w\s{PUNCTUATION}]"',
+        r'r"\w+"',
+        f"{TASKS}::test_a_test_question_is_not_trained_on_in_any_spelling",
+    ),
+    Mutant(
+        "a link replaced by the file written through it",
+        "io/files.py",
+        "path = to_path(os.path.realpath(path))",
+        "path = to_path(path)",
+        f"{PRUNE_TESTS}::test_an_output_link_is_followed",
+    ),
+    Mutant(
+        "the remains of a failed write left in place",
+        "io/files.py",
+        "temporary.unlink(missing_ok=True)",
+        "pass",
+        f"{PRUNE_TESTS} {RUN_FOLDER}",
+    ),
+    Mutant(
+        "broken records left out without a word",
+        "io/record_files.py",
+        "    if broken:\n        say(",
+        "    if not count:\n        say(",
+        f"{PRUNE_TESTS}::test_a_few_broken_lines_are_named_and_left_out",
+    ),
+    Mutant(
+        "the answer no in a YAML file read as false",
+        "io/record_files.py",
+        '"bool": "true|True|TRUE|false|False|FALSE"',
+        '"bool": "true|True|TRUE|false|False|FALSE|yes|no"',
+        "tests/test_own_task.py::test_yaml_answers_stay_the_text_that_was_written",
+    ),
+    Mutant(
+        "10.json read before 2.json",
+        "io/record_files.py",
+        '(int(token), "") if token.isdecimal() else (0, token)',
+        "(0, token)",
+        "tests/test_builders.py",
+    ),
+)
+
+LIBRARY = (
+    Mutant(
+        "finetune trains the model it was given",
+        "library/training.py",
+        "        parameters = jax.tree.map(jnp.copy, parameters)",
+        "        pass",
+        f"{LIBRARY_TESTS}::test_finetuning_leaves_the_model_alone_and_export_writes_the_result",
+    ),
+    Mutant(
+        "finetune trains on unfinished traces",
+        "library/training.py",
+        'if trace.finish_reason == "stop"]',
+        "if trace.finish_reason]",
+        f"{LIBRARY_TESTS}::test_mistakes_are_user_errors_of_one_line",
+    ),
+    Mutant(
+        "finetune tokenizes sampled traces again",
+        "library/training.py",
+        "trace.token_ids or prompt.completion_ids(trace.completion)",
+        "prompt.completion_ids(trace.completion)",
+        f"{LIBRARY_TESTS}::test_finetuning_leaves_the_model_alone_and_export_writes_the_result",
+    ),
+    Mutant(
+        "traces in the order in which they finished",
+        "library/sampling.py",
+        "sorted(traces, key=lambda trace: (order[trace.id], trace.sample))",
+        "traces if order else traces",
+        f"{LIBRARY_TESTS}::test_traces_do_not_depend_on_mesh_or_slots",
+    ),
+    Mutant(
+        "held-out questions known by their spelling",
+        "library/judging.py",
+        "normalised(texts[name]) in tested",
+        "texts[name] in tested",
+        LIBRARY_TESTS,
+    ),
+    Mutant(
+        "held-out questions of a file known by their spelling",
+        "library/judge_file.py",
+        "normalised(read.questions[name].question) in tested",
+        "read.questions[name].question in tested",
+        f"{PRUNE_TESTS}::test_traces_of_held_out_questions_are_not_kept",
+    ),
+    Mutant(
+        "traces not kept trained on from a file",
+        "library/finetune_file.py",
+        "return kept is not False",
+        "return True",
+        f"{PROMPTS}::test_only_kept_finished_traces_of_training_questions_are_trained_on",
+    ),
+    Mutant(
+        "truncated traces trained on from a file",
+        "library/finetune_file.py",
+        'if parse_finish_reason(line) != "stop":',
+        "if not parse_finish_reason(line):",
+        f"{PROMPTS}::test_only_kept_finished_traces_of_training_questions_are_trained_on",
+    ),
+    Mutant(
+        "completions of other settings resumed",
+        "library/sample_file.py",
+        "if before.get(name) != value:",
+        "if name not in before:",
+        "tests/test_sample_command.py::test_a_killed_command_resumes_to_the_same_output",
+    ),
+    Mutant(
+        "a completion that was cut off while it was written kept",
+        "library/sample_file.py",
+        '.split("\\n")[:-1]',
+        '.split("\\n")',
+        "tests/test_sample_command.py::test_a_killed_command_resumes_to_the_same_output",
+    ),
+)
+
+MUTANTS: tuple[Mutant, ...] = (
+    *THINK,
+    *PRUNE_AND_EVALUATION,
+    *TRAIN,
+    *CHECKS,
+    *RUNTIME,
+    *LOOP,
+    *CHECKPOINTS,
+    *PROMPTS_TASKS_IO,
+    *LIBRARY,
+)
