@@ -441,21 +441,21 @@ RUNTIME = (
         "runtime/hosts.py",
         'exchange.post("value", value)\n    return _through_json(value)',
         'exchange.post("value", value)\n    return value',
-        f"{HOSTS}::test_both_hosts_get_the_same_values_and_the_same_error[exchange]",
+        f"{EXCHANGE}[exchange]",
     ),
     Mutant(
         "all_gather in the wrong order",
         "runtime/hosts.py",
         "[value, *(exchange.receive(str(host), sender=host) for host in range(1, count()))]",
         "[*(exchange.receive(str(host), sender=host) for host in range(1, count())), value]",
-        f"{HOSTS}::test_both_hosts_get_the_same_values_and_the_same_error[exchange]",
+        f"{EXCHANGE}[exchange]",
     ),
     Mutant(
         "hosts in different exchanges not noticed",
         "runtime/hosts.py",
         "if reached is not None and reached != self.name:",
         "if reached is not None and not self.name:",
-        f"{HOSTS}::test_both_hosts_get_the_same_values_and_the_same_error[diverged]",
+        f"{EXCHANGE}[diverged]",
     ),
 )
 
