@@ -156,7 +156,7 @@ THINK = (
         "think/engine.py",
         "total[name] /= len(hosts)",
         "total[name] /= 1",
-        f"{SAMPLING}",
+        f"{SAMPLING}::test_hosts_sample_at_the_same_time",
     ),
 )
 
@@ -756,7 +756,7 @@ PROMPTS_TASKS_IO = (
         "io/files.py",
         "temporary.unlink(missing_ok=True)",
         "pass",
-        f"{PRUNE_TESTS} {RUN_FOLDER}",
+        f"{RUN_FOLDER}::test_a_failed_write_leaves_the_old_file_and_nothing_else",
     ),
     Mutant(
         "broken records left out without a word",
@@ -794,14 +794,14 @@ LIBRARY = (
         "library/training.py",
         'if trace.finish_reason == "stop"]',
         "if trace.finish_reason]",
-        f"{LIBRARY_TESTS}::test_mistakes_are_user_errors_of_one_line",
+        f"{LIBRARY_TESTS}::test_sampled_tokens_of_finished_traces_are_trained_on",
     ),
     Mutant(
         "finetune tokenizes sampled traces again",
         "library/training.py",
         "trace.token_ids or prompt.completion_ids(trace.completion)",
         "prompt.completion_ids(trace.completion)",
-        f"{LIBRARY_TESTS}::test_finetuning_leaves_the_model_alone_and_export_writes_the_result",
+        f"{LIBRARY_TESTS}::test_sampled_tokens_of_finished_traces_are_trained_on",
     ),
     Mutant(
         "traces in the order in which they finished",
@@ -815,7 +815,7 @@ LIBRARY = (
         "library/judging.py",
         "normalised(texts[name]) in tested",
         "texts[name] in tested",
-        LIBRARY_TESTS,
+        f"{LIBRARY_TESTS}::test_traces_of_held_out_questions_are_not_selected",
     ),
     Mutant(
         "held-out questions of a file known by their spelling",

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -86,6 +87,34 @@ def test_traces_are_judged_by_the_questions_they_answer() -> None:
     with pytest.raises(tpt.UserError, match="a training and a test question share the id '0'"):
         tpt.judge(answers, task)
     assert [each.verdict.correct for each in tpt.judge(answers, task.train, num_workers=1)] == [False]
+
+
+def test_sampled_tokens_of_finished_traces_are_trained_on(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a new tokenization of their text, and nothing of a trace that was cut off."""
+    questions = tpt.QuestionSet((tpt.Question("0", "1 + 1 =", "2"),))
+    finished = tpt.Trace("0", 0, "2", token_ids=(9, 8, 7))  # which are not the tokens of "2"
+    cut_off = tpt.Trace("0", 1, "2", token_ids=(6, 5), finish_reason="length")
+    trained: list[Any] = []
+
+    def record(trainer: Any, load: Any, examples: Any, config: Any, **options: Any) -> Any:
+        trained.extend(examples)
+        return SimpleNamespace(parameters=load())
+
+    monkeypatch.setattr("tpt_jax.library.training.fine_tune", record)
+    with jax.numpy_dtype_promotion("standard"):  # optax multiplies floats by its integer step count
+        tpt.finetune(model, tpt.Traces((finished, cut_off), questions), rows=4, sequence_length=64)
+    end_of_turn = model.prompt(questions).end_of_turn
+    assert [example.tokens[example.num_prompt :] for example in trained] == [(9, 8, 7, end_of_turn)]
+
+
+def test_traces_of_held_out_questions_are_not_selected() -> None:
+    questions = tpt.QuestionSet((tpt.Question("0", "What is 1 + 1?", "2"), tpt.Question("1", "1 + 2?", "3")))
+    right = tpt.Verdict("2", True, True)
+    judged = tpt.Traces(tuple(tpt.JudgedTrace(tpt.Trace(name, 0, "2"), right) for name in "01"), questions)
+    held_out = [tpt.QuestionSet((tpt.Question("x", "what is  1+1", "2"),))]  # the same question, spelt otherwise
+    kept = tpt.select(judged, held_out=held_out)
+    assert [each.trace.id for each in kept] == ["1"]
+    assert kept.num_dropped["held out"] == 1
 
 
 def test_traces_do_not_depend_on_mesh_or_slots(traces: Any) -> None:

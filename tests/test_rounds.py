@@ -211,6 +211,7 @@ def test_weights_come_from_the_devices_the_hosts_or_a_checkpoint(layout: Layout,
     weights = Weights(setup, RunFolder.open(tmp_path / "run", settings))
     weights.put(0, base, {"tokens": 0})
     taken = weights.take(0)
+    assert weights._held is None  # or they would stay in memory beside those that training makes
     doubled = jax.tree.map(lambda leaf: 2 * leaf, taken)
     jax.tree.map(lambda leaf: leaf.delete(), taken)  # as a train step does with what is donated to it
     weights.put(1, doubled, {"tokens": 1})

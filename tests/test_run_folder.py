@@ -1,6 +1,7 @@
 """The run folder: what may change on resume, and what a killed process leaves."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 
 from tpt_jax.config import RunConfig, load_config
 from tpt_jax.errors import UserError
+from tpt_jax.io.files import write_atomically
 from tpt_jax.loop.metrics import MetricsLog
 from tpt_jax.loop.run_folder import RunFolder
 
@@ -89,3 +91,17 @@ def test_a_log_cut_in_the_middle_of_a_line_is_resumed(tmp_path: Path, tail: str)
     log.log(1, "train", 1, {"loss": 0.5})
     log.close()
     assert [json.loads(line)["loss"] for line in path.read_text().splitlines()] == [1.0, 0.5]
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file.json"
+    write_atomically(path, "old")
+
+    def fail(descriptor: int) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="no space left"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]

@@ -17,7 +17,7 @@ from tpt_jax.models.transformer import initialize_parameters
 from tpt_jax.records import Trace
 from tpt_jax.runtime.mesh import make_mesh
 from tpt_jax.runtime.sharding import TRAIN_RULES, Layout
-from tpt_jax.think.engine import Engine
+from tpt_jax.think.engine import Engine, Statistics
 from tpt_jax.think.requests import Request
 from tpt_jax.think.sampler import SamplerProgram, compile_sampler
 from tpt_jax.think.sampling import Filters, sample_tokens, trace_keys
@@ -262,3 +262,12 @@ def test_sampled_frequencies_follow_the_softmax() -> None:
     expected *= count / expected.sum()
     observed = np.bincount(np.asarray(drawn), minlength=10)
     assert ((observed - expected) ** 2 / expected).sum() < 27.88
+
+
+def test_hosts_sample_at_the_same_time() -> None:
+    """Tokens of all hosts add up; their seconds do not."""
+    first = Statistics(4.0, 1.0, num_steps=7, num_tokens=10, num_full_steps=3, num_full_tokens=6)
+    second = Statistics(6.0, 0.0, num_steps=9, num_tokens=30, num_full_steps=1, num_full_tokens=2)
+    combined = Statistics.combine([dataclasses.asdict(first), dataclasses.asdict(second)])
+    assert (combined.seconds, combined.idle_seconds, combined.num_steps, combined.num_tokens) == (5.0, 0.5, 9, 40)
+    assert combined.occupancy(4) == 8 / (4 * 4)
