@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,7 +39,7 @@ def folder(checkpoint: Path, tmp_path: Path) -> RunFolder:
     folder.begin(config())
     for index in range(LAST + 1):
         shutil.copytree(checkpoint, folder.checkpoint(index))
-        sampled = {"think": {}, "prune": {}} if index else {}
+        sampled: dict[Any, Any] = {"think": {}, "prune": {}} if index else {}
         folder.write_stages(index, {**sampled, "train": {"seconds": 1.0, "tokens": 7}})
         if index < LAST:
             folder.write_metrics(index, {"round": index, "pass_at_1": 0.5})
