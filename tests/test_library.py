@@ -107,6 +107,19 @@ def test_sampled_tokens_of_finished_traces_are_trained_on(model: Any, monkeypatc
     assert [example.tokens[example.num_prompt :] for example in trained] == [(9, 8, 7, end_of_turn)]
 
 
+def test_a_task_is_asked_with_the_shots_and_the_instruction_of_the_call(model: Any) -> None:
+    """None unless the call says so, as in a config; then the prompts are those of `tpt run`."""
+    folder = ROOT / "tests" / "data" / "gsm8k"
+    task = tpt.load_task("gsm8k", folder=folder)
+    assert task.train.shots == task.test.shots == ()
+    asked = tpt.load_task("gsm8k", folder=folder, num_shots=1, instruction="Be brief.").test
+    prompt = model.prompt(asked)
+    text = prompt.text(prompt.prompt_ids(asked[0].question))
+    assert text.count("Be brief.") == 2  # after the example and after the question
+    with pytest.raises(tpt.UserError, match=r"num_shots \(99\)"):
+        tpt.load_task("gsm8k", folder=folder, num_shots=99)
+
+
 def test_traces_of_held_out_questions_are_not_selected() -> None:
     questions = tpt.QuestionSet((tpt.Question("0", "What is 1 + 1?", "2"), tpt.Question("1", "1 + 2?", "3")))
     right = tpt.Verdict("2", True, True)
@@ -157,6 +170,7 @@ def test_mistakes_are_user_errors_of_one_line(model: Any, traces: Any, tmp_path:
         "seed": lambda: tpt.sample(model, ["1 + 1 ="], seed=-1),
         "a single text": lambda: tpt.sample(model, "1 + 1 ="),
         "there are none": lambda: tpt.sample(model, []),
+        "a single dict": lambda: tpt.sample(model, {"question": "1 + 1 ="}),  # pyright: ignore[reportArgumentType]
         "the id 'a' appears 2 times": lambda: tpt.sample(model, [question, question]),
         "question '0': lacks text under \"question\"": lambda: tpt.sample(model, [{"answer": "2"}]),
         "question '1' .3.": lambda: tpt.sample(model, ["2", 3]),  # pyright: ignore[reportArgumentType]

@@ -1,12 +1,15 @@
 """Questions for the library's calls: a named task, or the user's own questions and checker."""
 
 import collections
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from pydantic import NonNegativeInt
+
 from tpt_jax import tasks
 from tpt_jax.checks.registry import require
-from tpt_jax.config import settings
+from tpt_jax.config import check_value, settings
 from tpt_jax.errors import InvalidRecordError, UserError
 from tpt_jax.io.record_files import parse_id
 from tpt_jax.records import CheckerSpec, Question, QuestionSet, Shot
@@ -16,17 +19,28 @@ from tpt_jax.tasks.decontamination import without_test_questions
 Questions = QuestionSet | Sequence[Question] | Sequence[Mapping[str, Any]] | Sequence[str]
 
 
-def load_task(name: str, **options: Any) -> Task:
+def load_task(name: str, *, num_shots: int = 0, instruction: str | None = None, **options: Any) -> Task:
     """Loads the questions of a task.
 
     Args:
       name: as in a config's `task.name`: "gsm8k", "gsm_symbolic", "math", "reasoning_gym", "file", ...
+      num_shots: how many of the task's worked examples precede every question, as `prompt.num_shots` of a config.
+      instruction: placed after every question; the task's own if not given, "" for none.
       options: the other keys of the config's `task` section.
 
     Raises:
-      UserError: an unknown name or option, or the questions cannot be loaded; the message says what to do.
+      UserError: an unknown name or option, or the questions cannot be loaded; says what to do.
     """
-    return tasks.load_task(settings(task_class(name), {"name": name, **options}, option="task."))
+    check_value("num_shots", num_shots, NonNegativeInt)
+    task = tasks.load_task(settings(task_class(name), {"name": name, **options}, option="task."))
+
+    def ask(questions: QuestionSet) -> QuestionSet:
+        if num_shots > len(questions.shots):
+            raise UserError(f"num_shots ({num_shots}): task {name} has {len(questions.shots)} worked examples")
+        text = questions.instruction if instruction is None else instruction
+        return dataclasses.replace(questions, instruction=text, shots=questions.shots[:num_shots])
+
+    return dataclasses.replace(task, train=ask(task.train), test=ask(task.test))
 
 
 def own_task(
@@ -45,7 +59,7 @@ def own_task(
       checker: a checker's name, "module:function", or a function of a Question and a completion that returns True,
         False, None (the reference answer cannot be read) or a Verdict. It runs in worker processes.
       instruction: placed after every question.
-      shots: worked examples that a prompt may begin with.
+      shots: worked examples that precede every question.
 
     Raises:
       UserError: a question lacks something, or the checker cannot be used.
@@ -70,6 +84,8 @@ def as_question_set(questions: Questions, id_prefix: str = "") -> QuestionSet:
     """
     if isinstance(questions, str):
         raise UserError(f"questions ({questions!r:.60}): a single text; write a list, [...]")
+    if isinstance(questions, Mapping | Task):
+        raise UserError(f"questions: a single {type(questions).__name__}; write a list [...], or task.train")
     if not questions:
         raise UserError("questions: there are none; give at least one")
     if isinstance(questions, QuestionSet):
