@@ -17,11 +17,12 @@ from tpt_jax.models.transformer import initialize_parameters
 from tpt_jax.records import Trace
 from tpt_jax.runtime.mesh import make_mesh
 from tpt_jax.runtime.sharding import TRAIN_RULES, Layout
+from tpt_jax.think import cache as kv_cache
 from tpt_jax.think.engine import Engine, Statistics
 from tpt_jax.think.requests import Request
 from tpt_jax.think.sampler import SamplerProgram, compile_sampler
-from tpt_jax.think.sampling import Filters, sample_tokens, trace_keys
-from tpt_jax.think.sampling_plan import common_prefix
+from tpt_jax.think.sampling import Filters, question_hash, sample_tokens, trace_keys
+from tpt_jax.think.sampling_plan import SamplingPlan, common_prefix, plan_sampling
 from tpt_jax.think.state import SlotShape
 
 NUM_PROMPTS, NUM_SAMPLES, MAX_NEW = 8, 2, 16
@@ -177,6 +178,11 @@ def test_trace_keys_fold_in_round_question_and_sample() -> None:
         np.testing.assert_array_equal(jax.random.key_data(key), jax.random.key_data(by_hand))
 
 
+def test_question_hashes_are_the_same_on_every_machine() -> None:
+    """The first four bytes of SHA-256; the published digest of "abc" (FIPS 180-4) begins with ba7816bf."""
+    assert question_hash("abc") == 0xBA7816BF
+
+
 def test_remaining_traces_are_the_same_on_resume(tiny: tuple[SamplerProgram, nnx.State], expected: Traces) -> None:
     """Some questions lack one sample, others none."""
     remaining = [dataclasses.replace(request, samples=(1,), limits=(MAX_NEW,)) for request in requests(PROMPTS[2:5])]
@@ -199,6 +205,56 @@ def test_each_trace_ends_at_its_limit(tiny: tuple[SamplerProgram, nnx.State], ex
             assert cut.finish_reason == ("length" if full.num_sampled > limit else full.finish_reason)
 
 
+def test_a_trace_that_reached_a_stop_string_is_cancelled(
+    tiny: tuple[SamplerProgram, nnx.State], expected: Traces, layout: Layout
+) -> None:
+    """It ends before the stop string, and its slot is free again within two chunks, here of one step each."""
+    shape = dataclasses.replace(SHAPE, chunk_steps=1, shows_running=True)
+    program = compiled(TINY["gemma2"], layout.mesh, shape)
+    token = expected[Ids().text(PROMPTS[0]), 0].token_ids[2]
+    engine = Engine(program.slots["think"], Ids(), (), 1, (f" {token} ",))  # pyright: ignore[reportArgumentType]
+    batches = engine.sample(program.reshard(tiny[1]), requests(PROMPTS), seed=0, round_index=1, temperature=1.0)
+    most_sampled = 0
+    for trace in (trace for batch in batches for trace in batch):
+        full = expected[trace.id, trace.sample]
+        end = next((i for i in range(1, len(full.token_ids) - 1) if full.token_ids[i] == token), None)
+        assert trace.token_ids == full.token_ids[:end]
+        assert trace.finish_reason == (full.finish_reason if end is None else "stop")
+        most_sampled += full.num_sampled if end is None else min(full.num_sampled, end + 2 + 2)
+    assert engine.statistics.num_tokens <= most_sampled < sum(full.num_sampled for full in expected.values())
+
+
+# Planning a pass.
+
+
+def plan(lengths: dict[str, int], max_prompt_tokens: int) -> SamplingPlan:
+    """Four samples of each question, in prompts of these lengths."""
+    return plan_sampling(
+        {name: tuple(range(length)) for name, length in lengths.items()},
+        num_questions=None,
+        num_samples=4,
+        max_prompt_tokens=max_prompt_tokens,
+        max_new_tokens=8,
+        num_slots=4,
+        num_shards=1,
+        filters=Filters(),
+        cache_type="compute",
+        option="think.",
+    )
+
+
+def test_only_prompts_that_fit_and_samples_that_are_missing_are_requested() -> None:
+    done = {("fits", 1), ("fits", 3), *(("done", index) for index in range(4))}
+    requested = plan({"fits": 9, "too long": 10, "done": 3}, 9).requests(["done", "too long", "fits"], done)
+    assert [(request.id, request.samples) for request in requested if request.samples] == [("fits", (0, 2))]
+
+
+def test_a_shared_prefix_leaves_a_token_of_the_shortest_prompt() -> None:
+    """The last token of a prompt is decoded, not prefilled."""
+    assert common_prefix([range(40), range(50)]) == tuple(range(39))
+    assert plan({"a": 40, "b": 50}, 50).shape.max_prompt_tokens == 11
+
+
 @pytest.mark.parametrize("family", ["gemma3", "llama"])
 def test_a_shared_prefix_does_not_change_traces(family: str, layout: Layout) -> None:
     """A prefix stored once gives the traces of full prompts, even beyond the sliding window."""
@@ -211,6 +267,23 @@ def test_a_shared_prefix_does_not_change_traces(family: str, layout: Layout) -> 
     expected = sample(without_prefix, parameters, wanted, temperature=0.5)
     traces = sample(with_prefix, parameters, wanted, temperature=0.5, prefix=shared)
     assert tokens(traces) == tokens(expected)
+
+
+def test_int8_entries_are_within_half_a_step_of_the_written_ones() -> None:
+    """A step is 1/127 of the largest magnitude among one head's values of one token."""
+    rng = np.random.default_rng(0)
+    heads = np.asarray([[1.0], [100.0]])  # of different magnitudes
+    key, value = ((rng.normal(size=(4, 3, 2, 8)) * heads).astype(np.float32) for _ in range(2))  # L B K H
+    (cache,) = kv_cache.empty(TINY["llama"], 3, [5], jnp.dtype("float32"), "int8")
+    positions = jnp.asarray([0, 4, 7], jnp.int32)
+    cache = kv_cache.write_tokens(cache, jnp.asarray(key), jnp.asarray(value), positions)
+    for written, entries, scales in ((key, cache.key, cache.key_scale), (value, cache.value, cache.value_scale)):
+        assert scales is not None
+        stored = np.asarray(entries, np.float32) * np.asarray(scales)[..., None]  # L B K S H
+        steps = np.abs(written).max(axis=-1) / 127
+        for row, entry in enumerate((0, 4, 2)):  # position 7 of a cache of five entries is entry 2
+            errors = np.abs(stored[:, row, :, entry] - written[:, row]).max(axis=-1)
+            assert (errors <= 0.5001 * steps[:, row]).all()
 
 
 def test_an_int8_cache_is_close(tiny: tuple[SamplerProgram, nnx.State], layout: Layout) -> None:
