@@ -129,6 +129,21 @@ def test_each_stage_works_with_the_parameters_and_traces_of_its_round(calls: Cal
     assert [pruned[f"num_{name}"] for name in ("traces", "correct", "strict", "kept")] == [4, 4, 2, 2]
 
 
+def test_a_training_is_recorded_once_its_checkpoint_is_complete(
+    calls: Calls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = RunFolder.write_stages
+
+    def record(folder: RunFolder, index: int, stages: Any) -> None:
+        calls.made.append(("stages", index, *stages))
+        write(folder, index, stages)
+
+    monkeypatch.setattr(RunFolder, "write_stages", record)
+    run(config(num_rounds=1), calls, tmp_path / "run")
+    recorded = calls.made.index(("stages", 1, "think", "prune", "train"))
+    assert "wait" in calls.made[calls.made.index(("put", 1)) : recorded]
+
+
 def test_rounds_may_start_from_the_base_on_their_own_traces(calls: Calls, tmp_path: Path) -> None:
     run(config(num_rounds=2, train={"start_from": "base", "traces_of": "round"}), calls, tmp_path / "run")
     assert [call for call in calls.made if call[0] == "take"] == [("take", 0), ("take", 0)]
