@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from tpt_jax.checkpoints.model_folder import ModelFolder
+from tpt_jax.runtime import hosts
 from tpt_jax.runtime.sharding import Layout
 
 ROOT = Path(__file__).parent.parent
@@ -141,16 +142,15 @@ case, host = sys.argv[1], int(sys.argv[2])
 hosts.join(hosts.Coordinator(sys.argv[3], 2, host))
 
 def exchange():
-    print(hosts.all_gather("numbers", (host * 10,)), hosts.broadcast("a dictionary", lambda: {1: (host,)}))
+    shares = hosts.all_gather("shares", hosts.own_share([1, 2, 3, 4, 5]))
+    print(hosts.all_gather("numbers", (host * 10,)), hosts.broadcast("a dictionary", lambda: {1: (host,)}), shares)
 
 def late():
     time.sleep(6 * host)
     hosts.barrier("the meeting")
 
 def diverged():
-    if host:
-        hosts.barrier("pruning")
-    hosts.broadcast("checkpoint", lambda: 1)
+    hosts.broadcast("pruning" if host else "checkpoint", lambda: 1)
     hosts.barrier("afterwards")
 
 def mistake_in_broadcast():
@@ -177,7 +177,7 @@ except (HostsError, OSError, UserError) as error:
 
 
 EXPECTED = {
-    "exchange": "[[0], [10]] {'1': [0]}",
+    "exchange": "[[0], [10]] {'1': [0]} [[1, 3, 5], [2, 4]]",
     "late": "HostsError host 1 ({hostname}) is late or gone: waited 3 s for it at 'the meeting'",
     "diverged": "HostsError the hosts have diverged: host 0 ({hostname}) is at 'checkpoint', host 1 at 'pruning'",
     "mistake_in_broadcast": "UserError no such file; give another",
@@ -197,6 +197,13 @@ def test_both_hosts_get_the_same_values_and_the_same_error(case: str) -> None:
         stdout, stderr = process.communicate(timeout=60)
         assert EXPECTED[case].replace("{hostname}", socket.gethostname()) in stdout, stderr
         assert process.returncode == 0
+
+
+def test_a_single_host_gets_its_values_as_others_would() -> None:
+    """Read back from JSON: code that works on one host must not fail, or differ, on two."""
+    assert hosts.broadcast("a dictionary", lambda: {1: (2,)}) == {"1": [2]}
+    assert hosts.all_gather("a dictionary", {1: (2,)}) == [{"1": [2]}]
+    assert hosts.own_share([1, 2, 3]) == [1, 2, 3]
 
 
 def test_a_mistake_on_one_host_ends_the_command_on_both(tmp_path: Path) -> None:
