@@ -161,6 +161,21 @@ def test_the_samplers_prompt_is_the_prefix_of_the_training_example(folder: Path,
     assert prompt.text(completion) == "3 + 4 = 7"
 
 
+def test_sampled_ids_are_trained_on_as_they_are(folder: Path) -> None:
+    """A model may write a text in other tokens than the tokenizer would."""
+    prompt = load_prompt(folder)
+    first, *rest = prompt.completion_ids("3 + 4 = 7")
+    by_character = [token for character in "3 + 4 = 7" for token in prompt.completion_ids(character)]
+    for sampled in (by_character, [*rest, first], [first, 0, *rest]):  # 0: a special token, which text leaves out
+        example = prompt.example(QUESTION.question, sampled)
+        assert example.tokens[example.num_prompt :] == (*sampled, prompt.end_of_turn)
+
+
+def test_a_plain_prompt_is_bos_and_the_text(folder: Path) -> None:
+    prompt = load_prompt(folder)
+    assert prompt.plain_ids("3 + 4 =") == (1, *prompt.completion_ids("3 + 4 ="))  # 1: <bos>
+
+
 def test_the_end_of_turn_is_the_templates_not_eos(folder: Path) -> None:
     """Gemma's eos_token is <eos>, but its turns end in <end_of_turn>; either stops the sampler."""
     prompt = load_prompt(with_template(folder, GEMMA_LIKE, eos_token="<pad>"), "")

@@ -18,6 +18,7 @@ from tpt_jax.errors import UserError
 from tpt_jax.io.files import read_jsonl
 from tpt_jax.library.judge_file import read_traces_to_judge
 from tpt_jax.prune.selection import Selection, select
+from tpt_jax.prune.summary import failed_on_all
 from tpt_jax.records import JudgedTrace, Keep, Question, Trace, Verdict
 
 DATA = Path(__file__).parent / "data"
@@ -284,6 +285,15 @@ def test_a_checker_that_fails_on_every_trace_is_reported(
     out = prune(tmp_path, QUESTIONS, traces, "--checker", f"{__name__}:{checker}", "--num_workers", "1", status=1)
     assert [(line["correct"], line["reason"]) for line in out] == [(False, reason)] * 2
     assert f"it failed on every trace ({reason})" in capsys.readouterr().err
+
+
+def test_a_checker_that_fails_on_some_traces_is_not_said_to_fail_on_all() -> None:
+    failed, died = Verdict.wrong("checker raised KeyError"), Verdict.wrong("checker died")
+    message = failed_on_all([trace("a", 0, "x", failed), trace("a", 1, "y", died)])
+    assert message == "it failed on every trace (checker died, checker raised KeyError)"
+    for other in (CORRECT, WRONG, Verdict.wrong("time limit")):
+        assert failed_on_all([trace("a", 0, "x", failed), trace("a", 1, "y", other)]) is None
+    assert failed_on_all([]) is None
 
 
 PYTHON = {"text": "Add.", "code": "def f(): pass", "test_list": ["assert f() is None"], "prompt": "def f():"}

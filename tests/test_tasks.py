@@ -126,6 +126,7 @@ def test_a_test_question_is_not_trained_on_in_any_spelling() -> None:
         without_test_questions(Task("mine", QuestionSet(test), QuestionSet(test)))
     assert normalised("5 + 3") != normalised("5 - 3")
     assert normalised("WHAT is\u00a0 \u201cx\u201d?") == normalised("what is x")
+    assert normalised("\uff15 \uff0b \uff13") == normalised("5 + 3")  # full-width signs
 
 
 def test_questions_with_unreadable_reference_answers_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
