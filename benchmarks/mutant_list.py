@@ -44,7 +44,14 @@ THINK = (
         "think/sampling.py",
         "jax.vmap(jax.random.fold_in)(keys, positions)",
         "keys",
-        f"{SAMPLING} {FILTERS}",
+        f"{SAMPLING}::test_traces_depend_on_seed_round_and_sample",
+    ),
+    Mutant(
+        "questions hashed by Python, differently in every process",
+        "think/sampling.py",
+        'int.from_bytes(hashlib.sha256(question_id.encode()).digest()[:4], "big")',
+        "hash(question_id) % 2**32",
+        f"{SAMPLING}::test_question_hashes_are_the_same_on_every_machine",
     ),
     Mutant(
         "temperature 0 not greedy",
@@ -89,6 +96,13 @@ THINK = (
         f"{SAMPLING}::test_each_trace_ends_at_its_limit",
     ),
     Mutant(
+        "cancelled traces keep running",
+        "think/slots.py",
+        " | batch.cancelled[trace]",
+        "",
+        f"{SAMPLING}::test_a_trace_that_reached_a_stop_string_is_cancelled",
+    ),
+    Mutant(
         "a finished trace overwrites the one before in the buffer",
         "think/slots.py",
         "dynamic_update_slice_in_dim(buffers[name], row, first + index, axis=0)",
@@ -110,6 +124,34 @@ THINK = (
         f"{SAMPLING}::test_traces_do_not_depend_on_slots_or_order",
     ),
     Mutant(
+        "a prompt copied from the wrong row of the pool",
+        "think/slots.py",
+        "pool_row = question[slot] % shape.pool_rows",
+        "pool_row = question[slot]",
+        f"{GREEDY}[llama]",
+    ),
+    Mutant(
+        "a prompt longer than the window copied from its start",
+        "think/cache.py",
+        "jnp.take(prompt, positions, axis=3)",
+        "prompt[:, :, :, :size]",
+        f"{SAMPLING}::test_logprobs_match_the_full_forward_pass[gemma2]",
+    ),
+    Mutant(
+        "cache entries off by one position",
+        "think/cache.py",
+        "newest = positions[:, None] - 1",
+        "newest = positions[:, None] - 2",
+        f"{GREEDY}[llama]",
+    ),
+    Mutant(
+        "sliding window one token too long",
+        "models/attention.py",
+        "(distance >= 0) & (distance < window)",
+        "(distance >= 0) & (distance <= window)",
+        "tests/test_models.py::test_logits_match_transformers_beyond_the_sliding_window[gemma2]",
+    ),
+    Mutant(
         "less of the cache read than the longest trace needs",
         "think/slots.py",
         "jnp.where(busy, slots.position, 0).max()",
@@ -124,6 +166,13 @@ THINK = (
         f"{SAMPLING}::test_an_int8_cache_is_close",
     ),
     Mutant(
+        "int8 values truncated instead of rounded",
+        "think/cache.py",
+        "jnp.round(x / scale[..., None])",
+        "jnp.trunc(x / scale[..., None])",
+        f"{SAMPLING}::test_int8_entries_are_within_half_a_step_of_the_written_ones",
+    ),
+    Mutant(
         "prompts after a shared prefix prefilled from position 0",
         "think/slots.py",
         "shape.num_prefix_tokens + columns",
@@ -136,6 +185,27 @@ THINK = (
         "position = shape.num_prefix_tokens + slots.position",
         "position = slots.position",
         f"{SAMPLING}::test_a_shared_prefix_does_not_change_traces[llama]",
+    ),
+    Mutant(
+        "a shared prefix that leaves nothing of the shortest prompt",
+        "think/sampling_plan.py",
+        "longest = min(map(len, prompts)) - 1",
+        "longest = min(map(len, prompts))",
+        f"{SAMPLING}::test_a_shared_prefix_leaves_a_token_of_the_shortest_prompt",
+    ),
+    Mutant(
+        "prompts of exactly the greatest length left out",
+        "think/sampling_plan.py",
+        "len(ids) <= max_prompt_tokens",
+        "len(ids) < max_prompt_tokens",
+        f"{SAMPLING}::test_only_prompts_that_fit_and_samples_that_are_missing_are_requested",
+    ),
+    Mutant(
+        "finished samples sampled again",
+        "think/sampling_plan.py",
+        "if (question_id, sample) not in done",
+        "if (question_id, str(sample)) not in done",
+        f"{SAMPLING}::test_only_prompts_that_fit_and_samples_that_are_missing_are_requested",
     ),
     Mutant(
         "missing samples numbered from 0",
@@ -219,6 +289,13 @@ PRUNE_AND_EVALUATION = (
         "counts[trace.trace.id] <= limit",
         "counts[trace.trace.id] < limit",
         f"{PRUNE_TESTS}::test_limits_are_used_up_exactly",
+    ),
+    Mutant(
+        "a checker that failed once said to have failed on every trace",
+        "prune/summary.py",
+        "not all(reason.startswith(CHECKERS_FAULT) for reason in reasons)",
+        "not any(reason.startswith(CHECKERS_FAULT) for reason in reasons)",
+        f"{PRUNE_TESTS}::test_a_checker_that_fails_on_some_traces_is_not_said_to_fail_on_all",
     ),
     Mutant(
         "interval with the population's variance",
@@ -389,6 +466,13 @@ HANG_OR_DIE = f"{POOL}::test_a_checker_that_hangs_dies_or_eats_memory_costs_one_
 
 CHECKS = (
     Mutant(
+        "the time limit of a trace granted for each one of its chunk",
+        "checks/pool.py",
+        "worker.pipe.poll(seconds_per_trace + SECONDS_BETWEEN_MESSAGES)",
+        "worker.pipe.poll(seconds_per_trace * len(pairs) + SECONDS_BETWEEN_MESSAGES)",
+        f"{POOL}::test_the_time_limit_is_that_of_one_trace",
+    ),
+    Mutant(
         "a trace whose worker died counted as right",
         "checks/pool.py",
         "failed[index] = Verdict.wrong(failure.reason)",
@@ -399,7 +483,7 @@ CHECKS = (
         "the wrong trace blamed for a failed worker",
         "checks/pool.py",
         "index = start + failure.index",
-        "index = failure.index",
+        "index = start",
         HANG_OR_DIE,
     ),
     Mutant(
@@ -437,6 +521,13 @@ EXCHANGE = f"{HOSTS}::test_both_hosts_get_the_same_values_and_the_same_error"
 
 RUNTIME = (
     Mutant(
+        "the hosts' shares overlap",
+        "runtime/hosts.py",
+        "items[jax.process_index() :: count()]",
+        "items[jax.process_index() :]",
+        f"{EXCHANGE}[exchange]",
+    ),
+    Mutant(
         "the first host keeps the object it broadcasts",
         "runtime/hosts.py",
         'exchange.post("value", value)\n    return _through_json(value)',
@@ -456,6 +547,27 @@ RUNTIME = (
         "if reached is not None and reached != self.name:",
         "if reached is not None and not self.name:",
         f"{EXCHANGE}[diverged]",
+    ),
+    Mutant(
+        "messages without the name of their exchange",
+        "runtime/hosts.py",
+        'f"exchange/{self.number}/{self.name}/{label}/{field}"',
+        'f"exchange/{self.number}/{label}/{field}"',
+        f"{EXCHANGE}[diverged]",
+    ),
+    Mutant(
+        "a broadcast on a single host without JSON",
+        "runtime/hosts.py",
+        "return _through_json(make())",
+        "return make()",
+        f"{HOSTS}::test_a_single_host_gets_its_values_as_others_would",
+    ),
+    Mutant(
+        "all_gather on a single host without JSON",
+        "runtime/hosts.py",
+        "return [_through_json(value)]",
+        "return [value]",
+        f"{HOSTS}::test_a_single_host_gets_its_values_as_others_would",
     ),
 )
 
@@ -541,6 +653,13 @@ LOOP = (
         '"evaluate", questions, lambda: self.weights.lend(index)',
         '"evaluate", questions, lambda: self.weights.lend(index - 1)',
         ROUNDS,
+    ),
+    Mutant(
+        "a training recorded before its checkpoint is complete",
+        "loop/rounds.py",
+        "        self.weights.wait()\n        if trained is not None:",
+        "        if trained is not None:",
+        f"{ROUNDS}::test_a_training_is_recorded_once_its_checkpoint_is_complete",
     ),
     Mutant(
         "every round asks the same questions",
@@ -667,6 +786,13 @@ CHECKPOINTS = (
         f"{CHECKPOINTS_TESTS}::test_every_damaged_file_is_named",
     ),
     Mutant(
+        "checksums of the last chunk only",
+        "checkpoints/checksums.py",
+        "zlib.crc32(chunk, crc)",
+        "zlib.crc32(chunk)",
+        f"{CHECKPOINTS_TESTS}::test_a_checksum_covers_the_whole_of_a_file_read_in_chunks",
+    ),
+    Mutant(
         "checkpoints loaded without verifying them",
         "checkpoints/model_folder.py",
         "        if verify:\n",
@@ -679,6 +805,20 @@ CHECKPOINTS = (
         "max_to_keep=2",
         "max_to_keep=1",
         f"{TRAINING}::test_a_corrupt_save_is_skipped_for_the_one_before",
+    ),
+    Mutant(
+        "a training resumed from the older of its saves",
+        "checkpoints/training.py",
+        "sorted(self._manager.all_steps(), reverse=True)",
+        "sorted(self._manager.all_steps())",
+        f"{CHECKPOINTS_TESTS}::test_a_training_resumes_from_its_newest_intact_save",
+    ),
+    Mutant(
+        "a broken save left in place",
+        "checkpoints/training.py",
+        "self._manager.delete(step)",
+        "pass",
+        f"{CHECKPOINTS_TESTS}::test_a_training_resumes_from_its_newest_intact_save",
     ),
     Mutant(
         "remains of a killed checkpoint left in place",
@@ -703,11 +843,25 @@ PROMPTS_TASKS_IO = (
         CONTRACT,
     ),
     Mutant(
+        "sampled tokens tokenized again",
+        "prompts.py",
+        "Example((*prompt, *completion_ids, self.end_of_turn), len(prompt), id)",
+        "Example((*prompt, *self._encode(self.text(completion_ids)), self.end_of_turn), len(prompt), id)",
+        f"{PROMPTS}::test_sampled_ids_are_trained_on_as_they_are",
+    ),
+    Mutant(
         "EOS trained in place of the template's end of turn",
         "prompts.py",
         "self.end_of_turn = self._find_end_of_turn()",
         "self.end_of_turn = tokenizer.eos_token_id",
         f"{PROMPTS}::test_the_end_of_turn_is_the_templates_not_eos",
+    ),
+    Mutant(
+        "BOS twice in a plain prompt",
+        "prompts.py",
+        "(*(() if bos is None else (bos,)), *self._encode(text))",
+        "(*(() if bos is None else (bos, bos)), *self._encode(text))",
+        f"{PROMPTS}::test_a_plain_prompt_is_bos_and_the_text",
     ),
     Mutant(
         "a template that writes BOS twice accepted",
@@ -735,6 +889,13 @@ PROMPTS_TASKS_IO = (
         "tasks/decontamination.py",
         ".casefold()",
         "",
+        f"{TASKS}::test_a_test_question_is_not_trained_on_in_any_spelling",
+    ),
+    Mutant(
+        "decontamination without Unicode's normal form",
+        "tasks/decontamination.py",
+        'unicodedata.normalize("NFKC", text)',
+        "text",
         f"{TASKS}::test_a_test_question_is_not_trained_on_in_any_spelling",
     ),
     Mutant(

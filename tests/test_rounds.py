@@ -90,8 +90,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     return calls
 
 
-def run(config: RunConfig, calls: Calls, path: Path) -> tuple[RunFolder, list[list[RoundState]]]:
-    folder = RunFolder.open(path, config)
+def make_loop(config: RunConfig, calls: Calls, folder: RunFolder) -> rounds.Loop:
     setup: Any = SimpleNamespace(
         config=config,
         task=Task("t", TRAIN, TEST),
@@ -103,7 +102,12 @@ def run(config: RunConfig, calls: Calls, path: Path) -> tuple[RunFolder, list[li
     trainer: Any = None
     weights: Any = calls
     log: Any = SimpleNamespace(log=lambda *arguments: None)
-    loop = rounds.Loop(setup, trainer, folder, weights, log)
+    return rounds.Loop(setup, trainer, folder, weights, log)
+
+
+def run(config: RunConfig, calls: Calls, path: Path) -> tuple[RunFolder, list[list[RoundState]]]:
+    folder = RunFolder.open(path, config)
+    loop = make_loop(config, calls, folder)
     done = list(loop.run([RoundState(index, {}) for index in range(config.num_rounds + 1)]))
     return folder, done
 
@@ -129,9 +133,11 @@ def test_each_stage_works_with_the_parameters_and_traces_of_its_round(calls: Cal
     assert [pruned[f"num_{name}"] for name in ("traces", "correct", "strict", "kept")] == [4, 4, 2, 2]
 
 
+@pytest.mark.parametrize("is_evaluated", [False, True])
 def test_a_training_is_recorded_once_its_checkpoint_is_complete(
-    calls: Calls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    calls: Calls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_evaluated: bool
 ) -> None:
+    """A round that trains again, since its checkpoint was broken, may be evaluated already."""
     write = RunFolder.write_stages
 
     def record(folder: RunFolder, index: int, stages: Any) -> None:
@@ -139,8 +145,15 @@ def test_a_training_is_recorded_once_its_checkpoint_is_complete(
         write(folder, index, stages)
 
     monkeypatch.setattr(RunFolder, "write_stages", record)
-    run(config(num_rounds=1), calls, tmp_path / "run")
-    recorded = calls.made.index(("stages", 1, "think", "prune", "train"))
+    folder = RunFolder.open(tmp_path / "run", config())
+    folder.write_training(1, [])
+    sampled = {"seconds": 1.0, "num_prompts_too_long": 0, "tokens": 1, "slot_occupancy": None, "device_idle": None}
+    stages: Any = {"think": sampled, "prune": {"seconds": 1.0, "verdicts": {}}}
+    if is_evaluated:
+        stages["evaluate"] = sampled
+        folder.trace_writer(1, "evaluate", 0).write([JudgedTrace(Trace("test/0", 0, ""), Verdict.wrong(""))] * 2)
+    make_loop(config(), calls, folder).run_round(RoundState(1, stages))
+    recorded = next(index for index, call in enumerate(calls.made) if call[:2] == ("stages", 1) and "train" in call)
     assert "wait" in calls.made[calls.made.index(("put", 1)) : recorded]
 
 
