@@ -138,6 +138,7 @@ from tpt_jax.errors import HostsError, UserError
 from tpt_jax.runtime import hosts
 
 hosts.SECONDS_TO_WAIT = 3
+hosts.CHUNK = 10  # bytes: every message takes several chunks
 case, host = sys.argv[1], int(sys.argv[2])
 hosts.join(hosts.Coordinator(sys.argv[3], 2, host))
 

@@ -1,5 +1,6 @@
 """`import tpt_jax as tpt`: README's program, the notebook, the user's own questions and checkers, and mistakes."""
 
+import json
 import os
 import re
 import subprocess
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 import tpt_jax as tpt
+from tpt_jax.config import load_config
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT / "examples" / "quickstart.ipynb"
@@ -87,6 +89,9 @@ def test_traces_are_judged_by_the_questions_they_answer() -> None:
     with pytest.raises(tpt.UserError, match="a training and a test question share the id '0'"):
         tpt.judge(answers, task)
     assert [each.verdict.correct for each in tpt.judge(answers, task.train, num_workers=1)] == [False]
+    assert [each.verdict.correct for each in tpt.judge(answers, task.test, checker="numeric", num_workers=1)] == [True]
+    by_length = tpt.judge(answers, task.test, checker=lambda question, text: len(text) == 3, num_workers=1)
+    assert [each.verdict.correct for each in by_length] == [False]
 
 
 def test_sampled_tokens_of_finished_traces_are_trained_on(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,6 +133,45 @@ def test_traces_of_held_out_questions_are_not_selected() -> None:
     kept = tpt.select(judged, held_out=held_out)
     assert [each.trace.id for each in kept] == ["1"]
     assert kept.num_dropped["held out"] == 1
+
+
+def test_evaluate_samples_at_the_temperature_of_the_evaluate_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    temperatures: list[float] = []
+
+    def sample(model: Any, questions: tpt.QuestionSet, **options: Any) -> Any:
+        temperatures.append(options["temperature"])
+        return tpt.Traces((tpt.Trace("0", 0, "2"),), questions)
+
+    monkeypatch.setattr("tpt_jax.library.evaluation.sample", sample)
+    question = tpt.Question("0", "1 + 1 =", "2")
+    model: Any = None
+    assert tpt.evaluate(model, [question], checker="numeric", k=1).pass_at_1 == 1
+    assert tpt.evaluate(model, [question], checker="numeric", k=1, temperature=0.2).pass_at_1 == 1
+    assert temperatures == [0.7, 0.2]
+
+
+def test_a_finetuning_with_other_settings_is_not_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even with the same output: the partial folder says what the training was started with."""
+
+    def compile_trainer(*_: Any, **__: Any) -> None:
+        raise RuntimeError("compiles")
+
+    monkeypatch.setattr("tpt_jax.library.finetune_file.compile_trainer", compile_trainer)
+    monkeypatch.chdir(ROOT)  # own_task.yaml names its files from there
+    traces = tmp_path / "traces.jsonl"
+
+    def finetune(text: str, **overrides: Any) -> None:
+        traces.write_text(json.dumps({"question": "1 + 1 =", "id": "x", "completion": text}))
+        config = load_config(ROOT / "configs/own_task.yaml", overrides)
+        tpt.finetune_file(config, "quickstart", traces, tmp_path / "out")
+
+    for _ in range(2):  # the second one resumes
+        with pytest.raises(RuntimeError, match="compiles"):
+            finetune("2")
+    with pytest.raises(tpt.UserError, match="was started with another traces"):
+        finetune("3")
+    with pytest.raises(tpt.UserError, match="was started with another config"):
+        finetune("2", seed=1)
 
 
 def test_traces_do_not_depend_on_mesh_or_slots(traces: Any) -> None:

@@ -18,7 +18,7 @@ from tpt_jax.loop import rounds
 from tpt_jax.loop.recovery import RoundState
 from tpt_jax.loop.run_folder import RunFolder
 from tpt_jax.loop.seeds import derive_seed
-from tpt_jax.loop.stages import Sampled, Trained, judge_while_sampling
+from tpt_jax.loop.stages import Sampled, Trained, judge_while_sampling, select_traces
 from tpt_jax.loop.weights import Weights
 from tpt_jax.records import JudgedTrace, Question, QuestionSet, Trace, Verdict
 from tpt_jax.runtime.sharding import Layout
@@ -69,6 +69,10 @@ class Calls:
         folder.trace_writer(index, sampling, 0).write(judged)
         return Sampled(1, 0, None, None)
 
+    def select_traces(self, folder: RunFolder, index: int, config: Any, seed: int) -> dict[str, Any]:
+        self.made.append(("select", index, seed))
+        return select_traces(folder, index, config, seed)
+
     def fine_tune(self, trainer: Any, load: Any, examples: Any, config: Any, **options: Any) -> Trained:
         rounds_of_traces = sorted({token_ids[0] for _, token_ids, _ in examples})
         self.made.append(("train", options["seed"], rounds_of_traces))
@@ -86,6 +90,7 @@ def config(**overrides: Any) -> RunConfig:
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     calls = Calls()
     monkeypatch.setattr(rounds, "sample_and_judge", calls.sample_and_judge)
+    monkeypatch.setattr(rounds, "select_traces", calls.select_traces)
     monkeypatch.setattr(rounds, "fine_tune", calls.fine_tune)
     return calls
 
@@ -118,6 +123,7 @@ def test_each_stage_works_with_the_parameters_and_traces_of_its_round(calls: Cal
     last_round = calls.made.index(("think", 2, ["train/2", "train/3"]))
     assert calls.made[last_round + 1 :] == [
         ("lend", 1),
+        ("select", 2, derive_seed(0, 2, "select")),
         ("train", derive_seed(0, 2, "train"), [1, 2]),  # the quickstart trains on the traces of all rounds so far
         ("take", 1),
         ("put", 2),

@@ -306,6 +306,15 @@ def test_killed_within_an_epoch_it_resumes_with_the_next_batch(program: TrainerP
     assert_identical(resumed.parameters, uninterrupted.parameters)
 
 
+def test_a_request_to_stop_after_the_last_step_comes_too_late(program: TrainerProgram) -> None:
+    """The training is done; stopping would lose the steps since the last save."""
+    config = dataclasses.replace(CONFIG, max_steps=2)
+    calls = itertools.count(1)
+    parameters = functools.partial(initialize_parameters, TINY["gemma2"], program.layout, 0)
+    training = FineTuning(program, parameters, random_examples(120), config, 0, should_stop=lambda: next(calls) > 1)
+    assert [record.step for record in training] == [0, 1]
+
+
 def test_a_corrupt_save_is_skipped_for_the_one_before(program: TrainerProgram, tmp_path: Path) -> None:
     """Stopped after its fifth step, the training saves there; that save is then truncated."""
     config = dataclasses.replace(CONFIG, num_epochs=2, max_steps=9, save_every=4)

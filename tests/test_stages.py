@@ -1,0 +1,158 @@
+"""The stages without a device: sampling fills the gaps in the run folder; selection keeps to its limits."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tpt_jax.config import PruneConfig, RunConfig, Sampling, load_config
+from tpt_jax.errors import UserError
+from tpt_jax.loop import stages
+from tpt_jax.loop.run_folder import RunFolder
+from tpt_jax.loop.stages import sample_and_judge, select_traces
+from tpt_jax.records import JudgedTrace, Question, QuestionSet, Trace, Verdict
+from tpt_jax.tasks import Task
+from tpt_jax.think.engine import Statistics
+from tpt_jax.think.requests import Request
+from tpt_jax.think.sampling import Filters
+from tpt_jax.think.sampling_plan import plan_sampling
+
+QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
+QUESTIONS = QuestionSet(tuple(Question(name, "?", name) for name in ("a", "b", "long")))
+RIGHT, FAILED = Verdict("1", strict=True, correct=True), Verdict.wrong("checker died")
+
+
+class FakeEngine:
+    """Samples one token for every requested trace of the questions in `own`, and records what it is asked for."""
+
+    own: Sequence[str] = ("a", "b")
+    requested: list[tuple[str, tuple[int, ...]]]
+    options: dict[str, Any]
+
+    def __init__(self, *_: Any):
+        self.statistics = Statistics(seconds=1.0, num_tokens=1)
+
+    def sample(self, parameters: Any, requests: Sequence[Request], **options: Any) -> Iterator[list[Trace]]:
+        del options["should_stop"]
+        FakeEngine.options = options
+        for request in requests:
+            FakeEngine.requested += [(request.id, request.samples)] if request.samples else []
+            if request.id in FakeEngine.own:
+                yield [Trace(request.id, sample, "x", (5,)) for sample in request.samples]
+
+
+@pytest.fixture(autouse=True)
+def engine(monkeypatch: pytest.MonkeyPatch) -> type[FakeEngine]:
+    monkeypatch.setattr(FakeEngine, "own", ("a", "b"))
+    FakeEngine.requested = []
+    monkeypatch.setattr(stages, "Engine", FakeEngine)
+    monkeypatch.setattr(stages, "reshard", lambda program, parameters, label: parameters)
+    return FakeEngine
+
+
+@pytest.fixture
+def config() -> RunConfig:
+    return load_config(QUICKSTART, {"seed": 5, "think.temperature": 0.9, "evaluate.temperature": 0.6})
+
+
+@pytest.fixture
+def folder(config: RunConfig, tmp_path: Path) -> RunFolder:
+    return RunFolder.open(tmp_path / "run", config)
+
+
+def no_parameters() -> Any:
+    """Nothing here reads them."""
+
+
+def make_setup(config: RunConfig, verdict: Verdict = RIGHT) -> Any:
+    """Two samples of each question; the prompt of "long" is longer than may be."""
+    plan = plan_sampling(
+        {"a": (1, 2), "b": (3,), "long": (4,) * 9},
+        num_questions=None,
+        num_samples=2,
+        max_prompt_tokens=8,
+        max_new_tokens=4,
+        num_slots=2,
+        num_shards=1,
+        filters=Filters(),
+        cache_type="compute",
+        option="think.",
+    )
+
+    def submit_batch(pairs: Sequence[Any]) -> Future[list[Verdict]]:
+        future: Future[list[Verdict]] = Future()
+        future.set_result([verdict] * len(pairs))
+        return future
+
+    return SimpleNamespace(
+        config=config,
+        plans={"think": plan, "evaluate": plan},
+        sampler=SimpleNamespace(
+            slots={"think": None, "evaluate": None}, reshard=None, layout=SimpleNamespace(batch_ways=1)
+        ),
+        prompt=None,
+        pool=SimpleNamespace(submit_batch=submit_batch),
+        task=Task("t", QUESTIONS, QUESTIONS),
+    )
+
+
+def test_only_missing_traces_are_sampled(config: RunConfig, folder: RunFolder, engine: type[FakeEngine]) -> None:
+    """An earlier process left one; its three tokens and end of turn count."""
+    folder.trace_writer(2, "think", 0).write([JudgedTrace(Trace("a", 1, "x", (6, 7, 8)), RIGHT)])
+    num_loads = 0
+
+    def load() -> Any:
+        nonlocal num_loads
+        num_loads += 1
+
+    setup = make_setup(config)
+    sampled = sample_and_judge(setup, folder, 2, "think", QUESTIONS, load)
+    assert engine.requested == [("a", (0,)), ("b", (0, 1))]
+    assert (sampled.tokens, sampled.num_prompts_too_long) == (3 * 2 + 4, 1)
+    names = [(judged.trace.name, judged.verdict) for judged in folder.traces(2, "think")]
+    assert names == [(name, RIGHT) for name in ("a/0", "a/1", "b/0", "b/1")]
+    assert sample_and_judge(setup, folder, 2, "think", QUESTIONS, load).tokens == sampled.tokens
+    assert (len(engine.requested), num_loads) == (2, 1)  # nothing was left to sample
+
+
+@pytest.mark.parametrize(("sampling", "temperature"), [("think", 0.9), ("evaluate", 0.6)])
+def test_draws_depend_on_seed_round_and_the_stages_temperature(
+    config: RunConfig, folder: RunFolder, engine: type[FakeEngine], sampling: Sampling, temperature: float
+) -> None:
+    sample_and_judge(make_setup(config), folder, 3, sampling, QUESTIONS, no_parameters)
+    assert engine.options == {"seed": 5, "round_index": 3, "temperature": temperature}
+
+
+def test_traces_of_another_host_that_are_not_in_the_folder_are_missed(
+    config: RunConfig, folder: RunFolder, engine: type[FakeEngine]
+) -> None:
+    engine.own = ("a",)  # the other host samples "b", and writes it to a folder of its own
+    with pytest.raises(UserError, match="holds 2 of 4 traces, because the hosts do not share it"):
+        sample_and_judge(make_setup(config), folder, 1, "think", QUESTIONS, no_parameters)
+
+
+def test_a_checker_that_fails_on_every_trace_ends_the_stage(config: RunConfig, folder: RunFolder) -> None:
+    with pytest.raises(UserError, match=r"it failed on every trace \(checker died\)"):
+        sample_and_judge(make_setup(config, FAILED), folder, 1, "think", QUESTIONS, no_parameters)
+
+
+def test_a_rounds_selection_keeps_to_the_configs_limits(folder: RunFolder) -> None:
+    """Eight correct traces of four questions, then one wrong one."""
+    judged = [JudgedTrace(Trace(name, sample, f"{sample}", (1, 2)), RIGHT) for name in "abcd" for sample in range(2)]
+    folder.trace_writer(1, "think", 0).write([*judged, JudgedTrace(Trace("e", 0, "0", (1,) * 11), Verdict.wrong(""))])
+
+    def kept(seed: int, **limits: Any) -> list[str]:
+        figures = select_traces(folder, 1, PruneConfig(**limits), seed)
+        names = [trace.trace.name for trace in folder.training(1)]
+        assert (figures["num_traces"], figures["num_correct"], figures["num_kept"]) == (9, 8, len(names))
+        assert figures["mean_think_tokens"] == 3.0
+        return names
+
+    assert len(kept(0, max_per_question=2, max_traces=None)) == 8
+    assert len(kept(0, max_per_question=2, max_traces=None, keep="any")) == 9
+    assert [name[0] for name in kept(0, max_per_question=1, max_traces=None)] == ["a", "b", "c", "d"]
+    assert len(kept(0, max_per_question=1, max_traces=3)) == 3
+    assert len({tuple(kept(seed, max_per_question=1, max_traces=3)) for seed in range(9)}) > 1
