@@ -180,6 +180,13 @@ THINK = (
         f"{SAMPLING}::test_a_shared_prefix_does_not_change_traces[llama]",
     ),
     Mutant(
+        "tokens after a shared prefix decoded from position 0",
+        "think/slots.py",
+        "model.decode(slots.last_token, offset + slots.position",
+        "model.decode(slots.last_token, slots.position",
+        f"{SAMPLING}::test_a_shared_prefix_does_not_change_traces[llama]",
+    ),
+    Mutant(
         "draws after a shared prefix keyed by the position in the rest",
         "think/slots.py",
         "position = shape.num_prefix_tokens + slots.position",
@@ -459,6 +466,20 @@ TRAIN = (
         "pass",
         f"{TRAINING}::test_killed_within_an_epoch_it_resumes_with_the_next_batch",
     ),
+    Mutant(
+        "a training stopped after its last step",
+        "train/fine_tuning.py",
+        "stop = step + 1 < self.num_steps and self._should_stop()",
+        "stop = self._should_stop()",
+        f"{TRAINING}::test_a_request_to_stop_after_the_last_step_comes_too_late",
+    ),
+    Mutant(
+        "a training stopped without a save",
+        "train/fine_tuning.py",
+        "(stop or self._checkpoints.is_due(step + 1))",
+        "self._checkpoints.is_due(step + 1)",
+        f"{TRAINING}::test_a_corrupt_save_is_skipped_for_the_one_before",
+    ),
 )
 
 POOL = "tests/test_pool.py"
@@ -556,6 +577,13 @@ RUNTIME = (
         f"{EXCHANGE}[diverged]",
     ),
     Mutant(
+        "the last chunk of a message not sent",
+        "runtime/hosts.py",
+        "math.ceil(len(data) / CHUNK)",
+        "len(data) // CHUNK",
+        f"{EXCHANGE}[exchange]",
+    ),
+    Mutant(
         "a broadcast on a single host without JSON",
         "runtime/hosts.py",
         "return _through_json(make())",
@@ -575,6 +603,7 @@ RUN_FOLDER = "tests/test_run_folder.py"
 BUCKET = "tests/test_bucket.py"
 RECOVERY = "tests/test_recovery.py"
 ROUNDS = "tests/test_rounds.py"
+STAGES = "tests/test_stages.py"
 
 LOOP = (
     Mutant(
@@ -589,6 +618,13 @@ LOOP = (
         "loop/seeds.py",
         'f"{seed}/{round_index}/{purpose}"',
         'f"{seed}/{round_index}"',
+        ROUNDS,
+    ),
+    Mutant(
+        "selection with the run's seed in every round",
+        "loop/rounds.py",
+        'derive_seed(config.seed, index, "select")',
+        "config.seed",
         ROUNDS,
     ),
     Mutant(
@@ -690,6 +726,13 @@ LOOP = (
         f"{RUN_FOLDER}::test_settings_that_change_results_are_refused",
     ),
     Mutant(
+        "the folder of an evaluation accepted for a run",
+        "loop/run_folder.py",
+        'if text.startswith(_header("eval")) != (verb == "eval"):',
+        "if not text:",
+        f"{RUN_FOLDER}::test_run_and_eval_refuse_each_others_folders",
+    ),
+    Mutant(
         "the metrics line of a repeated step kept",
         "loop/recovery.py",
         'line["step"] < num_saved[index]',
@@ -737,6 +780,48 @@ LOOP = (
         '"num_correct": sum(trace.verdict.correct for trace in judged)',
         '"num_correct": sum(trace.verdict.strict for trace in judged)',
         ROUNDS,
+    ),
+    Mutant(
+        "traces in the run folder sampled again",
+        "loop/stages.py",
+        "plan.requests([question.id for question in questions], done)",
+        "plan.requests([question.id for question in questions], set())",
+        STAGES,
+    ),
+    Mutant(
+        "every round samples with the same keys",
+        "loop/stages.py",
+        "        round_index=round_index,\n        temperature",
+        "        round_index=0,\n        temperature",
+        STAGES,
+    ),
+    Mutant(
+        "the evaluate stage at the think stage's temperature",
+        "loop/stages.py",
+        "temperature=getattr(setup.config, sampling).temperature",
+        "temperature=setup.config.think.temperature",
+        STAGES,
+    ),
+    Mutant(
+        "hosts without a common run folder not noticed",
+        "loop/stages.py",
+        "if len(judged) < num_traces:",
+        "if not judged:",
+        STAGES,
+    ),
+    Mutant(
+        "a run with a checker that fails on every trace",
+        "loop/stages.py",
+        "if failure := failed_on_all(judged):",
+        "if failure := failed_on_all([]):",
+        STAGES,
+    ),
+    Mutant(
+        "selection in a run without its limit per question",
+        "loop/stages.py",
+        "max_per_question=config.max_per_question",
+        "max_per_question=None",
+        STAGES,
     ),
     Mutant(
         "weights that were taken are still held",
@@ -972,6 +1057,20 @@ LIBRARY = (
         f"{LIBRARY_TESTS}::test_traces_do_not_depend_on_mesh_or_slots",
     ),
     Mutant(
+        "the library's evaluate at the think stage's temperature",
+        "library/evaluation.py",
+        "sampling_settings(EvaluateConfig, asked, options)",
+        'sampling_settings(EvaluateConfig, asked, {"temperature": 0.8, **options})',
+        f"{LIBRARY_TESTS}::test_evaluate_samples_at_the_temperature_of_the_evaluate_stage",
+    ),
+    Mutant(
+        "judge ignores the checker it is given",
+        "library/judging.py",
+        "questions.checker if checker is None else checker",
+        "questions.checker",
+        f"{LIBRARY_TESTS}::test_traces_are_judged_by_the_questions_they_answer",
+    ),
+    Mutant(
         "held-out questions known by their spelling",
         "library/judging.py",
         "normalised(texts[name]) in tested",
@@ -998,6 +1097,13 @@ LIBRARY = (
         'if parse_finish_reason(line) != "stop":',
         "if not parse_finish_reason(line):",
         f"{PROMPTS}::test_only_kept_finished_traces_of_training_questions_are_trained_on",
+    ),
+    Mutant(
+        "a fine-tuning with other settings resumed",
+        "library/finetune_file.py",
+        "if started.get(name) != settings[name]]",
+        "if name not in started]",
+        f"{LIBRARY_TESTS}::test_a_finetuning_with_other_settings_is_not_resumed",
     ),
     Mutant(
         "completions of other settings resumed",
