@@ -1,6 +1,5 @@
 """Loads Hugging Face checkpoints: config.json, and safetensors straight into sharded arrays."""
 
-import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -14,6 +13,7 @@ from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 
 from tpt_jax.errors import UserError
+from tpt_jax.io.downloads import read_json_object
 from tpt_jax.io.paths import AnyPath, is_remote
 from tpt_jax.models.architecture import ModelConfig, from_huggingface
 from tpt_jax.models.huggingface_tensors import (
@@ -50,7 +50,7 @@ def read_config_json(folder: AnyPath) -> dict[str, Any]:
         raise UserError(f"{folder}: no such folder; {hint}")
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: has no config.json; {hint}")
-    return _read_json_object(folder / "config.json")
+    return read_json_object(folder / "config.json")
 
 
 def load_parameters(folder: AnyPath, config: ModelConfig, layout: Layout, dtype: DTypeLike = jnp.float32) -> nnx.State:
@@ -84,16 +84,6 @@ def load_parameters(folder: AnyPath, config: ModelConfig, layout: Layout, dtype:
     return nnx.from_flat_state(loaded.items())
 
 
-def _read_json_object(path: AnyPath) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); download the file again") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: must be a JSON object, not {type(value).__name__}; download the file again")
-    return value
-
-
 def _open_slices(folder: AnyPath, files: ExitStack) -> dict[str, Any]:
     """Every tensor of the checkpoint by name, as a safetensors slice object of a file that `files` keeps open."""
     slices: dict[str, Any] = {}
@@ -114,7 +104,7 @@ def _safetensors_files(folder: AnyPath) -> list[AnyPath]:
     if (folder / SINGLE_FILE).is_file():
         return [folder / SINGLE_FILE]
     if (folder / INDEX_FILE).is_file():
-        names = sorted(set(_read_json_object(folder / INDEX_FILE).get("weight_map", {}).values()))
+        names = sorted(set(read_json_object(folder / INDEX_FILE).get("weight_map", {}).values()))
         for name in names:
             if not (folder / name).is_file():
                 raise UserError(f"{folder / INDEX_FILE}: lists {name}, which is missing; download that file too")

@@ -1,0 +1,188 @@
+"""A checkpoint's tokenizer: its files, its chat template, and the ids that end a text."""
+
+import contextlib
+import logging
+import pathlib
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tpt_jax.errors import UserError
+from tpt_jax.io.downloads import check_downloaded, read_json_object
+from tpt_jax.io.paths import AnyPath, copy, is_remote
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# A vocabulary is in tokenizer.json, or in older files that transformers converts: sentencepiece's or byte-level BPE's.
+VOCABULARY = "tokenizer.json"
+OLDER_VOCABULARIES = (("tokenizer.model",), ("vocab.json", "merges.txt"))
+TEMPLATE_FILE = "chat_template.jinja"
+TEMPLATE_FOLDER = "additional_chat_templates"
+TOKENIZER_FILES = (
+    VOCABULARY,
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    TEMPLATE_FILE,
+    TEMPLATE_FOLDER,
+)
+
+
+def load_tokenizer(folder: AnyPath) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a checkpoint folder, on a disk or in a bucket; code in the folder is never run.
+
+    Raises:
+      UserError: files are missing or damaged, or transformers cannot load them; names the file.
+    """
+    _check_files(folder)
+    with _on_disk(folder) as local, _quiet():
+        from transformers import AutoTokenizer  # takes seconds to import, so only when a model is used
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(local), local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # transformers and tokenizers raise many types, some of them plain Exception
+            raise UserError(_reason(folder, error)) from error
+    tokenizer.name_or_path = str(folder)
+    return tokenizer
+
+
+def render(
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: Sequence[Mapping[str, str]],
+    template: str | None = None,
+    **options: Any,
+) -> str:
+    """A conversation as text.
+
+    Args:
+      messages: each with "role" and "content".
+      template: a Jinja chat template; the tokenizer's own if not given.
+      options: variables for the template.
+
+    Raises:
+      UserError: the template is not valid, or refuses the conversation; or several have names, and none is the default.
+    """
+    import jinja2
+
+    where, fix = "prompt.template", "correct it"
+    if template is None:
+        where, fix = f"{tokenizer.name_or_path}: chat template", "correct it, or set prompt.template"
+        own: Any = tokenizer.chat_template
+        if isinstance(own, dict) and "default" not in own:
+            raise UserError(
+                f'{where}: there are only {", ".join(sorted(own))}, none named "default"; set prompt.template'
+            )
+    try:
+        text = tokenizer.apply_chat_template(
+            [dict(message) for message in messages], chat_template=template, tokenize=False, **options
+        )
+    except jinja2.TemplateSyntaxError as error:
+        raise UserError(f"{where}: line {error.lineno}: {error.message}; {fix}") from error
+    except jinja2.TemplateError as error:
+        refuses = "refuses the conversation: " if type(error) is jinja2.TemplateError else ""  # by raise_exception
+        raise UserError(f"{where}: {refuses}{_first_line(error)}; {fix}") from error
+    except Exception as error:  # the expressions of a template can raise anything
+        raise UserError(f"{where}: {type(error).__name__}: {_first_line(error)}; {fix}") from error
+    return str(text)
+
+
+def read_eos_ids(folder: AnyPath) -> frozenset[int]:
+    """The ids that end a text, by generation_config.json and config.json; empty if neither says.
+
+    Models that chat often name several: the end of a text and that of a turn.
+
+    Raises:
+      UserError: a file is damaged, or an id is not a whole number.
+    """
+    ids: set[int] = set()
+    for name in ("generation_config.json", "config.json"):
+        path = folder / name
+        if not path.is_file():
+            continue
+        config = read_json_object(path)
+        text_config = config.get("text_config")  # of a model with a vision tower
+        for section in (config, text_config if isinstance(text_config, dict) else {}):
+            value = section.get("eos_token_id")
+            values = value if isinstance(value, list) else [] if value is None else [value]
+            if any(type(token) is not int or token < 0 for token in values):
+                raise UserError(f"{path}: eos_token_id ({value}) must be a token's id or a list of ids; correct it")
+            ids.update(values)
+    return frozenset(ids)
+
+
+def _check_files(folder: AnyPath) -> None:
+    """Checks that the folder has a vocabulary, and that no file is a pointer that transformers would read as text."""
+    texts = [TEMPLATE_FILE]
+    if not (folder / VOCABULARY).is_file():
+        complete = [names for names in OLDER_VOCABULARIES if all((folder / name).is_file() for name in names)]
+        if not complete:
+            raise UserError(
+                f"{folder}: no tokenizer.json or tokenizer.model, nor vocab.json with merges.txt; "
+                "copy the tokenizer's files there"
+            )
+        texts += complete[0]
+    for name in texts:
+        if (folder / name).is_file():
+            check_downloaded(folder / name)
+
+
+@contextlib.contextmanager
+def _on_disk(folder: AnyPath) -> Iterator[AnyPath]:
+    """The folder itself, or a temporary copy of what a tokenizer needs of it: transformers only reads local files."""
+    if not is_remote(folder):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as local:
+        for name in (*TOKENIZER_FILES, "config.json"):
+            if (folder / name).exists():
+                copy(folder / name, pathlib.Path(local) / name)
+        yield pathlib.Path(local)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without warnings: in a notebook tqdm asks for widgets that nothing uses; transformers tells how it converts."""
+    with warnings.catch_warnings(action="ignore"):
+        from transformers.utils import logging as messages
+
+        verbosity = messages.get_verbosity()
+        messages.set_verbosity(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            messages.set_verbosity(verbosity)
+
+
+def _reason(folder: AnyPath, error: Exception) -> str:
+    """Why transformers could not load the tokenizer, in one line.
+
+    Raises:
+      UserError: a JSON file is damaged.
+    """
+    names = [name for name in TOKENIZER_FILES if name.endswith(".json") and (folder / name).is_file()]
+    files = {name: read_json_object(folder / name) for name in names}
+    config_path, config = folder / "tokenizer_config.json", files.get("tokenizer_config.json", {})
+    convert = "AutoTokenizer.from_pretrained(OLD).save_pretrained(NEW) where it loads writes files that work here"
+    if config.get("auto_map"):
+        return (
+            f"{config_path}: {config.get('tokenizer_class')} is code in the checkpoint (auto_map), which is never run; "
+            "give a tokenizer.json and a tokenizer_class of transformers"
+        )
+    if VOCABULARY in files:
+        model = files[VOCABULARY].get("model")
+        kind = model.get("type") if isinstance(model, dict) else None
+        return (
+            f"{folder / VOCABULARY}: the tokenizers library cannot read it (model type {kind}: {_first_line(error)}); "
+            "download it again, or update: pip install -U transformers tokenizers"
+        )
+    return f"{folder}: {_first_line(error)}; {convert}"
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].strip()[:200]
