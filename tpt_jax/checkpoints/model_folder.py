@@ -3,10 +3,12 @@
 import dataclasses
 import importlib.resources
 import os
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import orbax.checkpoint as ocp
 from flax import nnx
+from flax.traverse_util import flatten_dict
 
 from tpt_jax.checkpoints.checksums import verify_checksums
 from tpt_jax.config import check_value
@@ -14,7 +16,7 @@ from tpt_jax.errors import UserError
 from tpt_jax.io.paths import Path, is_remote, to_path
 from tpt_jax.models.architecture import ModelConfig
 from tpt_jax.models.huggingface_export import copy_side_files, save_parameters
-from tpt_jax.models.huggingface_import import load_parameters, read_model_config
+from tpt_jax.models.huggingface_import import check_parameters, load_parameters, read_model_config
 from tpt_jax.models.transformer import abstract_parameters, place_abstract
 from tpt_jax.runtime import hosts
 from tpt_jax.runtime.sharding import Layout
@@ -50,6 +52,31 @@ class ModelFolder:
             raise UserError(f"{path}: no such folder; download {source} there, or set model.path to where you have it")
         return cls(path, read_model_config(path))
 
+    def check_weights(self) -> None:
+        """Checks names, types and shapes of the weights against the config, without reading them: within a second.
+
+        Call it before anything is compiled or written, so that a mistake costs neither time nor a folder.
+
+        Raises:
+          UserError: weights are missing, quantized, or do not fit the config.
+        """
+        stored = (self.path / PARAMETERS).resolve()
+        if not stored.is_dir():
+            check_parameters(self.path, self.config)
+            return
+        expected = _shapes(nnx.to_pure_dict(abstract_parameters(self.config)[1]))
+        try:
+            actual = _shapes(ocp.PyTreeCheckpointHandler().metadata(stored).tree)
+        except (ValueError, FileNotFoundError, KeyError) as error:
+            raise self._unreadable(error) from error
+        for name, shape in expected.items():
+            if actual.get(name) != shape:
+                found = f"has shape {actual[name]}" if name in actual else "is missing"
+                raise UserError(
+                    f"{self.path}: parameter {name} {found}, but config.json implies shape {shape}; "
+                    "take both from the same checkpoint"
+                )
+
     def load(self, layout: Layout, *, verify: bool = True) -> nnx.State:
         """The parameters in fp32, sharded by the layout.
 
@@ -70,11 +97,18 @@ class ModelFolder:
             with ocp.StandardCheckpointer() as checkpointer:
                 restored = checkpointer.restore(stored, nnx.to_pure_dict(abstract))
         except (ValueError, FileNotFoundError, KeyError) as error:
-            raise UserError(
-                f"{self.path}: cannot be restored ({str(error).splitlines()[0]}); use another checkpoint"
-            ) from error
+            raise self._unreadable(error) from error
         nnx.replace_by_pure_dict(abstract, restored)
         return abstract
+
+    def _unreadable(self, error: Exception) -> UserError:
+        return UserError(f"{self.path}: cannot be restored ({str(error).splitlines()[0]}); use another checkpoint")
+
+
+def _shapes(parameters: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The shape of each parameter, by names such as layers.query."""
+    flat: dict[str, Any] = flatten_dict(parameters, sep=".")
+    return {name: tuple(value.shape) for name, value in flat.items()}
 
 
 def export(

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from tpt_jax.io.files import write_atomically
 from tpt_jax.io.paths import AnyPath, copy
 from tpt_jax.models.architecture import ModelConfig, decoder_config
-from tpt_jax.models.huggingface_import import read_config_json
+from tpt_jax.models.huggingface_files import read_config_json
 from tpt_jax.models.huggingface_tensors import (
     INDEX_FILE,
     SINGLE_FILE,
@@ -26,17 +26,13 @@ from tpt_jax.models.huggingface_tensors import (
     tensor_mappings,
 )
 from tpt_jax.runtime import hosts
+from tpt_jax.tokenizer import TOKENIZER_FILES
 
 ExportType = Literal["float32", "bfloat16"]
 
-SIDE_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "tokenizer.model",
-    "chat_template.jinja",
-    "generation_config.json",
-)
+SIDE_FILES = (*TOKENIZER_FILES, "generation_config.json")
+SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+QUANTIZATION = ("quantization_config", "quantization")  # transformers' key and MLX's
 
 
 def save_parameters(
@@ -83,21 +79,25 @@ def save_parameters(
 def copy_side_files(source: AnyPath, target: AnyPath, *, dtype: ExportType) -> None:
     """Copies a checkpoint's tokenizer files and config.json, with dtype set to that of the exported weights.
 
-    For a model with a vision tower this writes the decoder's config.json, since only the decoder is exported.
+    For a model with a vision tower this writes the decoder's config.json, since only the decoder is exported. Special
+    tokens that only the whole model's config.json names go with it.
 
     Every host may call this; the first one copies.
 
     Raises:
       UserError: the source has no config.json.
     """
-    config = dict(decoder_config(read_config_json(source)))
+    whole = read_config_json(source)
+    config = {name: whole[name] for name in SPECIAL_IDS if name in whole} | dict(decoder_config(whole))
     if jax.process_index() != 0:
         return
+    for key in QUANTIZATION:  # what is exported is not quantized
+        config.pop(key, None)
     for key in {"dtype", "torch_dtype"} & config.keys() or {"dtype"}:  # torch_dtype before transformers 5
         config[key] = dtype
     write_atomically(target / "config.json", json.dumps(config, indent=2) + "\n")
     for name in SIDE_FILES:
-        if (source / name).is_file() and source.resolve() != target.resolve():
+        if (source / name).exists() and source.resolve() != target.resolve():
             copy(source / name, target / name)
 
 

@@ -10,24 +10,14 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding
 from jax.typing import DTypeLike
-from safetensors import SafetensorError, safe_open
 
-from tpt_jax.errors import UserError
-from tpt_jax.io.downloads import read_json_object
-from tpt_jax.io.paths import AnyPath, is_remote
+from tpt_jax.io.paths import AnyPath
 from tpt_jax.models.architecture import ModelConfig, from_huggingface
-from tpt_jax.models.huggingface_tensors import (
-    INDEX_FILE,
-    SINGLE_FILE,
-    Index,
-    TensorMapping,
-    flat_variables,
-    tensor_mappings,
-)
+from tpt_jax.models.huggingface_files import open_tensors, read_config_json
+from tpt_jax.models.huggingface_names import check_all_used, check_tensor, checkpoint_name, find_prefix
+from tpt_jax.models.huggingface_tensors import Index, ParameterPath, TensorMapping, flat_variables, tensor_mappings
 from tpt_jax.models.transformer import abstract_parameters
 from tpt_jax.runtime.sharding import Layout
-
-READABLE_TYPES = ("F64", "F32", "F16", "BF16")  # other types are quantized and come with scales, which we do not read
 
 
 def read_model_config(folder: AnyPath) -> ModelConfig:
@@ -39,18 +29,14 @@ def read_model_config(folder: AnyPath) -> ModelConfig:
     return from_huggingface(read_config_json(folder))
 
 
-def read_config_json(folder: AnyPath) -> dict[str, Any]:
-    """The contents of config.json in a checkpoint folder.
+def check_parameters(folder: AnyPath, config: ModelConfig) -> None:
+    """Checks names, types and shapes of a checkpoint's tensors, without reading them: in milliseconds.
 
     Raises:
-      UserError: folder or file missing, or not JSON.
+      UserError: as `load_parameters`.
     """
-    hint = "give the folder of a Hugging Face checkpoint (config.json, *.safetensors, tokenizer files)"
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; {hint}")
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder}: has no config.json; {hint}")
-    return read_json_object(folder / "config.json")
+    with ExitStack() as files:
+        _find_parameters(folder, config, open_tensors(folder, files))
 
 
 def load_parameters(folder: AnyPath, config: ModelConfig, layout: Layout, dtype: DTypeLike = jnp.float32) -> nnx.State:
@@ -62,19 +48,15 @@ def load_parameters(folder: AnyPath, config: ModelConfig, layout: Layout, dtype:
       A state with the structure of `abstract_parameters(config)[1]` and arrays of this dtype.
 
     Raises:
-      UserError: no safetensors; a file missing or truncated; a tensor missing, quantized, or of a shape that does not
-        match the config.
+      UserError: no safetensors; a file missing or truncated; a tensor missing, quantized, of a shape that does not
+        match the config, or without a place in the model.
     """
     _, abstract = abstract_parameters(config)
     parameters, shardings = flat_variables(abstract), flat_variables(layout.shardings(abstract))
     mappings = tensor_mappings(config)
     with ExitStack() as files:
-        slices = _open_slices(folder, files)
-        # Check all tensors before reading any, so that errors show within seconds.
-        sources = {
-            path: _find_tensors(folder, slices, mappings[path], parameter.get_value().shape)
-            for path, parameter in parameters.items()
-        }
+        # Finds all tensors before it reads any, so that errors show within seconds.
+        sources = _find_parameters(folder, config, open_tensors(folder, files))
         loaded = {
             path: parameter.replace(
                 _load(mappings[path], sources[path], parameter.get_value().shape, shardings[path].get_value(), dtype)
@@ -84,62 +66,25 @@ def load_parameters(folder: AnyPath, config: ModelConfig, layout: Layout, dtype:
     return nnx.from_flat_state(loaded.items())
 
 
-def _open_slices(folder: AnyPath, files: ExitStack) -> dict[str, Any]:
-    """Every tensor of the checkpoint by name, as a safetensors slice object of a file that `files` keeps open."""
-    slices: dict[str, Any] = {}
-    for path in _safetensors_files(folder):
-        try:
-            # "numpy" returns bfloat16 as the ml_dtypes type that jax registers with numpy.
-            file = files.enter_context(safe_open(path, framework="numpy"))
-        except SafetensorError as error:
-            raise UserError(f"{path}: not a complete safetensors file ({error}); download the file again") from error
-        # In checkpoints with a vision tower, this prefix marks the decoder's tensors.
-        slices |= {name.removeprefix("language_model."): file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-    return slices
-
-
-def _safetensors_files(folder: AnyPath) -> list[AnyPath]:
-    if is_remote(folder):
-        raise UserError(f"{folder}: safetensors must be on a local disk; copy the folder there, or mount the bucket")
-    if (folder / SINGLE_FILE).is_file():
-        return [folder / SINGLE_FILE]
-    if (folder / INDEX_FILE).is_file():
-        names = sorted(set(read_json_object(folder / INDEX_FILE).get("weight_map", {}).values()))
-        for name in names:
-            if not (folder / name).is_file():
-                raise UserError(f"{folder / INDEX_FILE}: lists {name}, which is missing; download that file too")
-        return [folder / name for name in names]
-    other_formats = sorted(path.name for pattern in ("*.bin", "*.pth", "*.gguf") for path in folder.glob(pattern))
-    contents = f"only {other_formats[0]}" if other_formats else "nothing to load"
-    raise UserError(
-        f"{folder}: has no {SINGLE_FILE} or {INDEX_FILE}, {contents}; download the safetensors, or convert with "
-        f"transformers: AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW)"
-    )
-
-
-def _find_tensors(
-    folder: AnyPath, slices: Mapping[str, Any], mapping: TensorMapping, shape: tuple[int, ...]
-) -> list[Any]:
-    """The slice objects of a parameter, one per layer if it is stacked, with their types and shapes checked."""
-    expected_shape = mapping.checkpoint_shape(mapping.sizes(shape))
-    sources = []
-    for layer in range(shape[0] if mapping.is_stacked else 1):
-        name = mapping.name.format(layer=layer)
-        if name not in slices:
-            raise UserError(f"{folder}: tensor {name} is missing; the weights must match config.json")
-        actual_shape, dtype = tuple(slices[name].get_shape()), slices[name].get_dtype()
-        if dtype not in READABLE_TYPES:
-            raise UserError(
-                f"{folder}: tensor {name} has type {dtype}, not one of {', '.join(READABLE_TYPES)}; "
-                f"give a checkpoint that is not quantized"
-            )
-        if actual_shape != expected_shape:
-            raise UserError(
-                f"{folder}: tensor {name} has shape {actual_shape}, but config.json implies {expected_shape}; "
-                f"take both from the same model"
-            )
-        sources.append(slices[name])
-    return sources
+def _find_parameters(
+    folder: AnyPath, config: ModelConfig, tensors: Mapping[str, Any]
+) -> dict[ParameterPath, list[Any]]:
+    """The slice objects of every parameter, one per layer if it is stacked, with their types and shapes checked."""
+    parameters = flat_variables(abstract_parameters(config)[1])
+    mappings = tensor_mappings(config)
+    prefix = find_prefix(folder, tensors)
+    found: dict[ParameterPath, list[Any]] = {}
+    names: set[str] = set()
+    for path, parameter in parameters.items():
+        mapping, shape = mappings[path], parameter.get_value().shape
+        layers = range(shape[0]) if mapping.is_stacked else [0]
+        own = [checkpoint_name(mapping.name.format(layer=layer), prefix, tensors) for layer in layers]
+        for name in own:
+            check_tensor(folder, name, mapping.checkpoint_shape(mapping.sizes(shape)), tensors)
+        found[path] = [tensors[name] for name in own]
+        names.update(own)
+    check_all_used(folder, prefix, names, tensors)
+    return found
 
 
 def _load(
