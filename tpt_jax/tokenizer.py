@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 from tpt_jax.errors import UserError
 from tpt_jax.io.downloads import check_downloaded, read_json_object
-from tpt_jax.io.paths import AnyPath, copy, is_remote
+from tpt_jax.io.paths import AnyPath, copy, is_remote, to_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # A vocabulary is in tokenizer.json, or in older files that transformers converts: sentencepiece's or byte-level BPE's.
-VOCABULARY = "tokenizer.json"
-OLDER_VOCABULARIES = (("tokenizer.model",), ("vocab.json", "merges.txt"))
+VOCABULARY, SENTENCEPIECE = "tokenizer.json", "tokenizer.model"
+OLDER_VOCABULARIES = ((SENTENCEPIECE,), ("vocab.json", "merges.txt"))
 TEMPLATE_FILE = "chat_template.jinja"
 TEMPLATE_FOLDER = "additional_chat_templates"
 TOKENIZER_FILES = (
     VOCABULARY,
-    "tokenizer.model",
+    SENTENCEPIECE,
     "vocab.json",
     "merges.txt",
     "tokenizer_config.json",
@@ -44,7 +44,10 @@ def load_tokenizer(folder: AnyPath) -> "PreTrainedTokenizerBase":
         from transformers import AutoTokenizer  # takes seconds to import, so only when a model is used
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(local), local_files_only=True, trust_remote_code=False)
+            # mistral_format: where mistral-common is installed it would replace tokenizer.json and its template.
+            tokenizer = AutoTokenizer.from_pretrained(
+                str(local), local_files_only=True, trust_remote_code=False, mistral_format=False
+            )
         except Exception as error:  # transformers and tokenizers raise many types, some of them plain Exception
             raise UserError(_reason(folder, error)) from error
     tokenizer.name_or_path = str(folder)
@@ -71,7 +74,7 @@ def render(
 
     where, fix = "prompt.template", "correct it"
     if template is None:
-        where, fix = f"{tokenizer.name_or_path}: chat template", "correct it, or set prompt.template"
+        where, fix = f"{_template_file(tokenizer)}: chat template", "correct it, or set prompt.template"
         own: Any = tokenizer.chat_template
         if isinstance(own, dict) and "default" not in own:
             raise UserError(
@@ -166,21 +169,41 @@ def _reason(folder: AnyPath, error: Exception) -> str:
     """
     names = [name for name in TOKENIZER_FILES if name.endswith(".json") and (folder / name).is_file()]
     files = {name: read_json_object(folder / name) for name in names}
-    config_path, config = folder / "tokenizer_config.json", files.get("tokenizer_config.json", {})
-    convert = "AutoTokenizer.from_pretrained(OLD).save_pretrained(NEW) where it loads writes files that work here"
+    config = files.get("tokenizer_config.json", {})
     if config.get("auto_map"):
         return (
-            f"{config_path}: {config.get('tokenizer_class')} is code in the checkpoint (auto_map), which is never run; "
-            "give a tokenizer.json and a tokenizer_class of transformers"
+            f"{folder / 'tokenizer_config.json'}: {config.get('tokenizer_class')} is code in the folder (auto_map), "
+            "which is never run; give a tokenizer.json and a tokenizer_class of transformers"
         )
-    if VOCABULARY in files:
-        model = files[VOCABULARY].get("model")
-        kind = model.get("type") if isinstance(model, dict) else None
+    fault = _vocabulary_fault(folder / VOCABULARY) if VOCABULARY in files else None
+    if fault is not None:
+        kind = (files[VOCABULARY].get("model") or {}).get("type")
         return (
-            f"{folder / VOCABULARY}: the tokenizers library cannot read it (model type {kind}: {_first_line(error)}); "
-            "download it again, or update: pip install -U transformers tokenizers"
+            f"{folder / VOCABULARY}: cannot be read (model type {kind}: {fault}); download it again, or update: "
+            "pip install -U transformers tokenizers"
         )
-    return f"{folder}: {_first_line(error)}; {convert}"
+    if VOCABULARY not in files and (folder / SENTENCEPIECE).is_file():
+        return (
+            f"{folder / SENTENCEPIECE}: is not a whole sentencepiece model; download it again, or copy the "
+            f"{VOCABULARY} that is published with the model"
+        )
+    return f"{folder}: transformers cannot load the tokenizer ({_first_line(error)}); correct tokenizer_config.json"
+
+
+def _vocabulary_fault(path: AnyPath) -> str | None:
+    """Why the tokenizers library cannot read a tokenizer.json; None if it can."""
+    from tokenizers import Tokenizer
+
+    try:
+        Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except Exception as error:  # the library raises no other type
+        return _first_line(error)
+    return None
+
+
+def _template_file(tokenizer: "PreTrainedTokenizerBase") -> AnyPath:
+    folder = to_path(tokenizer.name_or_path)
+    return folder / (TEMPLATE_FILE if (folder / TEMPLATE_FILE).is_file() else "tokenizer_config.json")
 
 
 def _first_line(error: Exception) -> str:

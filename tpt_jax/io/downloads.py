@@ -10,10 +10,12 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # how such a file beg
 
 
 def check_downloaded(path: AnyPath) -> None:
-    """Raises UserError if git-lfs has left a pointer in place of the file's contents."""
+    """Raises UserError if the file is empty, or git-lfs has left a pointer in place of its contents."""
     with path.open("rb") as file:
-        is_pointer = file.read(len(LFS_POINTER)) == LFS_POINTER
-    if is_pointer:
+        start = file.read(len(LFS_POINTER))
+    if not start:
+        raise UserError(f"{path}: is empty; download the file again")
+    if start == LFS_POINTER:
         raise UserError(f"{path}: is a git-lfs pointer, not the file itself; run `git lfs pull` in its folder")
 
 
