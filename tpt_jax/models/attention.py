@@ -141,8 +141,13 @@ def _cache_scores(query: Float[Array, "B K G H"], cache: KVCache, config: ModelC
 
 
 def _weighted_values(weights: Float[Array, "B K G S"], cache: KVCache, dtype: jnp.dtype) -> Float[Array, "B K G H"]:
-    values = "BKSH" if cache.value.ndim == 4 else "KSH"
     if cache.value_scale is not None:
         weights = weights * jnp.expand_dims(cache.value_scale, -2)
     value = cache.value.astype(dtype)
-    return jnp.einsum(f"BKGS,{values}->BKGH", weights.astype(dtype), value, preferred_element_type=jnp.float32)
+    weights = weights.astype(dtype)
+    if value.ndim == 4:
+        return jnp.einsum("BKGS,BKSH->BKGH", weights, value, preferred_element_type=jnp.float32)
+    # K, the batch dimension of the product, comes first in the result. For any other order einsum exchanges the
+    # operands, and XLA's CPU backend (jax 0.10.2) cannot run that product in bfloat16 ("Unsupported element type").
+    mixed = jnp.einsum("BKGS,KSH->KBGH", weights, value, preferred_element_type=jnp.float32)
+    return mixed.swapaxes(0, 1)
