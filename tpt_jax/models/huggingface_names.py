@@ -75,7 +75,7 @@ def check_all_used(folder: AnyPath, prefix: str, used: Collection[str], tensors:
 
 
 def _missing_message(folder: AnyPath, name: str, tensors: Collection[str]) -> str:
-    stem = name.rpartition(".")[0]
+    stem, _, kind = name.rpartition(".")
     for suffix, method in QUANTIZED_NAMES.items():
         if f"{stem}.{suffix}" in tensors:
             return _quantized_message(folder, f"{stem}.{suffix}", method)
@@ -85,6 +85,8 @@ def _missing_message(folder: AnyPath, name: str, tensors: Collection[str]) -> st
             f"{missing}, and config.json does not say that it is the embedding (tie_word_embeddings); "
             "download all of the weights, or take config.json from the same model"
         )
+    if f"{stem}.base_layer.{kind}" in tensors:
+        return f"{missing}, but {stem}.base_layer.{kind} is there: {WRAPPERS['base_model.model.']}"
     tail = name.removeprefix("model.")
     other = next((other for other in sorted(tensors) if other.endswith(f".{tail}")), None)
     if other is None:
