@@ -57,8 +57,8 @@ SHOTS = (Shot("How many apples are 3 apples and 4 apples?", "#### 7"), Shot("How
 def test_shots_precede_the_question(folder: Path, template: str | None) -> None:
     """Each shot is a separate turn with the instruction, and the prompt contract still holds."""
     prompt = load_prompt(with_template(folder, template), "3", SHOTS)
-    prompt.check_contract([QUESTION])
-    text = prompt.text(prompt.prompt_ids("4 apples?"), with_special=True)
+    prompt.check_contract([QUESTION], 10_000)
+    text = prompt.text(prompt.prompt_ids("4 apples?"))
     assert text.count("#### 7") == text.count("#### 4") == 1
     assert text.index("#### 7") < text.index("#### 4") < text.rindex("4 apples?")
     assert text.count("?\n3") == 3
@@ -82,7 +82,10 @@ def test_only_kept_finished_traces_of_training_questions_are_trained_on(
     path.write_text("\n".join(map(json.dumps, lines)))
     prompt = load_prompt(folder)
     examples = read_examples(path, task, prompt, vocab_size=10_000)
-    assert [prompt.text(example.tokens[example.num_prompt :]) for example in examples] == ["#### 7", "#### 4"]
+    assert [prompt.text(example.tokens[example.num_prompt :]) for example in examples] == [
+        "#### 7<end_of_turn>",
+        "#### 4<end_of_turn>",
+    ]
     progress = capsys.readouterr().err
     assert "leaving out 1 traces cut short" in progress
     assert "leaving out 2 traces of test questions" in progress
@@ -150,7 +153,7 @@ def test_show_prompts_needs_a_config_or_a_file(capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize("template", [CHAT_TEMPLATE, GEMMA_LIKE, None])
 def test_the_samplers_prompt_is_the_prefix_of_the_training_example(folder: Path, template: str | None) -> None:
     prompt = load_prompt(with_template(folder, template), "Think.")
-    prompt.check_contract([QUESTION])
+    prompt.check_contract([QUESTION], 10_000)
     completion = prompt.completion_ids("3 + 4 = 7")
     example = prompt.example(QUESTION.question, completion)
     ids = prompt.prompt_ids(QUESTION.question)
@@ -166,7 +169,7 @@ def test_sampled_ids_are_trained_on_as_they_are(folder: Path) -> None:
     prompt = load_prompt(folder)
     first, *rest = prompt.completion_ids("3 + 4 = 7")
     by_character = [token for character in "3 + 4 = 7" for token in prompt.completion_ids(character)]
-    for sampled in (by_character, [*rest, first], [first, 0, *rest]):  # 0: a special token, which text leaves out
+    for sampled in (by_character, [*rest, first], [first, 0, *rest]):  # 0: a special token
         example = prompt.example(QUESTION.question, sampled)
         assert example.tokens[example.num_prompt :] == (*sampled, prompt.end_of_turn)
 
@@ -191,19 +194,88 @@ def test_the_instruction_is_in_every_prompt(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        ("{{ bos_token }}" + CHAT_TEMPLATE, "BOS 2 times"),
+        ("{{ bos_token }}" + CHAT_TEMPLATE, "begins with BOS twice"),
         (CHAT_TEMPLATE.replace("<end_of_turn>", ""), "no special token follows the answer"),
         (CHAT_TEMPLATE.replace("{% if add_generation_prompt %}<model>{% endif %}", ""), "not the prefix"),
     ],
 )
 def test_a_template_that_breaks_the_contract_is_refused(folder: Path, template: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        load_prompt(with_template(folder, template), "").check_contract([QUESTION])
+        load_prompt(with_template(folder, template), "").check_contract([QUESTION], 10_000)
 
 
 def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no tokenizer\.json"):
         load_prompt(tmp_path, "")
+
+
+def test_bos_may_also_begin_every_turn(folder: Path) -> None:
+    """As in SmolLM2, whose BOS is <|im_start|>."""
+    template = CHAT_TEMPLATE.replace("{{ bos_token }}", "").replace("<user>", "<bos><user>").replace("<model>", "<bos>")
+    prompt = load_prompt(with_template(folder, template), shots=SHOTS)
+    prompt.check_contract([QUESTION], 10_000)
+    assert prompt.prompt_ids("?").count(1) == 6
+
+
+def test_a_prompt_without_bos_is_refused_if_the_tokenizer_would_write_it(folder: Path) -> None:
+    path = with_template(folder, CHAT_TEMPLATE.replace("{{ bos_token }}", ""))
+    load_prompt(path).check_contract([QUESTION], 10_000)  # this tokenizer never adds BOS itself
+    tokenizer = json.loads((path / "tokenizer.json").read_text())
+    bos = {"SpecialToken": {"id": "<bos>", "type_id": 0}}
+    tokenizer["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [bos, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {"<bos>": {"id": "<bos>", "ids": [1], "tokens": ["<bos>"]}},
+    }
+    (path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(UserError, match=r"does not begin with BOS \(<bos>\)"):
+        load_prompt(path).check_contract([QUESTION], 10_000)
+
+
+def test_tokens_that_the_model_lacks_are_named(folder: Path) -> None:
+    prompt = load_prompt(folder)
+    with pytest.raises(UserError, match=r"question 'q' has '<end_of_turn>' \(4\), .* only for ids below 4;"):
+        prompt.check_contract([Question("q", "", "7")], 4)
+
+
+def test_a_tokenizer_that_loses_spaces_is_refused(folder: Path) -> None:
+    """As a LLaMA tokenizer class does over a byte-level vocabulary."""
+    prompt = load_prompt(folder)
+    decode = prompt.tokenizer.decode
+    prompt.tokenizer.decode = lambda *args, **options: str(decode(*args, **options)).replace(" ", "")
+    with pytest.raises(UserError, match=r"'How many apples', in the prompt of question 'q', becomes 'Howmany"):
+        prompt.check_contract([QUESTION], 10_000)
+
+
+def test_every_declared_end_of_text_stops_the_sampler(folder: Path) -> None:
+    """LLaMA 3's generation_config.json names three, its tokenizer only one."""
+    (folder / "generation_config.json").write_text('{"eos_token_id": [2, 6]}')
+    (folder / "config.json").write_text('{"eos_token_id": 7}')
+    assert load_prompt(folder).stop_ids == (2, 4, 6, 7)
+
+
+def test_special_tokens_stay_in_the_text(folder: Path) -> None:
+    prompt = load_prompt(folder)
+    assert prompt.text([*prompt.completion_ids("4"), 0, *prompt.completion_ids("2")]) == "4<pad>2"
+
+
+def test_a_prompt_has_its_own_template_and_stop_strings(folder: Path, tmp_path: Path) -> None:
+    base = with_template(folder, None)
+    prompt = load_prompt(base)
+    assert (prompt.is_plain, prompt.stop) == (True, ("Question:",))
+    assert load_prompt(with_template(base, CHAT_TEMPLATE)).stop == ()
+    assert load_prompt(base, template="plain").prompt_ids("?") == prompt.prompt_ids("?")
+    file = tmp_path / "own.jinja"
+    file.write_text(PLAIN_TEMPLATE.replace("Question", "Q"))
+    quickstart = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
+    config = load_config(quickstart, {"prompt.template": str(file), "prompt.stop": "[END]"}).prompt
+    assert config.template == file.read_text()  # the run keeps it, whatever happens to the file
+    own = load_prompt(base, template=config.template, stop=config.stop)
+    assert own.text(own.prompt_ids("3 + 4?")) == "<bos>Q: 3 + 4?\nAnswer:\n"
+    assert own.stop == ("END",)
+    with pytest.raises(UserError, match=r"prompt\.template \('none\.jinja'\): .*no such file; give a file with"):
+        load_config(quickstart, {"prompt.template": "none.jinja"})
 
 
 def test_the_plain_template_ends_the_completion_with_eos() -> None:

@@ -24,6 +24,7 @@ from tpt_jax.think.sampler import SamplerProgram, compile_sampler
 from tpt_jax.think.sampling import Filters, question_hash, sample_tokens, trace_keys
 from tpt_jax.think.sampling_plan import SamplingPlan, common_prefix, plan_sampling
 from tpt_jax.think.state import SlotShape
+from tpt_jax.think.stop_strings import StopStrings
 
 NUM_PROMPTS, NUM_SAMPLES, MAX_NEW = 8, 2, 16
 SHAPE = SlotShape(
@@ -205,23 +206,35 @@ def test_each_trace_ends_at_its_limit(tiny: tuple[SamplerProgram, nnx.State], ex
             assert cut.finish_reason == ("length" if full.num_sampled > limit else full.finish_reason)
 
 
-def test_a_trace_that_reached_a_stop_string_is_cancelled(
+def test_a_trace_ends_in_the_step_that_completes_a_stop_string(
     tiny: tuple[SamplerProgram, nnx.State], expected: Traces, layout: Layout
 ) -> None:
-    """It ends before the stop string, and its slot is free again within two chunks, here of one step each."""
-    shape = dataclasses.replace(SHAPE, chunk_steps=1, shows_running=True)
+    """It ends before the stop string, which may begin and end inside of tokens, and decodes nothing more."""
+    vocab_size = TINY["gemma2"].vocab_size
+    first, second = expected[Ids().text(PROMPTS[0]), 0].token_ids[2:4]
+    stop_strings = StopStrings.build(
+        [f"{first} {str(second)[0]}"], [f"{token} ".encode() for token in range(vocab_size)]
+    )
+    shape = dataclasses.replace(SHAPE, num_stop_states=stop_strings.num_states)
     program = compiled(TINY["gemma2"], layout.mesh, shape)
-    token = expected[Ids().text(PROMPTS[0]), 0].token_ids[2]
-    engine = Engine(program.slots["think"], Ids(), (), 1, (f" {token} ",))  # pyright: ignore[reportArgumentType]
+    engine = Engine(program.slots["think"], Ids(), (), 1, stop_strings)  # pyright: ignore[reportArgumentType]
     batches = engine.sample(program.reshard(tiny[1]), requests(PROMPTS), seed=0, round_index=1, temperature=1.0)
-    most_sampled = 0
+    num_decoded = num_ended = 0
     for trace in (trace for batch in batches for trace in batch):
         full = expected[trace.id, trace.sample]
-        end = next((i for i in range(1, len(full.token_ids) - 1) if full.token_ids[i] == token), None)
-        assert trace.token_ids == full.token_ids[:end]
-        assert trace.finish_reason == (full.finish_reason if end is None else "stop")
-        most_sampled += full.num_sampled if end is None else min(full.num_sampled, end + 2 + 2)
-    assert engine.statistics.num_tokens <= most_sampled < sum(full.num_sampled for full in expected.values())
+        text = "".join(f"{token} " for token in full.token_ids)
+        start = text.find(f"{first} {str(second)[0]}")
+        if start < 0:
+            assert (trace.token_ids, trace.finish_reason) == (full.token_ids, full.finish_reason)
+            assert trace.stop_string is None
+            num_decoded += full.num_sampled
+        else:
+            assert trace.token_ids == full.token_ids[: text[:start].count(" ")]
+            assert (trace.finish_reason, trace.stop_string) == ("stop", f"{first} {str(second)[0]}")
+            num_decoded += len(trace.token_ids) + 2
+            num_ended += 1
+    assert num_ended
+    assert engine.statistics.num_tokens == num_decoded
 
 
 # Planning a pass.

@@ -25,6 +25,18 @@ Sampling = Literal["think", "evaluate"]  # the sections that configure a samplin
 Section = TypeVar("Section")
 
 
+def _read_template(value: str) -> str:
+    """A template's text, so that a run's config holds it even if the file changes."""
+    if value == "plain" or "{" in value:
+        return value
+    if not Path(value).is_file():
+        raise ValueError('no such file; give a file with a Jinja chat template, its text, or "plain"')
+    return Path(value).read_text(encoding="utf-8")
+
+
+Template = Annotated[str, pydantic.AfterValidator(_read_template)]
+
+
 # The sections.
 
 
@@ -65,10 +77,16 @@ class PromptConfig:
     Attributes:
       instruction: follows the question; null for the task's own instruction, "" for none.
       num_shots: how many of the task's worked examples precede the question.
+      template: a Jinja chat template or a file with one; "plain" for the built-in "Question: ... Answer:"; null for the
+        checkpoint's own, or plain if it has none.
+      stop: texts before which a completion ends; null for the next "Question:" with the plain template, and none with
+        others.
     """
 
     instruction: str | None = None
     num_shots: NonNegativeInt = 0
+    template: Template | None = None
+    stop: tuple[Annotated[str, pydantic.Field(min_length=1)], ...] | None = None
 
 
 @dataclass(frozen=True, config=STRICT)

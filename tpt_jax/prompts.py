@@ -6,15 +6,14 @@ loss on:                                                                      ^^
 """
 
 import dataclasses
-import pathlib
-import tempfile
-import warnings
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tpt_jax.errors import UserError
-from tpt_jax.io.paths import AnyPath, copy, is_remote
+from tpt_jax.io.paths import AnyPath
 from tpt_jax.records import Question, Shot
+from tpt_jax.tokenizer import load_tokenizer, read_eos_ids, render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,6 +23,8 @@ PLAIN_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}Question: {{ message['content'] }}\n"
     "Answer:\n{% else %}{{ message['content'] }}{{ eos_token if loop.last else '\n\n' }}{% endif %}{% endfor %}"
 )
+PLAIN = "plain"  # the name of this template
+PLAIN_STOP = ("Question:",)  # a base model that has answered goes on with a question of its own
 PROBE = "4 + 3 = 7\n#### 7"  # a completion to render through the template
 # LLaMA 3's templates put the date into the prompt, by default today's: a run that samples on Monday would train with
 # another prompt on Tuesday. This is the templates' own fallback date.
@@ -46,31 +47,54 @@ class Example:
 
 
 class Prompt:
-    """Turns questions into token ids and token ids into text, with the checkpoint's chat template if it has one.
+    """Turns questions into token ids and token ids into text.
 
     Attributes:
       instruction: follows each question; "" for none.
+      stop: texts before which a completion ends.
       end_of_turn: id of the token that ends a completion in the template: trained on, and stops the sampler.
-      stop_ids: ids that stop the sampler: the end of turn and EOS.
+      stop_ids: ids that stop the sampler: the end of turn, and all that the checkpoint declares to end a text.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", instruction: str = "", shots: Sequence[Shot] = ()):
-        """Reads the end of turn from the tokenizer's chat template.
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        instruction: str = "",
+        shots: Sequence[Shot] = (),
+        *,
+        template: str | None = None,
+        stop: Sequence[str] | None = None,
+        eos_ids: Iterable[int] = (),
+    ):
+        """Reads the end of turn from the chat template.
 
         Args:
           instruction: follows each question; "" for none.
           shots: worked examples that precede the question, as turns of the conversation.
+          template: a Jinja chat template, or "plain"; the tokenizer's own if not given, or plain if it has none.
+          stop: texts before which a completion ends; if not given, the next "Question:" with the plain template, and
+            none with others.
+          eos_ids: ids that end a text, besides the tokenizer's EOS.
 
         Raises:
-          UserError: the template does not end a turn with a special token.
+          UserError: the template cannot be rendered, or does not end a turn with a special token.
         """
         self.instruction = instruction
         self._shots = tuple(shots)
-        self._tokenizer = tokenizer
-        self._template = None if tokenizer.chat_template else PLAIN_TEMPLATE
+        self.tokenizer = tokenizer
+        self.is_plain = template == PLAIN or (template is None and not tokenizer.chat_template)
+        self._template = PLAIN_TEMPLATE if self.is_plain else template
+        self.stop = tuple(stop) if stop is not None else PLAIN_STOP if self.is_plain else ()
         self.end_of_turn = self._find_end_of_turn()
         eos: Any = tokenizer.eos_token_id
-        self.stop_ids: tuple[int, ...] = tuple(sorted({self.end_of_turn, eos} - {None}))
+        self.stop_ids: tuple[int, ...] = tuple(sorted({self.end_of_turn, eos, *eos_ids} - {None}))
+
+    @property
+    def template_name(self) -> str:
+        """The template in a few words, for messages."""
+        if self.is_plain:
+            return 'the plain template ("Question: ... Answer:")'
+        return "the checkpoint's chat template" if self._template is None else "your template"
 
     def prompt_ids(self, question: str) -> tuple[int, ...]:
         """The prompt that the sampler continues."""
@@ -78,7 +102,7 @@ class Prompt:
 
     def plain_ids(self, text: str) -> tuple[int, ...]:
         """A text without chat template, after BOS if the tokenizer has one."""
-        bos: Any = self._tokenizer.bos_token_id
+        bos: Any = self.tokenizer.bos_token_id
         return (*(() if bos is None else (bos,)), *self._encode(text))
 
     def completion_ids(self, completion: str) -> tuple[int, ...]:
@@ -90,49 +114,92 @@ class Prompt:
         prompt = self.prompt_ids(question)
         return Example((*prompt, *completion_ids, self.end_of_turn), len(prompt), id)
 
-    def text(self, token_ids: Sequence[int], *, with_special: bool = False) -> str:
-        """Decodes token ids; special tokens are left out unless asked for."""
-        return str(
-            self._tokenizer.decode(
-                list(token_ids), skip_special_tokens=not with_special, clean_up_tokenization_spaces=False
-            )
-        )
+    def text(self, token_ids: Sequence[int]) -> str:
+        """Decodes token ids, special tokens included: left out, "42<eos>195" would become another number."""
+        return str(self.tokenizer.decode(list(token_ids), clean_up_tokenization_spaces=False))
 
-    def check_contract(self, questions: Iterable[Question]) -> None:
+    def check_contract(self, questions: Iterable[Question], vocab_size: int) -> None:
         """Checks prompts and training examples, token by token, against the chat template's own rendering.
 
+        Args:
+          vocab_size: rows of the model's embedding table.
+
         Raises:
-          UserError: they differ, or BOS does not occur exactly once.
+          UserError: they differ; BOS is missing or doubled; the model lacks a token; or the tokenizer loses text.
         """
-        bos: Any = self._tokenizer.bos_token_id
         for question in questions:
-            prompt = self.prompt_ids(question.question)
-            if bos is not None and prompt.count(bos) != 1:
-                raise UserError(
-                    f"chat template: the prompt of question {question.id!r} has BOS {prompt.count(bos)} times; "
-                    "use a tokenizer whose chat template writes it once"
-                )
+            rendered = self._render(question.question, None)
+            prompt = self._encode(rendered)
+            self._check_bos(question, prompt)
+            self._check_vocabulary(question, (*prompt, self.end_of_turn), vocab_size)
+            self._check_text(question, rendered, prompt)
             example = self.example(question.question, self.completion_ids(PROBE)).tokens
-            rendered = self._encode(self._render(question.question, PROBE))
-            if rendered[: len(example)] != example:
+            whole = self._encode(self._render(question.question, PROBE))
+            if whole[: len(example)] != example:
                 raise UserError(
                     f"chat template: the sampler's prompt of question {question.id!r} is not the prefix of its "
-                    "training example; use a tokenizer whose chat template renders prompt + answer + end of turn"
+                    "training example; use a tokenizer whose chat template renders prompt + answer + end of turn, or "
+                    "set prompt.template"
                 )
+
+    def _check_bos(self, question: Question, prompt: tuple[int, ...]) -> None:
+        """BOS may also occur later: in some templates it begins every turn."""
+        bos: Any = self.tokenizer.bos_token_id
+        if bos is None:
+            return
+        if prompt[:2] == (bos, bos):
+            raise UserError(
+                f"chat template: the prompt of question {question.id!r} begins with BOS twice; "
+                "use a template that writes it once"
+            )
+        is_expected = list(self.tokenizer.encode("?"))[:1] == [bos]
+        if is_expected and prompt[:1] != (bos,):
+            raise UserError(
+                f"chat template: the prompt of question {question.id!r} does not begin with BOS "
+                f"({self.tokenizer.bos_token}), as this model's texts do; use one that writes {{{{ bos_token }}}} first"
+            )
+
+    def _check_vocabulary(self, question: Question, ids: Sequence[int], vocab_size: int) -> None:
+        unknown = sorted({token for token in ids if token >= vocab_size})
+        if unknown:
+            names = ", ".join(f"{self.text([token])!r} ({token})" for token in unknown[:5])
+            raise UserError(
+                f"tokenizer: the prompt of question {question.id!r} has {names}, but the model has embeddings only for "
+                f"ids below {vocab_size}; resize its embeddings, or set prompt.template to one without such tokens"
+            )
+
+    def _check_text(self, question: Question, rendered: str, prompt: tuple[int, ...]) -> None:
+        """Tokenizer files that do not belong to their class can lose spaces or lines without an error."""
+        read, written = self._words(self.text(prompt)), self._words(rendered)
+        if read != written:
+            index = next((i for i, (a, b) in enumerate(zip(read, written, strict=False)) if a != b), len(written) - 1)
+            raise UserError(
+                f"tokenizer: {' '.join(written[index : index + 3])!r}, in the prompt of question {question.id!r}, "
+                f"becomes {' '.join(read[index : index + 3])!r:.60}; the tokenizer's files do not fit its class "
+                f"({type(self.tokenizer).__name__}): take them from the model's publisher, or set tokenizer_class in "
+                "tokenizer_config.json to PreTrainedTokenizerFast"
+            )
+
+    def _words(self, text: str) -> list[str]:
+        """Tokenizers may normalise characters, and put spaces around special tokens."""
+        for token in self._special_tokens():
+            text = text.replace(token, f" {token} ")
+        return unicodedata.normalize("NFKC", text).split()
 
     def _find_end_of_turn(self) -> int:
         suffix = self._render("?", PROBE).rpartition(PROBE)[2]
         ids = self._encode(suffix)
-        if not ids or ids[0] not in self._special_ids():
+        if not ids or ids[0] not in self._special_tokens().values():
             raise UserError(
                 f"chat template: no special token follows the answer (found {suffix!r}); "
-                "use a tokenizer whose chat template ends a turn with one, like Gemma's <end_of_turn>"
+                "use a template that ends a turn with one, like Gemma's <end_of_turn>"
             )
         return ids[0]
 
-    def _special_ids(self) -> set[int]:
-        added = {index for index, token in self._tokenizer.added_tokens_decoder.items() if token.special}
-        return added | set(self._tokenizer.all_special_ids)
+    def _special_tokens(self) -> dict[str, int]:
+        added = self.tokenizer.added_tokens_decoder.items()
+        special = {token.content: index for index, token in added if token.special}
+        return special | dict(zip(self.tokenizer.all_special_tokens, self.tokenizer.all_special_ids, strict=True))
 
     def _render(self, question: str, completion: str | None) -> str:
         """The conversation as text; without a completion it ends where the model's turn begins."""
@@ -143,35 +210,32 @@ class Prompt:
             messages.append({"role": "user", "content": content})
             if answered is not None:
                 messages.append({"role": "assistant", "content": answered})
-        return str(
-            self._tokenizer.apply_chat_template(
-                messages,
-                chat_template=self._template,
-                tokenize=False,
-                add_generation_prompt=completion is None,
-                date_string=DATE,
-            )
+        return render(
+            self.tokenizer,
+            messages,
+            self._template,
+            add_generation_prompt=completion is None,
+            date_string=DATE,
+            enable_thinking=False,  # Qwen3 and SmolLM3: an answer without a thinking part, as it is trained on
         )
 
     def _encode(self, text: str) -> tuple[int, ...]:
         # The template writes BOS itself; the tokenizer would add a second one.
-        return tuple(self._tokenizer.encode(text, add_special_tokens=False))
+        return tuple(self.tokenizer.encode(text, add_special_tokens=False))
 
 
-def load_prompt(model: AnyPath, instruction: str = "", shots: Sequence[Shot] = ()) -> Prompt:
-    """The prompt for a checkpoint folder's tokenizer; see Prompt for the instruction and the shots.
+def load_prompt(
+    model: AnyPath,
+    instruction: str = "",
+    shots: Sequence[Shot] = (),
+    *,
+    template: str | None = None,
+    stop: Sequence[str] | None = None,
+) -> Prompt:
+    """The prompt for a checkpoint folder's tokenizer; see Prompt for the arguments.
 
     Raises:
-      UserError: the folder has no tokenizer, or one whose chat template does not end a turn with a special token.
+      UserError: the folder has no usable tokenizer, or its chat template does not end a turn with a special token.
     """
-    if not (model / "tokenizer.json").is_file() and not (model / "tokenizer.model").is_file():
-        raise UserError(f"{model}: no tokenizer.json or tokenizer.model; copy the tokenizer's files there")
-    with warnings.catch_warnings(action="ignore"):  # in a notebook tqdm asks for widgets that nothing here uses
-        from transformers import AutoTokenizer  # takes seconds to import, so only when a model is used
-
-    with tempfile.TemporaryDirectory() as folder:
-        if is_remote(model):  # transformers only reads local files
-            for path in (path for path in model.iterdir() if path.is_file()):
-                copy(path, pathlib.Path(folder) / path.name)
-        local = folder if is_remote(model) else str(model)
-        return Prompt(AutoTokenizer.from_pretrained(local, local_files_only=True), instruction, shots)
+    tokenizer = load_tokenizer(model)
+    return Prompt(tokenizer, instruction, shots, template=template, stop=stop, eos_ids=read_eos_ids(model))

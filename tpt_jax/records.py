@@ -34,6 +34,7 @@ class Trace:
     token_ids: tuple[int, ...] = ()  # sampled tokens, without the end of turn; () if only the text is known
     logprob: float = 0.0  # sum over the sampled tokens, end of turn included, at temperature 1
     finish_reason: FinishReason = "stop"  # "length": cut at max_new_tokens, no end of turn
+    stop_string: str | None = None  # the stop string that ended it; None if the model ended its turn itself
 
     @property
     def name(self) -> str:
@@ -125,6 +126,8 @@ class QuestionSet(Sequence[Question]):
       instruction: placed after the question in every prompt; "" for none.
       checker: judges the answers.
       shots: worked examples that a prompt may begin with.
+      template: chat template, as `prompt.template` in a config; None for the checkpoint's own.
+      stop: texts before which an answer ends, as `prompt.stop`; None for those of the template.
       generation: how long prompts and completions may be.
       seconds_per_trace: a check that takes longer is killed.
     """
@@ -133,6 +136,8 @@ class QuestionSet(Sequence[Question]):
     instruction: str = ""
     checker: CheckerSpec = "numeric"
     shots: tuple[Shot, ...] = ()
+    template: str | None = None
+    stop: tuple[str, ...] | None = None
     generation: Generation = Generation()
     seconds_per_trace: float = 5.0
 

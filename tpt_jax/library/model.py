@@ -101,7 +101,9 @@ class Model:
 
     def prompt(self, questions: QuestionSet) -> Prompt:
         """The prompt format for these questions, in sampling and training alike."""
-        return load_prompt(self.folder.path, questions.instruction, questions.shots)
+        return load_prompt(
+            self.folder.path, questions.instruction, questions.shots, template=questions.template, stop=questions.stop
+        )
 
     def export(self, output: str | os.PathLike[str], dtype: WeightType = "bfloat16") -> None:
         """Writes a Hugging Face folder that transformers and vLLM load.

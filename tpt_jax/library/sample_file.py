@@ -19,7 +19,9 @@ from tpt_jax.records import Trace
 from tpt_jax.runtime import environment, hosts
 from tpt_jax.runtime.mesh import make_mesh
 from tpt_jax.runtime.sharding import TRAIN_RULES, Layout
+from tpt_jax.terminal import say
 from tpt_jax.think.sampler import compile_sampler
+from tpt_jax.think.stop_strings import make_stop_strings
 
 FIELDS = ("id", "sample", "completion", "token_ids", "logprob", "finish_reason")  # of an output line
 
@@ -74,9 +76,14 @@ def sample_file(
     done = {tuple(name) for host in hosts.all_gather("completions done", partial.names()) for name in host}
     folder = ModelFolder.open(model)
     prompt = load_prompt(folder.path)
+    if plain:
+        say("sample: continuing each prompt as it stands")
+    else:
+        say(f"sample: asking with {prompt.template_name}; --plain continues each prompt as it stands")
+    stop_strings = make_stop_strings(stop, prompt.tokenizer, folder.config.vocab_size)
     mesh = make_mesh(MeshConfig(tensor=tensor))
     encode = prompt.plain_ids if plain else prompt.prompt_ids
-    plan = plan_prompts(texts, encode, config, mesh, option="--", shows_running=bool(stop))
+    plan = plan_prompts(texts, encode, config, mesh, option="--", stop_strings=stop_strings)
     batches = sample_batches(
         lambda: compile_sampler(
             folder.config, mesh, compute_dtype=compute_dtype, shapes={"sample": plan.shape}, stop_ids=prompt.stop_ids
@@ -87,7 +94,7 @@ def sample_file(
         list(texts),
         config.temperature,
         seed=seed,
-        stop=stop,
+        stop_strings=stop_strings,
         done=done,
     )
     _write(partial, written, batches, list(texts))

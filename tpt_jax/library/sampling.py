@@ -19,6 +19,7 @@ from tpt_jax.terminal import listed, percent, progress, say
 from tpt_jax.think.engine import Engine, Statistics
 from tpt_jax.think.sampler import SamplerProgram
 from tpt_jax.think.sampling_plan import SamplingPlan
+from tpt_jax.think.stop_strings import StopStrings, make_stop_strings
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Trace))
 
@@ -28,7 +29,7 @@ def sample(
     questions: Questions,
     *,
     seed: int = 0,
-    stop: Sequence[str] = (),
+    stop: Sequence[str] | None = None,
     plain: bool = False,
     **options: Any,
 ) -> Traces[Trace]:
@@ -36,7 +37,7 @@ def sample(
 
     Args:
       questions: a split of a task or a slice of one; or Questions, mappings with "question", or plain texts.
-      stop: a trace ends before the first of these texts.
+      stop: a trace ends before the first of these texts; those of the questions' prompt if not given.
       plain: continue each text itself, without instruction and chat template.
       options: keys of a config's `think` section: num_samples, temperature, top_k, top_p, min_p, max_prompt_tokens,
         max_new_tokens, num_slots, cache_type. Lengths default to those of the questions' task.
@@ -52,11 +53,15 @@ def sample(
     asked = as_question_set(questions)
     config = sampling_settings(SamplingConfig, asked, options)
     prompt = model.prompt(asked)
+    vocab_size = model.folder.config.vocab_size
+    if stop is None:
+        stop = () if plain else prompt.stop
+    stop_strings = make_stop_strings(check_stop(stop), prompt.tokenizer, vocab_size)
     if not plain:
-        prompt.check_contract(asked[:CONTRACT_QUESTIONS])
+        prompt.check_contract(asked[:CONTRACT_QUESTIONS], vocab_size)
     texts = {question.id: question.question for question in asked}
     encode = prompt.plain_ids if plain else prompt.prompt_ids
-    plan = plan_prompts(texts, encode, config, model.mesh, option="", shows_running=bool(stop))
+    plan = plan_prompts(texts, encode, config, model.mesh, option="", stop_strings=stop_strings)
     batches = sample_batches(
         lambda: model.programs.sampler(model, plan.shape, prompt.stop_ids),
         prompt,
@@ -65,11 +70,18 @@ def sample(
         list(texts),
         config.temperature,
         seed=seed,
-        stop=stop,
+        stop_strings=stop_strings,
     )
     traces = _of_all_hosts([trace for batch in batches for trace in batch])
     order = {name: index for index, name in enumerate(texts)}
     return Traces(tuple(sorted(traces, key=lambda trace: (order[trace.id], trace.sample))), asked)
+
+
+def check_stop(stop: Sequence[str]) -> tuple[str, ...]:
+    """Raises UserError unless the stop strings are a sequence of texts."""
+    if isinstance(stop, str):
+        raise UserError(f"stop ({stop!r}): a single text; write a list, [{stop!r}]")
+    return tuple(stop)
 
 
 def _of_all_hosts(traces: list[Trace]) -> list[Trace]:
@@ -103,7 +115,7 @@ def sample_batches(
     temperature: float,
     *,
     seed: int,
-    stop: Sequence[str] = (),
+    stop_strings: StopStrings | None = None,
     done: Collection[tuple[str, int]] = frozenset(),
 ) -> Iterator[list[Trace]]:
     """Yields this host's traces in batches, as they finish.
@@ -126,7 +138,7 @@ def sample_batches(
     if not num_left:
         return
     program = compile_program()
-    engine = Engine(program.slots["sample"], prompt, plan.prefix, program.layout.batch_ways, tuple(stop))
+    engine = Engine(program.slots["sample"], prompt, plan.prefix, program.layout.batch_ways, stop_strings)
     batches = engine.sample(
         reshard(program.reshard, load_parameters(), "sample"),
         requests,

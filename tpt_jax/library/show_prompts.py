@@ -41,8 +41,8 @@ def show_file_prompts(model: str | os.PathLike[str], prompts: str | os.PathLike[
 
 
 def _show(prompt: Prompt, texts: dict[str, str]) -> Iterator[str]:
-    end = prompt.text([prompt.end_of_turn], with_special=True)
+    end = prompt.text([prompt.end_of_turn])
     for name, text in texts.items():
         ids = prompt.prompt_ids(text)
         yield f"=== {name}: {len(ids)} tokens; the model then writes its answer and {end}"
-        yield prompt.text(ids, with_special=True)
+        yield prompt.text(ids)

@@ -9,7 +9,7 @@ from pydantic import NonNegativeInt
 
 from tpt_jax import tasks
 from tpt_jax.checks.registry import require
-from tpt_jax.config import check_value, settings
+from tpt_jax.config import PromptConfig, check_value, settings
 from tpt_jax.errors import InvalidRecordError, UserError
 from tpt_jax.io.record_files import parse_id
 from tpt_jax.records import CheckerSpec, Question, QuestionSet, Shot
@@ -19,26 +19,42 @@ from tpt_jax.tasks.decontamination import without_test_questions
 Questions = QuestionSet | Sequence[Question] | Sequence[Mapping[str, Any]] | Sequence[str]
 
 
-def load_task(name: str, *, num_shots: int = 0, instruction: str | None = None, **options: Any) -> Task:
+def load_task(
+    name: str,
+    *,
+    num_shots: int = 0,
+    instruction: str | None = None,
+    template: str | None = None,
+    stop: Sequence[str] | None = None,
+    **options: Any,
+) -> Task:
     """Loads the questions of a task.
 
     Args:
       name: as in a config's `task.name`: "gsm8k", "gsm_symbolic", "math", "reasoning_gym", "file", ...
       num_shots: how many of the task's worked examples precede every question, as `prompt.num_shots` of a config.
       instruction: placed after every question; the task's own if not given, "" for none.
+      template, stop: the chat template, and the texts before which answers end, as `prompt.template` and `prompt.stop`.
       options: the other keys of the config's `task` section.
 
     Raises:
       UserError: an unknown name or option, or the questions cannot be loaded; says what to do.
     """
     check_value("num_shots", num_shots, NonNegativeInt)
+    prompt = settings(PromptConfig, {"template": template, "stop": stop})
     task = tasks.load_task(settings(task_class(name), {"name": name, **options}, option="task."))
 
     def ask(questions: QuestionSet) -> QuestionSet:
         if num_shots > len(questions.shots):
             raise UserError(f"num_shots ({num_shots}): task {name} has {len(questions.shots)} worked examples")
         text = questions.instruction if instruction is None else instruction
-        return dataclasses.replace(questions, instruction=text, shots=questions.shots[:num_shots])
+        return dataclasses.replace(
+            questions,
+            instruction=text,
+            shots=questions.shots[:num_shots],
+            template=prompt.template,
+            stop=prompt.stop,
+        )
 
     return dataclasses.replace(task, train=ask(task.train), test=ask(task.test))
 
@@ -51,6 +67,8 @@ def own_task(
     checker: CheckerSpec = "numeric",
     instruction: str = "",
     shots: Iterable[Shot] = (),
+    template: str | None = None,
+    stop: Sequence[str] | None = None,
 ) -> Task:
     """A task from Python objects; training questions that are also test questions are left out and counted.
 
@@ -60,15 +78,17 @@ def own_task(
         False, None (the reference answer cannot be read) or a Verdict. It runs in worker processes.
       instruction: placed after every question.
       shots: worked examples that precede every question.
+      template, stop: the chat template, and the texts before which answers end, as `prompt.template` and `prompt.stop`.
 
     Raises:
       UserError: a question lacks something, or the checker cannot be used.
     """
     require(checker)
+    prompt = settings(PromptConfig, {"template": template, "stop": stop})
 
     def split(which: str, questions: Questions) -> QuestionSet:
         converted = as_question_set(questions, id_prefix=f"{name}/{which}/").questions
-        return QuestionSet(converted, instruction, checker, tuple(shots))
+        return QuestionSet(converted, instruction, checker, tuple(shots), prompt.template, prompt.stop)
 
     return without_test_questions(Task(name, split("train", train), split("test", test)))
 

@@ -25,6 +25,7 @@ from tpt_jax.terminal import listed, say
 from tpt_jax.think.sampler import SamplerProgram, compile_sampler
 from tpt_jax.think.sampling import Filters
 from tpt_jax.think.sampling_plan import SamplingPlan, plan_sampling
+from tpt_jax.think.stop_strings import StopStrings, make_stop_strings
 
 CONTRACT_QUESTIONS = 16  # of each split, on which the prompt format is checked at start-up
 
@@ -37,6 +38,7 @@ class Setup:
     model: ModelFolder
     task: Task
     prompt: Prompt
+    stop_strings: StopStrings | None
     mesh: Mesh
     plans: Mapping[Sampling, SamplingPlan]
     sampler: SamplerProgram
@@ -70,16 +72,19 @@ def set_up(config: RunConfig, samplings: Sequence[Sampling]) -> Iterator[Setup]:
     with CheckerPool(checker, config.prune.num_workers, config.prune.seconds_per_trace) as pool:
         task = without_unreadable(task, pool)
         prompt = make_prompt(config.prompt, model, task)
-        prompt.check_contract((*task.train[:CONTRACT_QUESTIONS], *task.test[:CONTRACT_QUESTIONS]))
+        questions = (*task.train[:CONTRACT_QUESTIONS], *task.test[:CONTRACT_QUESTIONS])
+        prompt.check_contract(questions, model.config.vocab_size)
+        stop_strings = make_stop_strings(prompt.stop, prompt.tokenizer, model.config.vocab_size)
         mesh = make_mesh(config.mesh)
-        questions: dict[Sampling, QuestionSet] = {"think": task.train, "evaluate": task.test}
+        asked: dict[Sampling, QuestionSet] = {"think": task.train, "evaluate": task.test}
         plans: dict[Sampling, SamplingPlan] = {
             sampling: plan_prompts(
-                {question.id: question.question for question in questions[sampling]},
+                {question.id: question.question for question in asked[sampling]},
                 prompt.prompt_ids,
                 getattr(config, sampling),
                 mesh,
                 option=f"{sampling}.",
+                stop_strings=stop_strings,
             )
             for sampling in samplings
         }
@@ -95,7 +100,7 @@ def set_up(config: RunConfig, samplings: Sequence[Sampling]) -> Iterator[Setup]:
             stop_ids=prompt.stop_ids,
         )
         say(f"sampler ready after {time.monotonic() - started:.0f} s")
-        yield Setup(config, model, task, prompt, mesh, plans, sampler, pool, compilations)
+        yield Setup(config, model, task, prompt, stop_strings, mesh, plans, sampler, pool, compilations)
 
 
 def without_unreadable(task: Task, pool: CheckerPool) -> Task:
@@ -144,7 +149,7 @@ def make_prompt(config: PromptConfig, model: ModelFolder, task: Task) -> Prompt:
             f"prompt.num_shots ({config.num_shots}): task {task.name} has {len(shots)} worked examples; ask for no more"
         )
     instruction = task.train.instruction if config.instruction is None else config.instruction
-    return load_prompt(model.path, instruction, shots[: config.num_shots])
+    return load_prompt(model.path, instruction, shots[: config.num_shots], template=config.template, stop=config.stop)
 
 
 def plan_prompts(
@@ -154,7 +159,7 @@ def plan_prompts(
     mesh: Mesh,
     *,
     option: str,
-    shows_running: bool = False,
+    stop_strings: StopStrings | None = None,
 ) -> SamplingPlan:
     """Tokenizes prompts and finds the shape to compile for; each host tokenizes its share.
 
@@ -162,7 +167,7 @@ def plan_prompts(
       texts: by id.
       encode: maps a text to the token ids of its prompt.
       option: prefix of a setting's name in messages: "think." or "--".
-      shows_running: fetch unfinished traces too, to look for stop strings.
+      stop_strings: those that the sampler will look for.
 
     Raises:
       UserError: no prompt fits, or the slots do not divide over the data shards.
@@ -181,4 +186,5 @@ def plan_prompts(
         cache_type=settings.cache_type,
         option=option,
     )
-    return dataclasses.replace(plan, shape=dataclasses.replace(plan.shape, shows_running=shows_running))
+    num_states = stop_strings.num_states if stop_strings else 0
+    return dataclasses.replace(plan, shape=dataclasses.replace(plan.shape, num_stop_states=num_states))

@@ -4,7 +4,6 @@ One chunk is always queued behind the running one, so the device keeps decoding 
 checks and writes the last chunk's traces.
 """
 
-import bisect
 import collections
 import dataclasses
 import time
@@ -20,7 +19,8 @@ from tpt_jax.prompts import Prompt
 from tpt_jax.records import Trace
 from tpt_jax.think.requests import Request, make_request_batch
 from tpt_jax.think.slot_program import SlotProgram
-from tpt_jax.think.state import FREE, Finished, RequestBatch
+from tpt_jax.think.state import Finished, RequestBatch
+from tpt_jax.think.stop_strings import StopStrings
 
 CHUNKS_IN_FLIGHT = 2  # one running, one queued
 
@@ -86,14 +86,14 @@ class Engine:
         prompt: Prompt,
         prefix: tuple[int, ...],
         num_shards: int,
-        stop_strings: tuple[str, ...] = (),
+        stop_strings: StopStrings | None = None,
     ):
         """Wraps a compiled program.
 
         Args:
           prompt: used for detokenizing.
           prefix: token ids that every prompt starts with; as many as the program's shape says.
-          stop_strings: a trace ends before the first of these in its text; needs a shape with shows_running.
+          stop_strings: those that the program's shape was compiled for.
         """
         self._program = program
         self._prompt = prompt
@@ -131,6 +131,7 @@ class Engine:
             seed=seed,
             round_index=round_index,
             temperature=temperature,
+            stop_table=self._stop_table(),
         )
         started = time.monotonic()
         with ThreadPoolExecutor(max_workers=1) as fetcher:
@@ -148,7 +149,6 @@ class Engine:
         """Decodes chunk after chunk until no trace is left."""
         ready_at = time.monotonic()
         slots = self._program.start(parameters, self._program.place_prefix(self._prefix))
-        cancelled = np.zeros((self._num_shards, self._program.shape.num_traces), bool)
         in_flight: collections.deque[tuple[float, Future[ChunkResult]]] = collections.deque()
         num_left = 1
         while num_left:
@@ -160,28 +160,14 @@ class Engine:
             chunk = future.result()
             num_left, ready_at = chunk.num_left, chunk.ready_at
             self.statistics.add_chunk([chunk.shards[shard] for shard in chunk.reported])
-            if self._stop_strings:
-                newly_cancelled = self._at_stop_string(chunk) & ~cancelled
-                if newly_cancelled.any():
-                    cancelled = cancelled | newly_cancelled  # not in place: the device may still read the old array
-                    batch = self._program.place_cancelled(batch, cancelled)
             yield chunk
         for _, future in in_flight:  # wait for the queued chunk, so that the caller gets the devices to itself
             future.result()
 
-    def _at_stop_string(self, chunk: ChunkResult) -> np.ndarray:
-        """The running traces [shards, traces] whose text contains a stop string.
-
-        They decode for up to two more chunks. Hosts that hold replicas of a shard get the same result.
-        """
-        found = np.zeros((self._num_shards, self._program.shape.num_traces), bool)
-        for shard, finished in chunk.shards.items():
-            running = finished.running
-            assert running is not None  # needs a shape with shows_running
-            for row in np.flatnonzero(running.trace != FREE).tolist():
-                text = self._prompt.text(running.tokens[row, : running.length[row]].tolist())
-                found[shard, running.trace[row]] = any(stop in text for stop in self._stop_strings)
-        return found
+    def _stop_table(self) -> np.ndarray:
+        if self._stop_strings is None:
+            return np.zeros(self._program.abstract_batch.stop_table.shape, np.uint8)
+        return self._stop_strings.table
 
     def _trace(self, finished: Finished, row: int, question_id: str, sample: int) -> Trace:
         logprob = float(finished.logprob[row])
@@ -191,29 +177,19 @@ class Engine:
                 "try model.compute_dtype: float32, or an earlier checkpoint"
             )
         stopped = bool(finished.stopped[row])
-        sampled_ids = tuple(finished.tokens[row, : int(finished.length[row]) - stopped].tolist())
-        token_ids = self._cut_at_stop_string(sampled_ids)
-        stopped |= len(token_ids) < len(sampled_ids)
+        token_ids = tuple(finished.tokens[row, : int(finished.length[row]) - stopped].tolist())
+        found = self._stop_strings.find(token_ids) if self._stop_strings else None
+        if found is not None:
+            token_ids = token_ids[: found[0]]
         return Trace(
             id=question_id,
             sample=sample,
             completion=self._prompt.text(token_ids),
             token_ids=token_ids,
             logprob=logprob,
-            finish_reason="stop" if stopped else "length",
+            finish_reason="stop" if stopped or found else "length",
+            stop_string=found[1] if found else None,
         )
-
-    def _cut_at_stop_string(self, token_ids: tuple[int, ...]) -> tuple[int, ...]:
-        """The longest leading run of tokens whose text ends before the first stop string."""
-        if not self._stop_strings:
-            return token_ids
-        text = self._prompt.text(token_ids)
-        starts = [start for stop in self._stop_strings if (start := text.find(stop)) >= 0]
-        if not starts:
-            return token_ids
-        counts = range(len(token_ids))
-        fitting = bisect.bisect_right(counts, min(starts), key=lambda count: len(self._prompt.text(token_ids[:count])))
-        return token_ids[: counts[fitting - 1]]
 
 
 def _finished_rows(finished: Finished) -> list[int]:

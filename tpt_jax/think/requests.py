@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 
 from tpt_jax.think.sampling import question_hash
 from tpt_jax.think.state import RequestBatch, SlotShape
@@ -30,8 +31,12 @@ def make_request_batch(
     seed: int,
     round_index: int,
     temperature: float,
+    stop_table: UInt8[np.ndarray, "A V"],
 ) -> tuple[RequestBatch, list[list[TraceName]]]:
     """Deals the questions out to the data shards.
+
+    Args:
+      stop_table: of StopStrings; without rows if there are none.
 
     Returns:
       The batch as host arrays, and the names of each shard's traces, in the order of its rows.
@@ -44,7 +49,6 @@ def make_request_batch(
         "trace_questions": np.full(traces, shape.num_questions, np.int32),
         "trace_samples": np.zeros(traces, np.uint32),
         "trace_limits": np.ones(traces, np.int32),
-        "cancelled": np.zeros(traces, bool),
     }
     counts: dict[str, Any] = {field: np.zeros(num_shards, np.int32) for field in ("num_questions", "num_traces")}
     names: list[list[TraceName]] = [[] for _ in range(num_shards)]
@@ -61,10 +65,11 @@ def make_request_batch(
         arrays["trace_limits"][shard, first:end] = request.limits
         names[shard] += [(request.id, sample) for sample in request.samples]
         counts["num_questions"][shard], counts["num_traces"][shard] = row + 1, end
-    scalars: dict[str, Any] = {
+    shared: dict[str, Any] = {
+        "stop_table": stop_table,
         "seed": np.uint32(seed),
         "round_index": np.uint32(round_index),
         "temperature": np.float32(temperature),
     }
     rows: dict[str, Any] = {field: array.reshape(-1, *array.shape[2:]) for field, array in arrays.items()}
-    return RequestBatch(**rows, **counts, **scalars), names
+    return RequestBatch(**rows, **counts, **shared), names

@@ -43,8 +43,8 @@ def slot_specs(config: ModelConfig, shape: SlotShape, layout: Layout) -> Slots:
 
 
 def batch_specs(layout: Layout) -> RequestBatch:
-    scalars = dict.fromkeys(("seed", "round_index", "temperature"), P())
-    return RequestBatch(**{**_same_spec(RequestBatch, P(layout.rules["batch"])), **scalars})
+    replicated = dict.fromkeys(("stop_table", "seed", "round_index", "temperature"), P())
+    return RequestBatch(**{**_same_spec(RequestBatch, P(layout.rules["batch"])), **replicated})
 
 
 def finished_specs(layout: Layout) -> Finished:
@@ -77,7 +77,7 @@ def abstract_slots(slots: Slots, specs: Slots, layout: Layout) -> Slots:
     )
 
 
-def abstract_batch(shape: SlotShape, layout: Layout) -> RequestBatch:
+def abstract_batch(shape: SlotShape, vocab_size: int, layout: Layout) -> RequestBatch:
     """Shapes, types and shardings of the request batches that fit this shape, all data shards together."""
     shards = layout.batch_ways
     questions, traces = shards * shape.num_questions, shards * shape.num_traces
@@ -88,7 +88,7 @@ def abstract_batch(shape: SlotShape, layout: Layout) -> RequestBatch:
         "trace_questions": ((traces,), jnp.int32),
         "trace_samples": ((traces,), jnp.uint32),
         "trace_limits": ((traces,), jnp.int32),
-        "cancelled": ((traces,), jnp.bool_),
+        "stop_table": ((shape.num_stop_states, vocab_size), jnp.uint8),
         "num_questions": ((shards,), jnp.int32),
         "num_traces": ((shards,), jnp.int32),
         "seed": ((), jnp.uint32),

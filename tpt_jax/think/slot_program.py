@@ -56,11 +56,6 @@ class SlotProgram:
         """Puts a request batch on the devices; every host passes the whole batch."""
         return jax.tree.map(place, batch, _shardings(self.abstract_batch))
 
-    def place_cancelled(self, batch: RequestBatch, cancelled: np.ndarray) -> RequestBatch:
-        """A batch on the devices with its `cancelled` flags replaced."""
-        sharding: Any = self.abstract_batch.cancelled.sharding
-        return dataclasses.replace(batch, cancelled=place(cancelled.reshape(-1), sharding))
-
     def place_prefix(self, prefix: Sequence[int]) -> jax.Array:
         """Puts the shared prefix on every device."""
         replicated: Any = self.abstract_batch.seed.sharding
@@ -99,7 +94,7 @@ def compile_slots(
 
     weights = jax.tree.map(lambda weight: jax.ShapeDtypeStruct(weight.shape, dtype), abstract)
     prefix = jax.ShapeDtypeStruct((shape.num_prefix_tokens,), jnp.int32, sharding=layout.replicated)
-    batch = abstract_batch(shape, layout)
+    batch = abstract_batch(shape, config.vocab_size, layout)
     slots = abstract_slots(jax.eval_shape(run_start, weights, prefix), specs, layout)
     if parameters is None:
         formats = jax.tree.map(lambda sharding: Format(MemoryLayout.AUTO, sharding), layout.shardings(abstract))

@@ -24,7 +24,7 @@ from tpt_jax.models.transformer import Transformer
 from tpt_jax.runtime.sharding import Layout
 from tpt_jax.think import cache as kv_cache
 from tpt_jax.think.sampling import sample_tokens, trace_keys
-from tpt_jax.think.state import FREE, Finished, RequestBatch, Running, Slots, SlotShape
+from tpt_jax.think.state import FREE, Finished, RequestBatch, Slots, SlotShape
 
 
 def start(
@@ -60,6 +60,7 @@ def start(
         length=zeros,
         stopped=false,
         logprob=jnp.zeros(shape.num_slots, jnp.float32),
+        stop_state=jnp.zeros(shape.num_slots, jnp.uint8),
     )
 
 
@@ -109,8 +110,7 @@ def decode_chunk(
 
     slots, finished = jax.lax.while_loop(has_work, step, _move_finished(slots, _empty_finished(shape), shape))
     left = batch.num_traces - slots.num_started + (slots.trace != FREE).sum(keepdims=True, dtype=jnp.int32)
-    running = Running(slots.trace, slots.tokens, slots.length) if shape.shows_running else None
-    return slots, dataclasses.replace(finished, num_left=left, running=running)
+    return slots, dataclasses.replace(finished, num_left=left)
 
 
 def _busy(slots: Slots) -> Bool[Array, " B"]:
@@ -188,6 +188,7 @@ def _refill(batch: RequestBatch, slots: Slots, ready: Int[Array, ""], shape: Slo
         length=where_refilled(jnp.zeros_like(slots.length), slots.length),
         stopped=slots.stopped & ~refilled,
         logprob=where_refilled(jnp.zeros_like(slots.logprob), slots.logprob),
+        stop_state=where_refilled(jnp.zeros_like(slots.stop_state), slots.stop_state),
     )
 
 
@@ -216,7 +217,11 @@ def decode_step(
     ]
     is_next = jnp.arange(shape.max_new_tokens, dtype=jnp.int32)[None] == slots.length[:, None]
     broken = ~jnp.isfinite(logprobs)
-    ends = stops | broken | (length >= batch.trace_limits[trace]) | batch.cancelled[trace]
+    ends = stops | broken | (length >= batch.trace_limits[trace])
+    stop_state = slots.stop_state
+    if shape.num_stop_states:
+        stop_state = jnp.where(busy, batch.stop_table[stop_state, tokens], stop_state)
+        ends = ends | (stop_state == shape.num_stop_states - 1)
     return dataclasses.replace(
         slots,
         caches=caches,
@@ -227,6 +232,7 @@ def decode_step(
         length=length,
         stopped=jnp.where(busy, stops, slots.stopped),
         logprob=slots.logprob + jnp.where(busy, logprobs, 0.0),
+        stop_state=stop_state,
     )
 
 

@@ -7,7 +7,7 @@ tokens after the shared prefix.
 import dataclasses
 
 import jax
-from jaxtyping import Array, Bool, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
 
 from tpt_jax.models.architecture import ModelConfig
 from tpt_jax.models.attention import KVCache
@@ -27,7 +27,7 @@ class SlotShape:
       max_prompt_tokens: longest prompt, prefix excluded.
       chunk_steps: decode steps per chunk; finished traces go to the host once per chunk.
       prefill_rows: questions prefilled together.
-      shows_running: whether a chunk also returns unfinished traces, for a host that searches for stop strings.
+      num_stop_states: states of the automaton that finds stop strings; 0 for no stop strings.
       tile: cache lengths are rounded up to a multiple of this.
     """
 
@@ -41,7 +41,7 @@ class SlotShape:
     cache_type: CacheType = "compute"
     chunk_steps: int = 32
     prefill_rows: int = 8
-    shows_running: bool = False
+    num_stop_states: int = 0
     tile: int = 1
 
     @property
@@ -89,7 +89,7 @@ class RequestBatch:
     trace_questions: Int[Array, " T"]  # rows of `prompts`, ascending
     trace_samples: UInt32[Array, " T"]  # sample indices
     trace_limits: Int[Array, " T"]  # new tokens, at most M
-    cancelled: Bool[Array, " T"]  # traces to end at the next step
+    stop_table: UInt8[Array, "A V"]  # StopStrings.table, the same on every shard
     num_questions: Int[Array, " 1"]  # rows in use, of Q
     num_traces: Int[Array, " 1"]  # rows in use, of T
     seed: UInt32[Array, ""]
@@ -115,16 +115,7 @@ class Slots:
     length: Int[Array, " B"]  # number of sampled tokens
     stopped: Bool[Array, " B"]  # the last sampled token is a stop token
     logprob: Float[Array, " B"]  # summed over the sampled tokens, at temperature 1
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Running:
-    """The traces in the slots at the end of a chunk."""
-
-    trace: Int[Array, " B"]
-    tokens: Int[Array, "B M"]
-    length: Int[Array, " B"]
+    stop_state: UInt8[Array, " B"]  # row of the stop table
 
 
 @jax.tree_util.register_dataclass
@@ -136,11 +127,10 @@ class Finished:
     trace: Int[Array, " F"]
     tokens: Int[Array, "F M"]
     length: Int[Array, " F"]  # stop token included
-    stopped: Bool[Array, " F"]  # False: cut off at its limit
+    stopped: Bool[Array, " F"]  # False: cut off at its limit, or at a stop string
     logprob: Float[Array, " F"]  # not finite if the model's logits were not
     num_left: Int[Array, " 1"]  # traces still to be returned, summed over data shards by the compiled program
     num_steps: Int[Array, " 1"]
     num_decoded: Int[Array, " 1"]  # tokens; num_steps x B if all slots were busy
     num_full_steps: Int[Array, " 1"]  # steps with traces waiting for a slot
     num_full_decoded: Int[Array, " 1"]  # tokens decoded in those steps
-    running: Running | None = None  # if SlotShape.shows_running
