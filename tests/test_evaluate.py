@@ -55,7 +55,9 @@ def test_there_is_no_vote_if_a_correct_trace_has_no_answer() -> None:
 
 def test_strict_rates_and_counts_leave_unreadable_questions_out() -> None:
     def trace(name: str, sample: int, num_tokens: int, verdict: Verdict, finish_reason: FinishReason) -> JudgedTrace:
-        return JudgedTrace(Trace(name, sample, "", (1,) * num_tokens, finish_reason=finish_reason), verdict)
+        stop_string = "Question:" if name == "b" and finish_reason == "stop" and num_tokens else None
+        made = Trace(name, sample, "", (1,) * num_tokens, finish_reason=finish_reason, stop_string=stop_string)
+        return JudgedTrace(made, verdict)
 
     strict, format_only = Verdict("1", strict=True, correct=True), Verdict("1", strict=False, correct=True)
     figures = evaluate_traces(
@@ -72,6 +74,7 @@ def test_strict_rates_and_counts_leave_unreadable_questions_out() -> None:
     assert (figures.pass_at_1, figures.pass_at_k) == (0.75, 1.0)
     assert (figures.strict_pass_at_1, figures.strict_pass_at_k) == (0.25, 0.5)
     assert (figures.num_questions, figures.num_unknown, figures.num_truncated, figures.mean_tokens) == (2, 1, 1, 3.0)
+    assert figures.num_ended == 2  # one of four is cut at the limit, one at a stop string
 
 
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=8))

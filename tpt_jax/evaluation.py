@@ -22,6 +22,7 @@ class Evaluation:
       intervals: 95% intervals over questions, by metric name.
       mean_tokens: sampled tokens per trace, without the end of turn.
       num_truncated: traces cut at the length limit.
+      num_ended: traces that the model ended itself; the others were cut at the length limit or at a stop string.
       maj_at_k: majority vote among all samples of a question; None if the checker extracts no answers to vote for.
       num_unknown: questions left out of all figures, because their reference answers cannot be read.
     """
@@ -36,6 +37,7 @@ class Evaluation:
     intervals: dict[str, tuple[float, float]]
     mean_tokens: float
     num_truncated: int
+    num_ended: int
     maj_at_k: float | None = None
     num_unknown: int = 0
 
@@ -117,5 +119,6 @@ def evaluate_traces(judged: Iterable[JudgedTrace], *, k: int) -> Evaluation:
         intervals={name: mean_interval(values) for name, values in by_metric.items()},
         mean_tokens=sum(len(trace.trace.token_ids) for trace in counted) / len(counted),
         num_truncated=sum(trace.trace.finish_reason == "length" for trace in counted),
+        num_ended=sum(trace.trace.finish_reason == "stop" and trace.trace.stop_string is None for trace in counted),
         num_unknown=len(by_question) - len(questions),
     )
