@@ -1,4 +1,4 @@
-"""bfloat16 on CPU, where users try things first: sampling with any number of key-value heads.
+"""bfloat16 on CPU, where users try things first: sampling with any number of key-value heads."""
 
 import dataclasses
 from collections.abc import Sequence
