@@ -1,5 +1,6 @@
 """The order of a round: which parameters each stage works with, which traces it trains on, which checkpoints stay."""
 
+import contextlib
 import hashlib
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -13,13 +14,14 @@ import pytest
 
 from tpt_jax.checkpoints.model_folder import ModelFolder
 from tpt_jax.config import RunConfig, load_config
-from tpt_jax.errors import Stopped
+from tpt_jax.errors import Stopped, UserError
 from tpt_jax.loop import rounds
 from tpt_jax.loop.recovery import RoundState
 from tpt_jax.loop.run_folder import RunFolder
 from tpt_jax.loop.seeds import derive_seed
 from tpt_jax.loop.stages import Sampled, Trained, judge_while_sampling, select_traces
 from tpt_jax.loop.weights import Weights
+from tpt_jax.prompts import Example
 from tpt_jax.records import JudgedTrace, Question, QuestionSet, Trace, Verdict
 from tpt_jax.runtime.sharding import Layout
 from tpt_jax.tasks import Task
@@ -34,6 +36,7 @@ class Calls:
 
     def __init__(self) -> None:
         self.made: list[Any] = []
+        self.wrong_rounds: set[int] = set()  # those in which no trace is correct
 
     def lend(self, round_index: int) -> None:
         self.made.append(("lend", round_index))
@@ -50,8 +53,8 @@ class Calls:
     def close(self) -> None:
         self.made.append("close")
 
-    def example(self, question: str, token_ids: Any, name: str) -> tuple[str, tuple[int, ...], str]:
-        return question, tuple(token_ids), name
+    def example(self, question: str, token_ids: Any, name: str) -> Example:
+        return Example(tuple(token_ids), num_prompt=0, id=name)
 
     def take_count(self) -> int:
         return 0
@@ -62,7 +65,10 @@ class Calls:
         self.made.append((sampling, index, [question.id for question in questions]))
         load()
         judged = [
-            JudgedTrace(Trace(question.id, sample, f"{index}", (index, sample)), Verdict("1", sample == 0, True))
+            JudgedTrace(
+                Trace(question.id, sample, f"{index}", (index, sample)),
+                Verdict("1", sample == 0, index not in self.wrong_rounds),
+            )
             for question in questions
             for sample in range(setup.config.evaluate.num_samples)
         ]
@@ -74,7 +80,7 @@ class Calls:
         return select_traces(folder, index, config, seed)
 
     def fine_tune(self, trainer: Any, load: Any, examples: Any, config: Any, **options: Any) -> Trained:
-        rounds_of_traces = sorted({token_ids[0] for _, token_ids, _ in examples})
+        rounds_of_traces = sorted({example.tokens[0] for example in examples})
         self.made.append(("train", options["seed"], rounds_of_traces))
         load()
         options["saves"].mkdir(parents=True)
@@ -152,7 +158,7 @@ def test_a_training_is_recorded_once_its_checkpoint_is_complete(
 
     monkeypatch.setattr(RunFolder, "write_stages", record)
     folder = RunFolder.open(tmp_path / "run", config())
-    folder.write_training(1, [])
+    folder.write_training(1, [JudgedTrace(Trace("train/0", 0, "", (1, 0)), Verdict("1", True, True), kept=True)])
     sampled = {"seconds": 1.0, "num_prompts_too_long": 0, "tokens": 1, "slot_occupancy": None, "device_idle": None}
     stages: Any = {"think": sampled, "prune": {"seconds": 1.0, "verdicts": {}}}
     if is_evaluated:
@@ -167,6 +173,31 @@ def test_rounds_may_start_from_the_base_on_their_own_traces(calls: Calls, tmp_pa
     run(config(num_rounds=2, train={"start_from": "base", "traces_of": "round"}), calls, tmp_path / "run")
     assert [call for call in calls.made if call[0] == "take"] == [("take", 0), ("take", 0)]
     assert [call[2] for call in calls.made if call[0] == "train"] == [[1], [2]]
+
+
+def test_a_round_stops_when_there_is_nothing_to_train_on(calls: Calls, tmp_path: Path) -> None:
+    """Its traces and what was done before stay, so the same command says so again at once."""
+    calls.wrong_rounds = {1}
+    settings = config()
+    folder = RunFolder.open(tmp_path / "run", settings)
+    for _ in range(2):
+        states = [RoundState(index, folder.stages(index)) for index in range(4)]
+        with pytest.raises(UserError, match=r"^round 1: no trace was kept: 0 of 4 correct \(wrong answer: 4\); set"):
+            list(make_loop(settings, calls, folder).run(states))
+    assert [len(folder.traces(1, "think")), calls.made.count(("think", 1, ["train/0", "train/1"]))] == [4, 1]
+    assert (set(folder.stages(0)), set(folder.stages(1))) == ({"train", "evaluate"}, {"think", "prune"})
+    assert not [call for call in calls.made if call[0] in ("take", "train")]
+    assert calls.made[-1] == "close"
+
+
+@pytest.mark.parametrize(("traces_of", "trained"), [("all", [[1], [1], [1, 3]]), ("round", [[1]])])
+def test_a_later_round_may_train_on_the_traces_of_earlier_ones(
+    calls: Calls, tmp_path: Path, traces_of: str, trained: list[list[int]]
+) -> None:
+    calls.wrong_rounds = {2}
+    with contextlib.nullcontext() if len(trained) == 3 else pytest.raises(UserError, match=r"^round 2: no trace"):
+        run(config(train={"traces_of": traces_of}), calls, tmp_path / "run")
+    assert [call[2] for call in calls.made if call[0] == "train"] == trained
 
 
 def test_questions_come_again_after_the_last_one(calls: Calls, tmp_path: Path) -> None:

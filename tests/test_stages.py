@@ -94,6 +94,7 @@ def make_setup(config: RunConfig, verdict: Verdict = RIGHT) -> Any:
             slots={"think": None, "evaluate": None}, reshard=None, layout=SimpleNamespace(batch_ways=1)
         ),
         prompt=None,
+        stop_strings=None,
         pool=SimpleNamespace(submit_batch=submit_batch),
         task=Task("t", QUESTIONS, QUESTIONS),
     )

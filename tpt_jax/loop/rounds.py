@@ -17,6 +17,7 @@ from tpt_jax.loop.run_folder import RunFolder, Stage
 from tpt_jax.loop.seeds import derive_seed
 from tpt_jax.loop.setup import Setup
 from tpt_jax.loop.stages import Trained, fine_tune, sample_and_judge, select_traces
+from tpt_jax.loop.training_set import check_training_set
 from tpt_jax.loop.weights import Weights
 from tpt_jax.prompts import Example
 from tpt_jax.prune.summary import count_labels
@@ -66,7 +67,7 @@ class Loop:
             state = self._record(state, "think", _timed(lambda: self._think(index)))
         if index > 0 and "prune" not in state.stages:
             state = self._record(state, "prune", _timed(lambda: self._prune(index)))
-        trained = None if "train" in state.stages else self._train(index)
+        trained = None if "train" in state.stages else self._train(state)
         evaluated = None if "evaluate" in state.stages else _timed(lambda: self._evaluate(index))
         self.weights.wait()
         if trained is not None:
@@ -90,20 +91,22 @@ class Loop:
         seed = derive_seed(config.seed, index, "select")
         return hosts.broadcast(f"round {index} prune", lambda: select_traces(self.folder, index, config.prune, seed))
 
-    def _train(self, index: int) -> Facts:
+    def _train(self, state: RoundState) -> Facts:
         """Makes the round's parameters, in round 0 the base model's, and starts writing their checkpoint."""
         started = time.monotonic()
-        if index == 0:
+        if state.index == 0:
             parameters, facts = self.setup.load(self.setup.model), {"tokens": 0}
         else:
-            trained = self._fine_tune(index)
+            trained = self._fine_tune(state)
             parameters, facts = trained.parameters, trained.facts
         facts = {**facts, "seconds": time.monotonic() - started}
-        self.weights.put(index, parameters, facts)
+        self.weights.put(state.index, parameters, facts)
         return facts
 
-    def _fine_tune(self, index: int) -> Trained:
-        config = self.setup.config
+    def _fine_tune(self, state: RoundState) -> Trained:
+        config, index = self.setup.config, state.index
+        examples = self._examples(index)
+        check_training_set(examples, index, state.stages["prune"], config)
 
         def log_step(record: StepRecord) -> None:
             if self.log is not None:
@@ -112,7 +115,7 @@ class Loop:
         return fine_tune(
             self.trainer,
             lambda: self.weights.take(index - 1 if config.train.start_from == "previous" else 0),
-            self._examples(index),
+            examples,
             config.train,
             seed=derive_seed(config.seed, index, "train"),
             label=f"round {index} train",

@@ -119,7 +119,11 @@ def _sample_missing(
 ) -> Statistics:
     """Samples the requested traces, and writes them with their verdicts as they finish; the figures of all hosts."""
     engine = Engine(
-        setup.sampler.slots[sampling], setup.prompt, setup.plans[sampling].prefix, setup.sampler.layout.batch_ways
+        setup.sampler.slots[sampling],
+        setup.prompt,
+        setup.plans[sampling].prefix,
+        setup.sampler.layout.batch_ways,
+        setup.stop_strings,
     )
     batches = engine.sample(
         reshard(setup.sampler.reshard, load_parameters(), label),
@@ -221,14 +225,14 @@ class Trained:
     Attributes:
       num_too_long: examples longer than train.sequence_length; they are left out, never truncated.
       tokens: completion tokens trained on, repeats included.
-      packing: share of the batches' tokens that are not padding; None if nothing was trained.
+      packing: share of the batches' tokens that are not padding.
     """
 
     parameters: nnx.State
     num_examples: int
     num_too_long: int
     tokens: int
-    packing: float | None
+    packing: float
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -249,7 +253,8 @@ def fine_tune(
     """Trains on the examples, or on the rest of them after an earlier process was killed.
 
     Args:
-      load_parameters: returns the parameters to start from, which are donated; without examples they are returned.
+      load_parameters: returns the parameters to start from, which are donated.
+      examples: at least one fits train.sequence_length.
       saves: folder for the state of the unfinished training, which the caller removes afterwards; None to save nothing.
 
     Raises:
@@ -262,9 +267,6 @@ def fine_tune(
             f"{label}: leaving out {len(too_long)} traces longer than train.sequence_length "
             f"({config.sequence_length}): {listed([example.id for example in too_long])}"
         )
-    if not fitting:
-        say(f"{label}: no traces to train on; the model is unchanged")
-        return Trained(load_parameters(), 0, len(too_long), 0, None)
     with contextlib.ExitStack() as stack:
         checkpoints = None
         if saves is not None:

@@ -60,8 +60,8 @@ def split_by_length(examples: Sequence[Example], sequence_length: int) -> tuple[
 
     Long ones are left out, not truncated: a truncated trace would be trained on without its answer.
     """
-    fitting = [example for example in examples if _length(example) <= sequence_length]
-    return fitting, [example for example in examples if _length(example) > sequence_length]
+    fitting = [example for example in examples if row_length(example) <= sequence_length]
+    return fitting, [example for example in examples if row_length(example) > sequence_length]
 
 
 def packed_batches(
@@ -75,7 +75,8 @@ def packed_batches(
       examples: each fits in a row; see split_by_length.
     """
     rows = [
-        [examples[index] for index in row] for row in assign_rows(list(map(_length, examples)), shape.sequence_length)
+        [examples[index] for index in row]
+        for row in assign_rows(list(map(row_length, examples)), shape.sequence_length)
     ]
     return (
         grain.MapDataset.source(rows)
@@ -107,7 +108,7 @@ def assign_rows(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     return rows
 
 
-def _length(example: Example) -> int:
+def row_length(example: Example) -> int:
     """Tokens the example takes up in a row."""
     return len(example.tokens) - 1  # the last token is only a target
 
@@ -119,7 +120,7 @@ def _pack(rows: Sequence[Sequence[Example]], shape: BatchShape) -> PackedBatch:
     for row, columns, segment, example in _segments(rows):
         tokens[row, columns], targets[row, columns] = example.tokens[:-1], example.tokens[1:]
         loss_weights[row, columns.start + example.num_prompt - 1 : columns.stop] = 1.0
-        positions[row, columns], segment_ids[row, columns] = np.arange(_length(example)), segment
+        positions[row, columns], segment_ids[row, columns] = np.arange(row_length(example)), segment
     micro_batches = [
         array.reshape(shape.micro_batches, shape.rows, shape.sequence_length)
         for array in (tokens, targets, loss_weights, positions, segment_ids)
@@ -133,5 +134,5 @@ def _segments(rows: Sequence[Sequence[Example]]) -> Iterator[tuple[int, slice, i
     for row, examples in enumerate(rows):
         start = 0
         for segment, example in enumerate(examples, start=1):
-            yield row, slice(start, start + _length(example)), segment, example
-            start += _length(example)
+            yield row, slice(start, start + row_length(example)), segment, example
+            start += row_length(example)
