@@ -42,8 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max_prompt_tokens", type=positive, default=1024, help="longer prompts are skipped")
     parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", type=not_empty, help="end before this text; repeatable"
+        "--stop",
+        action="append",
+        metavar="TEXT",
+        type=not_empty,
+        help='end before this text; repeatable; by default the next "Question:" if the model has no chat template',
     )
+    parser.add_argument("--template", help="a Jinja chat template, or a file with one; or plain: Question: ... Answer:")
     parser.add_argument("--plain", action="store_true", help="continue the prompt itself, without chat template")
     parser.add_argument("--num_slots", type=positive, default=64, help="completions sampled concurrently")
     parser.add_argument("--tensor", type=positive, default=1, help="devices over which each weight is split")
@@ -76,6 +81,7 @@ def main(args: argparse.Namespace) -> None:
             max_prompt_tokens=args.max_prompt_tokens,
             seed=args.seed,
             stop=args.stop,
+            template=args.template,
             plain=args.plain,
             num_slots=args.num_slots,
             tensor=args.tensor,

@@ -57,6 +57,7 @@ def finetune_file(
     if config.wandb_project is not None and hosts.is_first():
         import_wandb(config.wandb_project)
     folder = ModelFolder.open(model)
+    folder.check_weights()
     task = load_task(config.task)
     examples = read_examples(traces, task, make_prompt(config.prompt, folder, task), folder.config.vocab_size)
     longest = config.train.sequence_length

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from tpt_jax.checkpoints.model_folder import ModelFolder
-from tpt_jax.config import MeshConfig, SamplingConfig, Seed, check_value, settings
+from tpt_jax.config import MeshConfig, PromptConfig, SamplingConfig, Seed, check_value, settings
 from tpt_jax.errors import InvalidRecordError, UserError
 from tpt_jax.io.files import checksum, write_jsonl
 from tpt_jax.io.record_files import parse_id, read_records
@@ -32,7 +32,8 @@ def sample_file(
     output: str | os.PathLike[str],
     *,
     seed: int = 0,
-    stop: Sequence[str] = (),
+    stop: Sequence[str] | None = None,
+    template: str | None = None,
     plain: bool = False,
     tensor: int = 1,
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16",
@@ -43,7 +44,8 @@ def sample_file(
     Args:
       prompts: JSON lines, {"id", "prompt"}.
       output: JSON lines with FIELDS. Until it is complete, each host writes its traces to a file OUTPUT.partial*.
-      stop: a completion ends before the first of these texts.
+      stop: a completion ends before the first of these texts; if not given, those of the template, none with plain.
+      template: the chat template, as `prompt.template` in a config.
       plain: continue each prompt itself, without chat template.
       tensor: devices over which each weight is split.
       options: as in `sample`.
@@ -59,12 +61,22 @@ def sample_file(
         raise UserError(f"{output}: exists already; give a new file, or remove it")
     config = settings(SamplingConfig, options, option="--")
     texts = read_prompts(prompts)
+    asking = settings(PromptConfig, {"template": template, "stop": stop}, option="--")
+    folder = ModelFolder.open(model)
+    folder.check_weights()
+    prompt = load_prompt(folder.path, template=asking.template, stop=() if plain and stop is None else asking.stop)
+    stop_strings = make_stop_strings(prompt.stop, prompt.tokenizer, folder.config.vocab_size)
+    if plain:
+        say("sample: continuing each prompt as it stands")
+    else:
+        say(f"sample: asking with {prompt.template_name}; --plain continues each prompt as it stands")
     fixed = {
         "model": str(model),
         **{name: getattr(config, name) for name in ("num_samples", "temperature", "top_k", "top_p", "min_p")},
         "max_new_tokens": config.max_new_tokens,
         "seed": seed,
-        "stop": list(stop),
+        "stop": list(prompt.stop),
+        "template": asking.template,
         "plain": plain,
         "max_prompt_tokens": config.max_prompt_tokens,
         "compute_dtype": compute_dtype,
@@ -74,13 +86,6 @@ def sample_file(
     partial = PartialOutput(output, fixed)
     written = partial.read_own()
     done = {tuple(name) for host in hosts.all_gather("completions done", partial.names()) for name in host}
-    folder = ModelFolder.open(model)
-    prompt = load_prompt(folder.path)
-    if plain:
-        say("sample: continuing each prompt as it stands")
-    else:
-        say(f"sample: asking with {prompt.template_name}; --plain continues each prompt as it stands")
-    stop_strings = make_stop_strings(stop, prompt.tokenizer, folder.config.vocab_size)
     mesh = make_mesh(MeshConfig(tensor=tensor))
     encode = prompt.plain_ids if plain else prompt.prompt_ids
     plan = plan_prompts(texts, encode, config, mesh, option="--", stop_strings=stop_strings)

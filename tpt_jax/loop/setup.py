@@ -63,6 +63,7 @@ def set_up(config: RunConfig, samplings: Sequence[Sampling]) -> Iterator[Setup]:
     compilations = CompilationCounter()
     started = time.monotonic()
     model = ModelFolder.open(config.model.path, config.model.source)
+    model.check_weights()
     task = load_task(config.task)
     if task.num_contaminated:
         say(f"{config.name}: leaving out {task.num_contaminated} training questions that are also test questions")
