@@ -220,10 +220,10 @@ def fp8(folder: Path) -> None:
 
 def download_cache(folder: Path) -> None:
     """A cache's folder of a model, with two revisions."""
-    for name in ("f" * 40, "0" * 40):
+    for name in ("f" * 40, "a" * 40):
         shutil.copytree(folder, folder / "snapshots" / name, ignore=shutil.ignore_patterns("snapshots"))
     (folder / "refs").mkdir()
-    (folder / "refs" / "main").write_text("0" * 40)
+    (folder / "refs" / "main").write_text("a" * 40)
     (folder / "config.json").unlink()
 
 
@@ -274,7 +274,7 @@ def gguf_with_config(folder: Path) -> None:
         (gptq_without_config, ["quantized (AWQ or GPTQ)", f"{QUERY}.qweight"]),
         (bitsandbytes, ["quantized (bitsandbytes)", f"{QUERY}.weight", "U8"]),
         (fp8, ["quantized (fp8)", f"{QUERY}.weight", "F8_E4M3"]),
-        (download_cache, ["has no config.json", f"snapshots/{'0' * 40}"]),
+        (download_cache, ["has no config.json", f"snapshots/{'a' * 40}"]),
         (trainer, ["has no config.json", "checkpoint-1000"]),
         (run_folder, ["has no config.json", "checkpoints/002"]),
         (only_gguf, ["m-Q4_K_M.gguf", "save_pretrained"]),

@@ -2,9 +2,11 @@
 
 import io
 import json
+import logging
 import re
 import shutil
 from collections.abc import Callable
+from logging.handlers import BufferingHandler
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +195,22 @@ def test_damage_is_one_line_that_names_the_file(
     assert all(word in message for word in words), message
     assert "\n" not in message
     assert capfd.readouterr() == ("", "")
+
+
+def test_warnings_of_transformers_are_not_shown(folder: Path) -> None:
+    """Of a damaged sentencepiece model it says that it tries another format."""
+    handler = BufferingHandler(capacity=100)
+    logger = logging.getLogger("transformers")
+    logger.addHandler(handler)
+    level = logger.level
+    cut_sentencepiece(folder)
+    try:
+        with pytest.raises(UserError):
+            load_tokenizer(folder)
+    finally:
+        logger.removeHandler(handler)
+    assert not handler.buffer
+    assert logger.level == level  # other uses of transformers in the process keep their warnings
 
 
 def test_code_in_the_folder_is_not_run(folder: Path) -> None:
