@@ -68,7 +68,7 @@ def compare(
 def write_model(folder: Path) -> None:
     """Writes the model in Hugging Face format."""
     from tpt_jax.config import MeshConfig
-    from tpt_jax.models.architecture import from_huggingface
+    from tpt_jax.models.huggingface_config import from_huggingface
     from tpt_jax.models.huggingface_export import save_parameters
     from tpt_jax.models.transformer import initialize_parameters
     from tpt_jax.runtime.mesh import make_mesh

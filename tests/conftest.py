@@ -57,6 +57,7 @@ TINY = {
         local_rope_theta=10_000.0,
         sliding_window=8,
         global_every=3,
+        query_key_norms=True,
     ),
     "llama": ModelConfig(
         "llama", **TINY_SHAPE, num_layers=4, rope_scaling=Llama3Scaling(8.0, 1.0, 4.0, 16), tie_embeddings=False
@@ -144,6 +145,20 @@ def torch_logits(model: Any, tokens: np.ndarray, **inputs: np.ndarray) -> np.nda
         return model(torch.tensor(tokens), **tensors).logits.float().numpy()
 
 
+RELATIVES = {
+    "mistral": ("MistralConfig", "MistralForCausalLM"),
+    "qwen2": ("Qwen2Config", "Qwen2ForCausalLM"),
+    "qwen3": ("Qwen3Config", "Qwen3ForCausalLM"),
+    "smollm3": ("SmolLM3Config", "SmolLM3ForCausalLM"),
+}
+RELATIVE_OPTIONS: dict[str, dict[str, Any]] = {
+    "mistral": {"sliding_window": 8},
+    "qwen2": {"tie_word_embeddings": True},
+    "qwen3": {},
+    "smollm3": {"no_rope_layer_interval": 2, "pad_token_id": 0},
+}
+
+
 def make_torch_model(kind: str) -> Any:
     """A random transformers model of TINY's shape, with weights large enough for soft caps, norms and RoPE to matter.
 
@@ -175,6 +190,9 @@ def make_torch_model(kind: str) -> Any:
         shape |= {"num_hidden_layers": 7, "sliding_window_pattern": 3, "rope_parameters": rope}
         config = transformers.Gemma3TextConfig(**shape, query_pre_attn_scalar=12, sliding_window=8)
         model = transformers.Gemma3ForCausalLM(config)
+    elif kind in RELATIVES:
+        config, model_class = RELATIVES[kind]
+        model = getattr(transformers, model_class)(getattr(transformers, config)(**shape, **RELATIVE_OPTIONS[kind]))
     else:
         rope = {
             "rope_type": "llama3",
@@ -191,17 +209,22 @@ def make_torch_model(kind: str) -> Any:
         for name, weight in model.named_parameters():
             if "norm" in name:
                 weight.add_(torch.randn_like(weight) * 0.3)
+            elif name.endswith("bias"):
+                weight.copy_(torch.randn_like(weight))
             else:
                 affects_scores = "q_proj" in name or "k_proj" in name or "embed" in name
-                gain = (2.0 if "llama" in kind else 4.0) if affects_scores else 1.0
+                gain = (4.0 if "gemma" in kind else 2.0) if affects_scores else 1.0
                 weight.copy_(torch.randn_like(weight) * gain * weight.shape[1] ** -0.5)
     return model.eval()
 
 
 @pytest.fixture(scope="session", params=["gemma2", "gemma3", "llama", "llama_tied"])
 def twins(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, layout: Layout) -> Twins:
-    model = make_torch_model(request.param)
-    folder = tmp_path_factory.mktemp(request.param)
+    return make_twins(request.param, tmp_path_factory.mktemp(request.param), layout)
+
+
+def make_twins(kind: str, folder: Path, layout: Layout) -> Twins:
+    model = make_torch_model(kind)
     model.save_pretrained(folder)
     config = read_model_config(folder)
     parameters = load_parameters(folder, config, layout)

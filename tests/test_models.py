@@ -12,8 +12,10 @@ import pytest
 from flax import nnx
 
 from tpt_jax.errors import UserError
-from tpt_jax.models.architecture import PUBLISHED, LinearScaling, ModelConfig, from_huggingface
+from tpt_jax.models.architecture import LinearScaling, ModelConfig
 from tpt_jax.models.attention import KVCache
+from tpt_jax.models.huggingface_config import from_huggingface
+from tpt_jax.models.published import PUBLISHED
 from tpt_jax.models.transformer import Remat, abstract_parameters
 from tpt_jax.runtime.sharding import Layout
 from tpt_jax.think import cache as kv_cache
@@ -181,17 +183,34 @@ def test_activations_have_the_parameters_dtype_and_logits_are_fp32(
     assert {x.dtype for x in activations} == {jnp.dtype(dtype)}
 
 
-# Published parameter counts, from the model pages.
+# Published parameter counts, from the model pages, of a multimodal Gemma 3 less the vision tower and its projector.
 TOTALS = {
     "gemma2-2b": 2_614_341_888,
     "gemma2-9b": 9_241_705_984,
     "gemma2-27b": 27_227_128_320,
+    "gemma3-270m": 268_098_176,
     "gemma3-1b": 999_885_952,
+    "gemma3-4b": 4_300_079_472 - 419_816_304,
+    "gemma3-12b": 12_187_325_040 - 421_290_864,
+    "gemma3-27b": 27_432_406_640 - 423_060_336,
     "llama3.2-1b": 1_235_814_400,
     "llama3.2-3b": 3_212_749_824,
     "llama3.1-8b": 8_030_261_248,
     "llama3.1-70b": 70_553_706_496,
     "llama3.1-405b": 405_853_388_800,
+    "mistral-7b-v0.3": 7_248_023_552,
+    "qwen2.5-0.5b": 494_032_768,
+    "qwen2.5-1.5b": 1_543_714_304,
+    "qwen2.5-3b": 3_085_938_688,
+    "qwen2.5-7b": 7_615_616_512,
+    "qwen3-0.6b": 596_049_920,
+    "qwen3-1.7b": 1_720_574_976,
+    "qwen3-4b": 4_022_468_096,
+    "qwen3-8b": 8_190_735_360,
+    "smollm2-135m": 134_515_008,
+    "smollm2-360m": 361_821_120,
+    "smollm2-1.7b": 1_711_376_384,
+    "smollm3-3b": 3_075_098_624,
 }
 
 

@@ -13,7 +13,7 @@ from flax import nnx
 from optax import contrib
 
 from tpt_jax.config import OptimizerConfig
-from tpt_jax.models.architecture import PUBLISHED
+from tpt_jax.models.published import PUBLISHED
 from tpt_jax.models.transformer import abstract_parameters, initialize_parameters
 from tpt_jax.runtime.sharding import Layout
 from tpt_jax.train.optimizer import learning_rate_at, make_optimizer

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from tpt_jax.config import MeshConfig, OptimizerConfig, TrainConfig, load_config
 from tpt_jax.errors import UserError
-from tpt_jax.models.architecture import PUBLISHED, published
+from tpt_jax.models.published import PUBLISHED, published
 from tpt_jax.plan.chips import CHIPS, chip_of
 from tpt_jax.plan.hlo import Module
 from tpt_jax.plan.phases import Cost, Phase

@@ -9,7 +9,8 @@ import numpy as np
 from flax import nnx
 
 from tpt_jax.checkpoints.model_folder import ModelFolder
-from tpt_jax.models.architecture import PUBLISHED, ModelConfig
+from tpt_jax.models.architecture import ModelConfig
+from tpt_jax.models.published import PUBLISHED
 from tpt_jax.models.transformer import initialize_parameters
 from tpt_jax.runtime.sharding import Layout
 

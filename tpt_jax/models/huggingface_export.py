@@ -15,7 +15,8 @@ from safetensors.numpy import save_file
 
 from tpt_jax.io.files import write_atomically
 from tpt_jax.io.paths import AnyPath, copy
-from tpt_jax.models.architecture import ModelConfig, decoder_config
+from tpt_jax.models.architecture import ModelConfig
+from tpt_jax.models.huggingface_config import decoder_config
 from tpt_jax.models.huggingface_files import read_config_json
 from tpt_jax.models.huggingface_tensors import (
     INDEX_FILE,

@@ -12,7 +12,8 @@ from jax.sharding import NamedSharding
 from jax.typing import DTypeLike
 
 from tpt_jax.io.paths import AnyPath
-from tpt_jax.models.architecture import ModelConfig, from_huggingface
+from tpt_jax.models.architecture import ModelConfig
+from tpt_jax.models.huggingface_config import from_huggingface
 from tpt_jax.models.huggingface_files import open_tensors, read_config_json
 from tpt_jax.models.huggingface_names import check_all_used, check_tensor, checkpoint_name, find_prefix
 from tpt_jax.models.huggingface_tensors import Index, ParameterPath, TensorMapping, flat_variables, tensor_mappings

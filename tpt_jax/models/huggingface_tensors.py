@@ -76,8 +76,8 @@ class TensorMapping:
         return parameter.transpose(np.argsort(self.permutation).tolist()).reshape(shape)
 
 
-def _layer(name: str, checkpoint_dims: str, parameter_dims: str) -> TensorMapping:
-    return TensorMapping(f"model.layers.{{layer}}.{name}.weight", checkpoint_dims, parameter_dims)
+def _layer(name: str, checkpoint_dims: str, parameter_dims: str, kind: str = "weight") -> TensorMapping:
+    return TensorMapping(f"model.layers.{{layer}}.{name}.{kind}", checkpoint_dims, parameter_dims)
 
 
 _COMMON: Mapping[ParameterPath, TensorMapping] = {
@@ -102,6 +102,11 @@ _GEMMA_NORMS: Mapping[ParameterPath, TensorMapping] = {
     ("layers", "mlp_norm"): _layer("pre_feedforward_layernorm", "D", "D"),
     ("layers", "post_mlp_norm"): _layer("post_feedforward_layernorm", "D", "D"),
 }
+_ATTENTION_BIASES: Mapping[ParameterPath, TensorMapping] = {
+    ("layers", "query_bias"): _layer("self_attn.q_proj", "NH", "N H", "bias"),
+    ("layers", "key_bias"): _layer("self_attn.k_proj", "KH", "K H", "bias"),
+    ("layers", "value_bias"): _layer("self_attn.v_proj", "KH", "K H", "bias"),
+}
 _QUERY_KEY_NORMS: Mapping[ParameterPath, TensorMapping] = {
     ("layers", "query_norm"): _layer("self_attn.q_norm", "H", "H"),
     ("layers", "key_norm"): _layer("self_attn.k_norm", "H", "H"),
@@ -113,7 +118,8 @@ def tensor_mappings(config: ModelConfig) -> dict[ParameterPath, TensorMapping]:
     return {
         **_COMMON,
         **(_GEMMA_NORMS if config.is_gemma else _LLAMA_NORMS),
-        **(_QUERY_KEY_NORMS if config.has_query_key_norms else {}),
+        **(_ATTENTION_BIASES if config.attention_bias else {}),
+        **(_QUERY_KEY_NORMS if config.query_key_norms else {}),
         **({} if config.tie_embeddings else _UNTIED),
     }
 

@@ -1,4 +1,4 @@
-"""One decoder for Gemma 2, Gemma 3 and LLaMA 3: Flax NNX modules with stacked, scanned layers.
+"""One decoder for Gemma, LLaMA and LLaMA's relatives: Flax NNX modules with stacked, scanned layers.
 
 Shape letters as in attention.py. Computes in the parameters' dtype; cast them first, or pass compute_dtype.
 """
@@ -47,6 +47,10 @@ def _norm_scale(config: ModelConfig, *shape: int) -> nnx.Param:
     return nnx.Param(start(shape, jnp.float32), logical_axes=(*("layers" for _ in shape[1:]), "norm"))
 
 
+def _bias(shape: tuple[int, ...], axes: LogicalAxes) -> nnx.Param:
+    return nnx.Param(jnp.zeros(shape, jnp.float32), logical_axes=axes)
+
+
 def rms_norm(x: Float[Array, "... D"], scale: Float[Array, " D"], config: ModelConfig) -> Float[Array, "... D"]:
     """Root-mean-square norm in fp32; the scale is 1 + w for Gemma, w for LLaMA, as in their published code."""
     wide = x.astype(jnp.float32)
@@ -74,7 +78,11 @@ class Layers(nnx.Module):
         if config.is_gemma:
             self.post_attention_norm = _norm_scale(config, L, D)
             self.post_mlp_norm = _norm_scale(config, L, D)
-        if config.has_query_key_norms:
+        if config.attention_bias:
+            self.query_bias = _bias((L, N, H), ("layers", "heads", "bias"))
+            self.key_bias = _bias((L, K, H), ("layers", "kv_heads", "bias"))
+            self.value_bias = _bias((L, K, H), ("layers", "kv_heads", "bias"))
+        if config.query_key_norms:
             self.query_norm = _norm_scale(config, L, H)
             self.key_norm = _norm_scale(config, L, H)
 
@@ -82,25 +90,29 @@ class Layers(nnx.Module):
         self,
         x: Float[Array, "B T D"],
         positions: Int[Array, "B T"],
-        window: int | None,
+        index: int,
         attend: Attend,
         layout: Layout,
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
         """Applies one layer, whose weights have no layer axis; returns its output and its keys and values.
 
         Args:
-          window: the layer's sliding window, None for a global layer; selects the rotary frequencies.
-          attend: this layer's attention, which applies the window.
+          index: the layer's place within the period, which says whether and with what frequencies it rotates.
+          attend: this layer's attention, which applies its window.
         """
         config = self.config
-        frequencies = rope_frequencies(config, window)
         h = rms_norm(x, self.attention_norm[...], config)
         query = jnp.einsum("BTD,DNH->BTNH", h, self.query[...])
         key = jnp.einsum("BTD,DKH->BTKH", h, self.key[...])
         value = jnp.einsum("BTD,DKH->BTKH", h, self.value[...])
-        if config.has_query_key_norms:
+        if config.attention_bias:
+            query, key = query + self.query_bias[...][None, None], key + self.key_bias[...][None, None]
+            value = value + self.value_bias[...][None, None]
+        if config.query_key_norms:
             query, key = rms_norm(query, self.query_norm[...], config), rms_norm(key, self.key_norm[...], config)
-        query, key = rotate(query, positions, frequencies), rotate(key, positions, frequencies)
+        if config.rotated[index]:
+            frequencies = rope_frequencies(config, config.windows[index])
+            query, key = rotate(query, positions, frequencies), rotate(key, positions, frequencies)
         query = layout.constrain(query, "batch", None, "heads", None)
         h = jnp.einsum("BTNH,NHD->BTD", attend(query, key, value), self.output[...])
         if config.is_gemma:
@@ -272,8 +284,8 @@ class Transformer(nnx.Module):
 
         def layer(x: jax.Array, weights: nnx.State, index: int) -> jax.Array:
             layer_weights = jax.tree.map(lambda weight: checkpoint_name(weight[index], LAYER_WEIGHTS), weights)
-            window = config.windows[index]
-            return nnx.merge(graph, layer_weights).apply(x, positions, window, make_attend(window), layout)[0]
+            attend = make_attend(config.windows[index])
+            return nnx.merge(graph, layer_weights).apply(x, positions, index, attend, layout)[0]
 
         def layers(x: jax.Array, weights: nnx.State, count: int, *, in_loop: bool) -> jax.Array:
             for index in range(count):
@@ -307,7 +319,7 @@ class Transformer(nnx.Module):
             for index in range(count):
                 number = period * length + index
                 layer = nnx.merge(graph, jax.tree.map(lambda weight, number=number: weight[number], weights))
-                x, key, value = layer.apply(x, positions, config.windows[index], make_attend(index, period), layout)
+                x, key, value = layer.apply(x, positions, index, make_attend(index, period), layout)
                 entries.append((key, value))
             return x, entries
 

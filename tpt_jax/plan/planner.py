@@ -9,7 +9,8 @@ from typing import Any
 from tpt_jax.checkpoints.model_folder import ModelFolder
 from tpt_jax.config import RunConfig, Sampling
 from tpt_jax.errors import UserError
-from tpt_jax.models.architecture import PUBLISHED, ModelConfig, published
+from tpt_jax.models.architecture import ModelConfig
+from tpt_jax.models.published import PUBLISHED, published
 from tpt_jax.plan.chips import Chip, chip_of
 from tpt_jax.plan.phases import Compiler, Phase
 from tpt_jax.plan.rounds import Lengths, StageBound, stage_bounds

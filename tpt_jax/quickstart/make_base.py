@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 
 from tpt_jax.config import OptimizerConfig, TrainConfig, load_config
-from tpt_jax.models.architecture import from_huggingface
+from tpt_jax.models.huggingface_config import from_huggingface
 from tpt_jax.quickstart.corpus import Text, drills, worked_solutions
 from tpt_jax.tasks import GsmSymbolicConfig
 from tpt_jax.terminal import say

@@ -11,6 +11,8 @@ from optax import contrib
 
 from tpt_jax.config import OptimizerConfig
 
+VECTOR_AXES = frozenset({"norm", "bias"})  # logical axes of weights that are not matrices
+
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     """An optimizer with learning rate 1. The train step scales its updates, so one program serves every schedule."""
@@ -81,15 +83,15 @@ def _muon(config: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def _decay_mask(parameters: Any) -> Any:
-    """True for every weight except norms."""
-    return _map_logical_axes(parameters, lambda axes: "norm" not in axes)
+    """True for every weight except norms and biases."""
+    return _map_logical_axes(parameters, lambda axes: not VECTOR_AXES.intersection(axes))
 
 
 def _matrix_axes(parameters: Any) -> Any:
-    """Input and output axes of each stack of matrices (one per layer); None for norms and vocabulary tables."""
+    """Input and output axes of each stack of matrices (one per layer); None for norms, biases and vocabulary tables."""
 
     def dimension_numbers(axes: tuple[str | None, ...]) -> contrib.MuonDimensionNumbers | None:
-        if "norm" in axes or "vocab" in axes:
+        if VECTOR_AXES.intersection(axes) or "vocab" in axes:
             return None
         outputs = tuple(range(2, len(axes))) if axes[1] == "embed" else (len(axes) - 1,)
         inputs = tuple(axis for axis in range(1, len(axes)) if axis not in outputs)
