@@ -1,1 +1,1 @@
-"""One decoder for Gemma 2, Gemma 3 and LLaMA 3, in Flax NNX; Hugging Face import and export."""
+"""One decoder for Gemma, LLaMA and LLaMA's relatives, in Flax NNX; Hugging Face import and export."""
