@@ -152,6 +152,20 @@ THINK = (
         "tests/test_models.py::test_logits_match_transformers_beyond_the_sliding_window[gemma2]",
     ),
     Mutant(
+        "all layers rotated",
+        "models/transformer.py",
+        "if config.rotated[index]:",
+        "if True:",
+        "tests/test_families.py::test_logits_match_transformers[smollm3]",
+    ),
+    Mutant(
+        "the pattern of layers without that of rotary embeddings",
+        "models/architecture.py",
+        "kinds = list(zip(self.windows, self.rotated, strict=True))",
+        "kinds = list(self.windows)",
+        "tests/test_families.py::test_logits_match_transformers[smollm3]",
+    ),
+    Mutant(
         "less of the cache read than the longest trace needs",
         "think/slots.py",
         "jnp.where(busy, slots.position, 0).max()",
@@ -420,9 +434,9 @@ TRAIN = (
     Mutant(
         "weight decay on norms",
         "train/optimizer.py",
-        'lambda axes: "norm" not in axes)',
+        "lambda axes: not VECTOR_AXES.intersection(axes))",
         "lambda axes: True)",
-        f"{OPTIMIZER}::test_weight_decay_shrinks_every_weight_except_norms",
+        f"{OPTIMIZER}::test_weight_decay_shrinks_every_weight_except_norms_and_biases",
     ),
     Mutant(
         "warm-up one step ahead",

@@ -46,7 +46,13 @@ TINY_SHAPE: dict[str, Any] = {
 }
 TINY = {
     "gemma2": ModelConfig(
-        "gemma2", **TINY_SHAPE, num_layers=4, attention_softcap=50.0, final_softcap=30.0, sliding_window=8
+        "gemma2",
+        **TINY_SHAPE,
+        num_layers=4,
+        attention_softcap=50.0,
+        final_softcap=30.0,
+        sliding_window=8,
+        global_every=2,
     ),
     "gemma3": ModelConfig(
         "gemma3",
@@ -61,6 +67,17 @@ TINY = {
     ),
     "llama": ModelConfig(
         "llama", **TINY_SHAPE, num_layers=4, rope_scaling=Llama3Scaling(8.0, 1.0, 4.0, 16), tie_embeddings=False
+    ),
+    "relative": ModelConfig(  # what LLaMA's relatives add to it, in one model
+        "llama",
+        **TINY_SHAPE,
+        num_layers=3,  # one full period of two layers, and one layer more
+        rope_scaling=Llama3Scaling(8.0, 1.0, 4.0, 16),
+        tie_embeddings=False,
+        sliding_window=8,
+        attention_bias=True,
+        query_key_norms=True,
+        unrotated_every=2,
     ),
 }
 

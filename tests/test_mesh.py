@@ -73,7 +73,7 @@ def run_on_one_device(config: ModelConfig, *, gradients: bool) -> dict[str, np.n
     [
         *(("gemma2", mesh, rules) for mesh in EIGHT_DEVICES for rules in (TRAIN_RULES, DECODE_RULES)),
         ("gemma3", MeshConfig(2, 2, 2), TRAIN_RULES),
-        ("llama", MeshConfig(2, 2, 2), TRAIN_RULES),
+        ("relative", MeshConfig(2, 2, 2), TRAIN_RULES),
     ],
     ids=lambda value: {id(TRAIN_RULES): "train", id(DECODE_RULES): "decode"}.get(id(value), str(value)),
     indirect=["tiny_config"],

@@ -85,8 +85,8 @@ def test_adamw_moments_keep_their_dtypes(dtypes: tuple[DType, DType]) -> None:
 
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor", "muon"])
-@pytest.mark.parametrize("model", ["gemma2", "llama"])
-def test_weight_decay_shrinks_every_weight_except_norms(
+@pytest.mark.parametrize("model", ["gemma2", "relative"])
+def test_weight_decay_shrinks_every_weight_except_norms_and_biases(
     name: Literal["adamw", "adafactor", "muon"], model: str, layout: Layout
 ) -> None:
     """With zero gradients, an update is the weight decay alone."""
@@ -96,7 +96,7 @@ def test_weight_decay_shrinks_every_weight_except_norms(
     gradients = jax.tree.map(jnp.zeros_like, parameters)
     updates, _ = jax.jit(optimizer.update)(gradients, optimizer.init(parameters), parameters)
     # optax's muon decays only the matrices that it orthogonalizes.
-    not_decayed = ("norm", "embedding") if name == "muon" else ("norm",)
+    not_decayed = ("norm", "bias", "embedding") if name == "muon" else ("norm", "bias")
     counts = {True: 0, False: 0}
     weights, _ = jax.tree.flatten_with_path(parameters)
     for (path, weight), update in zip(weights, jax.tree.leaves(updates), strict=True):

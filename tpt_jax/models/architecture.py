@@ -35,7 +35,7 @@ class ModelConfig:
       local_rope_theta: unscaled base for sliding-window layers; None if all layers share rope_theta and rope_scaling.
       attention_softcap, final_softcap: scores become cap * tanh(scores / cap); None for no cap.
       sliding_window: tokens visible to a token on local layers, itself included; None if every layer is global.
-      global_every: layer n, counted from 1, is global if n is a multiple of this; None if none is.
+      global_every: layer n, counted from 1, is global if n is a multiple of this; None if all have the window.
       attention_bias: the projections to queries, keys and values add a bias, as in Qwen 2.
       query_key_norms: queries and keys are normalized, as in Gemma 3 and Qwen 3.
       unrotated_every: layer n has no rotary embedding if n is a multiple of this, as in SmolLM3 (Yang et al., arXiv
@@ -59,7 +59,7 @@ class ModelConfig:
     attention_softcap: float | None = None
     final_softcap: float | None = None
     sliding_window: int | None = None
-    global_every: int | None = 2
+    global_every: int | None = None
     attention_bias: bool = False
     query_key_norms: bool = False
     unrotated_every: int | None = None

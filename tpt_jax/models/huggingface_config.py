@@ -1,6 +1,6 @@
 """ModelConfig from the config.json of a Hugging Face checkpoint."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tpt_jax.errors import UserError
@@ -12,8 +12,14 @@ _FAMILIES: Mapping[str, Family] = {
     "gemma3_text": "gemma3",
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "smollm3"), "llama"),
 }
-# Values that config.json of a Gemma 3 with a vision tower omits because they are transformers' defaults.
+# Values that config.json may omit because they are transformers' defaults; for Gemma 3, beside a vision tower only.
 _GEMMA3_DEFAULTS = {"vocab_size": 262_208, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256}
+_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "mistral": {"sliding_window": 4096},
+    "qwen3": {"head_dim": 128},
+    "smollm3": {"tie_word_embeddings": True, "rope_theta": 2_000_000.0},
+}
+_UNSUPPORTED_OPTIONS = ("attention_bias", "mlp_bias", "use_bidirectional_attention")
 
 
 def decoder_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -31,13 +37,15 @@ def from_huggingface(config: Mapping[str, Any]) -> ModelConfig:
       UserError: unsupported model family or option.
     """
     config = decoder_config(config)
-    family = _FAMILIES.get(config.get("model_type", ""))
+    model_type = config.get("model_type", "")
+    family = _FAMILIES.get(model_type)
     if family is None:
         raise UserError(
             f"config.json: model_type ({config.get('model_type')}) must be one of gemma3, {', '.join(_FAMILIES)}"
         )
-    for option in ("attention_bias", "mlp_bias", "use_bidirectional_attention", "use_sliding_window"):
-        if config.get(option):
+    config = {**_DEFAULTS.get(model_type, {}), **config}
+    for option in _UNSUPPORTED_OPTIONS:
+        if config.get(option) and (option, model_type) != ("attention_bias", "qwen2"):  # Qwen 2 always has these biases
             raise UserError(f"config.json: {option} ({config[option]}) is not supported; it must be false")
     activation = config.get("hidden_activation") or config.get("hidden_act")
     expected = "silu" if family == "llama" else "gelu_pytorch_tanh"
@@ -64,7 +72,9 @@ def from_huggingface(config: Mapping[str, Any]) -> ModelConfig:
         ) from error
     if family == "llama":
         return ModelConfig(**shape, **_llama_options(config), attention_scale=head_dim**-0.5)
-    attention_softcap, final_softcap, global_every = {"gemma2": (50.0, 30.0, 2), "gemma3": (None, None, 6)}[family]
+    attention_softcap, final_softcap, pattern = {"gemma2": (50.0, 30.0, 2), "gemma3": (None, None, 6)}[family]
+    # Versions of transformers without layer_types write sliding_window_pattern, or support only the default pattern.
+    layer_types, pattern = config.get("layer_types"), config.get("sliding_window_pattern") or pattern
     return ModelConfig(
         **shape,
         attention_scale=config.get("query_pre_attn_scalar", 256) ** -0.5,
@@ -72,7 +82,7 @@ def from_huggingface(config: Mapping[str, Any]) -> ModelConfig:
         attention_softcap=config.get("attn_logit_softcapping", attention_softcap),
         final_softcap=config.get("final_logit_softcapping", final_softcap),
         sliding_window=config.get("sliding_window", 4096),
-        global_every=_global_every(config, global_every),
+        global_every=_global_every(config, layer_types) if layer_types else pattern,
         query_key_norms=family == "gemma3",
     )
 
@@ -81,28 +91,35 @@ def _llama_options(config: Mapping[str, Any]) -> dict[str, Any]:
     """What distinguishes LLaMA and its relatives."""
     model_type = config["model_type"]
     return {
-        "tie_embeddings": config.get("tie_word_embeddings", model_type == "smollm3"),
+        "tie_embeddings": config.get("tie_word_embeddings", False),
         "attention_bias": model_type == "qwen2",
         "query_key_norms": model_type == "qwen3",
         "unrotated_every": _unrotated_every(config) if model_type == "smollm3" else None,
-        # Every layer of a Mistral has the window, if it has one.
-        "sliding_window": config.get("sliding_window", 4096) if model_type == "mistral" else None,
-        "global_every": None,
+        **_llama_windows(config),
     }
 
 
+def _llama_windows(config: Mapping[str, Any]) -> dict[str, Any]:
+    """All layers of a Mistral have the window, if there is one; of a Qwen only those that it lists."""
+    window, model_type = config.get("sliding_window"), config["model_type"]
+    if model_type == "mistral":
+        return {"sliding_window": window}
+    if model_type == "llama" or window is None or not config.get("use_sliding_window"):
+        return {}
+    if model_type == "smollm3":
+        raise UserError("config.json: use_sliding_window (True) is not supported for smollm3; it must be false")
+    num_layers, num_global = config["num_hidden_layers"], config.get("max_window_layers", 28)
+    by_default = ["full_attention" if layer < num_global else "sliding_attention" for layer in range(num_layers)]
+    every = _global_every(config, config.get("layer_types") or by_default)
+    return {} if every == 1 else {"sliding_window": window, "global_every": every}
+
+
 def _unrotated_every(config: Mapping[str, Any]) -> int | None:
-    """SmolLM3 lists the layers with a rotary embedding (1) and without (0), or gives the distance of those without."""
+    """SmolLM3 marks layers with (1) and without (0) a rotary embedding, or gives the distance between those without."""
     rotated = config.get("no_rope_layers")
-    if not rotated:
+    if rotated is None:
         return config.get("no_rope_layer_interval", 4)
-    every = [*rotated, 0].index(0) + 1
-    if list(rotated) != [int(number % every != 0) for number in range(1, config["num_hidden_layers"] + 1)]:
-        raise UserError(
-            f"config.json: no_rope_layers ({', '.join(map(str, rotated[:8]))}, ...) must repeat a number of ones "
-            "followed by one zero, as in SmolLM3"
-        )
-    return every if every <= len(rotated) else None
+    return _every(config, "no_rope_layers", rotated, (0, 1), "SmolLM3")
 
 
 def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,16 +159,25 @@ def _rope_scaling(scaling: Mapping[str, Any]) -> LinearScaling | Llama3Scaling |
     )
 
 
-def _global_every(config: Mapping[str, Any], default: int) -> int:
-    # Versions of transformers without layer_types write sliding_window_pattern, or support only the default pattern.
-    layer_types = config.get("layer_types")
-    if layer_types is None:
-        return config.get("sliding_window_pattern") or default
-    every = [*layer_types, "full_attention"].index("full_attention") + 1
+def _global_every(config: Mapping[str, Any], layer_types: Sequence[str]) -> int | None:
+    return _every(config, "layer_types", layer_types, ("full_attention", "sliding_attention"), "Gemma")
+
+
+def _every(
+    config: Mapping[str, Any], key: str, kinds: Sequence[Any], known: tuple[Any, Any], example: str
+) -> int | None:
+    """The number whose multiples are the layers of a rare kind, counted from 1; None if there are none.
+
+    Args:
+      kinds: the kind of each layer.
+      known: the rare kind and the usual one.
+    """
+    rare, usual = known
+    every = kinds.index(rare) + 1 if rare in kinds else None
     numbers = range(1, config["num_hidden_layers"] + 1)
-    if layer_types != ["sliding_attention" if number % every else "full_attention" for number in numbers]:
+    if list(kinds) != [rare if every and number % every == 0 else usual for number in numbers]:
         raise UserError(
-            f"config.json: layer_types ({', '.join(layer_types[:6])}, ...) must repeat a number of sliding_attention "
-            "layers followed by one full_attention layer, as in Gemma 2 and Gemma 3"
+            f"config.json: {key} ({', '.join(map(str, kinds[:6]))}, ...) must repeat a number of {usual} layers "
+            f"followed by one {rare} layer, as in {example}"
         )
     return every

@@ -20,6 +20,7 @@ def _gemma2(
         attention_softcap=50.0,
         final_softcap=30.0,
         sliding_window=4096,
+        global_every=2,
         **options,
     )
 
@@ -108,7 +109,6 @@ def _llama(
         rope_theta=rope_theta,
         norm_eps=norm_eps,
         tie_embeddings=tied,
-        global_every=None,
         **options,
     )
 
@@ -121,7 +121,7 @@ def _smollm2(
 
 
 # From the published config.json files (google/gemma-2-*, google/gemma-3-*, meta-llama/Llama-3.*, Qwen/Qwen2.5-*,
-# Qwen/Qwen3-*, mistralai/Mistral-7B-v0.3, HuggingFaceTB/SmolLM2-* and SmolLM3-3B).
+# Qwen/Qwen3-*, mistralai/Mistral-7B-v*, HuggingFaceTB/SmolLM2-* and SmolLM3-3B).
 PUBLISHED: Mapping[str, ModelConfig] = {
     "gemma2-2b": _gemma2(2304, 26, 8, 4, 9216, head_dim=256, attention_scale=256**-0.5),
     "gemma2-9b": _gemma2(3584, 42, 16, 8, 14336, head_dim=256, attention_scale=256**-0.5),
@@ -136,6 +136,10 @@ PUBLISHED: Mapping[str, ModelConfig] = {
     "llama3.1-8b": _llama3(4096, 32, 32, 14336),
     "llama3.1-70b": _llama3(8192, 80, 64, 28672),
     "llama3.1-405b": _llama3(16384, 126, 128, 53248),
+    "mistral-7b-v0.1": _llama(
+        4096, 32, 32, 8, 14336, 32_000, rope_theta=10_000.0, norm_eps=1e-5, tied=False, sliding_window=4096
+    ),
+    "mistral-7b-v0.2": _llama(4096, 32, 32, 8, 14336, 32_000, norm_eps=1e-5, tied=False),
     "mistral-7b-v0.3": _llama(4096, 32, 32, 8, 14336, 32_768, norm_eps=1e-5, tied=False),
     "qwen2.5-0.5b": _llama(896, 24, 14, 2, 4864, 151_936, head_dim=64, attention_bias=True),
     "qwen2.5-1.5b": _llama(1536, 28, 12, 2, 8960, 151_936, attention_bias=True),
@@ -156,6 +160,9 @@ def published(name: str) -> ModelConfig | None:
     """Config of a published model, by its key in PUBLISHED or its repository name ("google/gemma-2-2b-it"), or None."""
 
     def normalized(name: str) -> str:
-        return name.rpartition("/")[2].lower().removesuffix("-it").replace("-instruct", "").replace("-", "")
+        base = name.rpartition("/")[2].lower().replace("-instruct", "")
+        for suffix in ("-it", "-pt", "-base"):  # names of the tuned or of the pre-trained model, by publisher
+            base = base.removesuffix(suffix)
+        return base.replace("-", "")
 
     return next((config for key, config in PUBLISHED.items() if normalized(key) == normalized(name)), None)
