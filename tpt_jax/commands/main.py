@@ -6,6 +6,7 @@ Nothing here imports JAX, or anything else that takes time, before a verb needs 
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from tpt_jax.commands.arguments import OneLineParser
 from tpt_jax.errors import HostsError, MachineError, Stopped, UserError
 
 RESUMABLE = ("run", "eval", "sample", "sft")
+TRACEBACK = "TPT_TRACEBACK"
 
 AddArguments = Callable[[argparse.ArgumentParser], None]
 Main = Callable[[argparse.Namespace], int | None]
@@ -22,7 +24,8 @@ Main = Callable[[argparse.Namespace], int | None]
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit status.
 
-    0 done, 1 failed, 2 a mistake in the user's input, 75 (EX_TEMPFAIL) stopped by SIGTERM, 130 interrupted.
+    0 done, 1 failed, 2 a mistake in the user's input, 75 (EX_TEMPFAIL) stopped by SIGTERM, 130 interrupted. Every
+    failure is one line; with TPT_TRACEBACK=1 in the environment its traceback comes first.
     """
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
@@ -31,25 +34,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         return args.main(args) or 0
     except UserError as error:
         return _fail(error, 2)
-    except OSError as error:  # a read-only folder, a full disk
-        path = f"{error.filename}: " if error.filename else ""
-        return _fail(f"{path}{error.strerror or error}", 1)
-    except (FloatingPointError, HostsError, MachineError) as error:
-        return _fail(error, 1)
-    except RuntimeError as error:
-        if not _has_other_hosts():
-            raise
-        reason = str(error).partition("\n")[0]
-        return _fail(f"another host is gone or cannot be reached ({reason}); the same command resumes", 1)
     except Stopped:
         return _fail("stopped by SIGTERM; the same command resumes from here", os.EX_TEMPFAIL)
     except KeyboardInterrupt:
         return _fail(f"interrupted{'; the same command resumes from here' if args.is_resumable else ''}", 130)
+    except Exception as error:
+        if os.environ.get(TRACEBACK):
+            traceback.print_exception(error)
+        return _fail(_describe(error), 1)
 
 
 def _fail(message: object, status: int) -> int:
     print(f"tpt: {message}", file=sys.stderr)
     return status
+
+
+def _describe(error: Exception) -> str:
+    """One line about a failure."""
+    if isinstance(error, FloatingPointError | HostsError | MachineError):
+        return str(error)
+    if isinstance(error, OSError):  # a read-only folder, a full disk
+        return f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or error}"
+    reason = next(iter(str(error).strip().splitlines()), "")
+    line = f"{type(error).__name__}: {reason}"
+    if isinstance(error, RuntimeError) and _has_other_hosts():  # XLA's collectives do not say why they fail
+        return f"{line}; if another host is gone or cannot be reached, the same command resumes"
+    return line if os.environ.get(TRACEBACK) else f"{line} ({TRACEBACK}=1 shows where)"
 
 
 def _has_other_hosts() -> bool:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import jax
 
-QUIET_LOGGERS = ("absl", "jax", "orbax", "grain")
+# Orbax logs the traceback of a failed background write through absl, and raises the error besides.
+QUIET_LOGGERS = {"absl": logging.CRITICAL, "jax": logging.ERROR, "orbax": logging.ERROR, "grain": logging.ERROR}
 
 
 def prepare(*, keep_programs: bool = True) -> None:
@@ -17,9 +18,9 @@ def prepare(*, keep_programs: bool = True) -> None:
         programs of absent devices, which cannot be loaded again.
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # or its import warns that PyTorch is missing
-    for name in QUIET_LOGGERS:
+    for name, level in QUIET_LOGGERS.items():
         if logging.getLogger(name).level == logging.NOTSET:  # unless the user has set one
-            logging.getLogger(name).setLevel(logging.ERROR)
+            logging.getLogger(name).setLevel(level)
     if not keep_programs:
         jax.config.update("jax_enable_compilation_cache", False)
     elif jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
