@@ -84,7 +84,7 @@ def test_stop_strings_end_a_trace_before_them(tmp_path: Path) -> None:
     done = sample(tmp_path, "--temperature", "0", "--max_new_tokens", "60")
     (complete,) = completions(tmp_path)
     assert done.returncode == 0
-    assert done.stderr.startswith("sample: asking with the checkpoint's chat template; --plain continues each prompt as")
+    assert done.stderr.startswith("sample: asking with the checkpoint's chat template; --plain continues")
     assert "\n" in complete["completion"]
     (tmp_path / "out.jsonl").unlink()
     done = sample(tmp_path, "--temperature", "0", "--max_new_tokens", "60", "--stop", "\n", "--stop", "never")
