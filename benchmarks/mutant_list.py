@@ -96,11 +96,11 @@ THINK = (
         f"{SAMPLING}::test_each_trace_ends_at_its_limit",
     ),
     Mutant(
-        "cancelled traces keep running",
+        "a trace at a stop string keeps running",
         "think/slots.py",
-        " | batch.cancelled[trace]",
-        "",
-        f"{SAMPLING}::test_a_trace_that_reached_a_stop_string_is_cancelled",
+        "ends = ends | (stop_state == shape.num_stop_states - 1)",
+        "ends = ends | (stop_state > shape.num_stop_states - 1)",
+        f"{SAMPLING}::test_a_trace_ends_in_the_step_that_completes_a_stop_string",
     ),
     Mutant(
         "a finished trace overwrites the one before in the buffer",
@@ -399,7 +399,7 @@ TRAIN = (
     Mutant(
         "positions not reset for each packed trace",
         "train/data.py",
-        "np.arange(_length(example)), segment",
+        "np.arange(row_length(example)), segment",
         "np.arange(columns.start, columns.stop), segment",
         f"{PACKING}::test_an_epoch_has_every_example_once_with_correct_masks",
     ),
@@ -427,8 +427,8 @@ TRAIN = (
     Mutant(
         "traces of exactly a row's length left out",
         "train/data.py",
-        "if _length(example) <= sequence_length]",
-        "if _length(example) < sequence_length]",
+        "if row_length(example) <= sequence_length]",
+        "if row_length(example) < sequence_length]",
         f"{PACKING}::test_examples_longer_than_a_row_are_left_out_not_truncated",
     ),
     Mutant(
@@ -965,14 +965,14 @@ PROMPTS_TASKS_IO = (
     Mutant(
         "a template that writes BOS twice accepted",
         "prompts.py",
-        "prompt.count(bos) != 1",
-        "bos not in prompt",
+        "prompt[:2] == (bos, bos)",
+        "prompt[:2] == (bos, -1)",
         f"{PROMPTS}::test_a_template_that_breaks_the_contract_is_refused",
     ),
     Mutant(
         "the prompt depends on today's date",
         "prompts.py",
-        "                date_string=DATE,\n",
+        "            date_string=DATE,\n",
         "",
         f"{PROMPTS}::test_the_prompt_does_not_depend_on_the_day",
     ),

