@@ -23,11 +23,12 @@ Fraction = Annotated[float, pydantic.Field(ge=0, le=1)]
 Seed = Annotated[int, pydantic.Field(ge=0, lt=2**32)]
 Sampling = Literal["think", "evaluate"]  # the sections that configure a sampling pass
 Section = TypeVar("Section")
+PLAIN_TEMPLATE_NAME = "plain"
 
 
 def _read_template(value: str) -> str:
     """A template's text, so that a run's config holds it even if the file changes."""
-    if value == "plain" or "{" in value:
+    if value == PLAIN_TEMPLATE_NAME or "{" in value:
         return value
     if not Path(value).is_file():
         raise ValueError('no such file; give a file with a Jinja chat template, its text, or "plain"')

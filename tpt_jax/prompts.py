@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from tpt_jax.config import PLAIN_TEMPLATE_NAME
 from tpt_jax.errors import UserError
 from tpt_jax.io.paths import AnyPath
 from tpt_jax.records import Question, Shot
@@ -23,7 +24,6 @@ PLAIN_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}Question: {{ message['content'] }}\n"
     "Answer:\n{% else %}{{ message['content'] }}{{ eos_token if loop.last else '\n\n' }}{% endif %}{% endfor %}"
 )
-PLAIN = "plain"  # the name of this template
 PLAIN_STOP = ("Question:",)  # a base model that has answered goes on with a question of its own
 PROBE = "4 + 3 = 7\n#### 7"  # a completion to render through the template
 # LLaMA 3's templates put the date into the prompt, by default today's: a run that samples on Monday would train with
@@ -51,6 +51,8 @@ class Prompt:
 
     Attributes:
       instruction: follows each question; "" for none.
+      tokenizer: the checkpoint's own.
+      is_plain: whether questions are asked with PLAIN_TEMPLATE.
       stop: texts before which a completion ends.
       end_of_turn: id of the token that ends a completion in the template: trained on, and stops the sampler.
       stop_ids: ids that stop the sampler: the end of turn, and all that the checkpoint declares to end a text.
@@ -82,7 +84,8 @@ class Prompt:
         self.instruction = instruction
         self._shots = tuple(shots)
         self.tokenizer = tokenizer
-        self.is_plain = template == PLAIN or (template is None and not tokenizer.chat_template)
+        self._special_tokens = _special_tokens(tokenizer)
+        self.is_plain = template == PLAIN_TEMPLATE_NAME or (template is None and not tokenizer.chat_template)
         self._template = PLAIN_TEMPLATE if self.is_plain else template
         self.stop = tuple(stop) if stop is not None else PLAIN_STOP if self.is_plain else ()
         self.end_of_turn = self._find_end_of_turn()
@@ -182,24 +185,19 @@ class Prompt:
 
     def _words(self, text: str) -> list[str]:
         """Tokenizers may normalise characters, and put spaces around special tokens."""
-        for token in self._special_tokens():
+        for token in self._special_tokens:
             text = text.replace(token, f" {token} ")
         return unicodedata.normalize("NFKC", text).split()
 
     def _find_end_of_turn(self) -> int:
         suffix = self._render("?", PROBE).rpartition(PROBE)[2]
         ids = self._encode(suffix)
-        if not ids or ids[0] not in self._special_tokens().values():
+        if not ids or ids[0] not in self._special_tokens.values():
             raise UserError(
                 f"chat template: no special token follows the answer (found {suffix!r}); "
                 "use a template that ends a turn with one, like Gemma's <end_of_turn>"
             )
         return ids[0]
-
-    def _special_tokens(self) -> dict[str, int]:
-        added = self.tokenizer.added_tokens_decoder.items()
-        special = {token.content: index for index, token in added if token.special}
-        return special | dict(zip(self.tokenizer.all_special_tokens, self.tokenizer.all_special_ids, strict=True))
 
     def _render(self, question: str, completion: str | None) -> str:
         """The conversation as text; without a completion it ends where the model's turn begins."""
@@ -222,6 +220,13 @@ class Prompt:
     def _encode(self, text: str) -> tuple[int, ...]:
         # The template writes BOS itself; the tokenizer would add a second one.
         return tuple(self.tokenizer.encode(text, add_special_tokens=False))
+
+
+def _special_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[str, int]:
+    """Ids by text; there can be thousands, so read once."""
+    added = tokenizer.added_tokens_decoder.items()
+    special = {token.content: index for index, token in added if token.special}
+    return special | dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
 
 
 def load_prompt(

@@ -6,7 +6,7 @@ from typing import Any
 
 from flax import nnx
 
-from tpt_jax.config import SamplingConfig, Seed, check_value, settings
+from tpt_jax.config import PromptConfig, SamplingConfig, Seed, check_value, settings
 from tpt_jax.errors import UserError
 from tpt_jax.library.model import Model
 from tpt_jax.library.tasks import Questions, as_question_set
@@ -54,9 +54,10 @@ def sample(
     config = sampling_settings(SamplingConfig, asked, options)
     prompt = model.prompt(asked)
     vocab_size = model.folder.config.vocab_size
+    stop = settings(PromptConfig, {"stop": stop}).stop
     if stop is None:
         stop = () if plain else prompt.stop
-    stop_strings = make_stop_strings(check_stop(stop), prompt.tokenizer, vocab_size)
+    stop_strings = make_stop_strings(stop, prompt.tokenizer, vocab_size)
     if not plain:
         prompt.check_contract(asked[:CONTRACT_QUESTIONS], vocab_size)
     texts = {question.id: question.question for question in asked}
@@ -75,13 +76,6 @@ def sample(
     traces = _of_all_hosts([trace for batch in batches for trace in batch])
     order = {name: index for index, name in enumerate(texts)}
     return Traces(tuple(sorted(traces, key=lambda trace: (order[trace.id], trace.sample))), asked)
-
-
-def check_stop(stop: Sequence[str]) -> tuple[str, ...]:
-    """Raises UserError unless the stop strings are a sequence of texts."""
-    if isinstance(stop, str):
-        raise UserError(f"stop ({stop!r}): a single text; write a list, [{stop!r}]")
-    return tuple(stop)
 
 
 def _of_all_hosts(traces: list[Trace]) -> list[Trace]:

@@ -55,32 +55,6 @@ def _gemma3(
     )
 
 
-def _llama3(
-    embed_dim: int,
-    num_layers: int,
-    num_heads: int,
-    mlp_dim: int,
-    head_dim: int = 128,
-    rope_factor: float = 8.0,
-    tied: bool = False,
-) -> ModelConfig:
-    return ModelConfig(
-        family="llama",
-        vocab_size=128_256,
-        embed_dim=embed_dim,
-        num_layers=num_layers,
-        num_heads=num_heads,
-        num_kv_heads=8,
-        head_dim=head_dim,
-        mlp_dim=mlp_dim,
-        attention_scale=head_dim**-0.5,
-        rope_theta=500_000.0,
-        rope_scaling=Llama3Scaling(rope_factor, 1.0, 4.0, 8192),
-        norm_eps=1e-5,
-        tie_embeddings=tied,
-    )
-
-
 def _llama(
     embed_dim: int,
     num_layers: int,
@@ -95,7 +69,7 @@ def _llama(
     tied: bool = True,
     **options: Any,
 ) -> ModelConfig:
-    """A relative of LLaMA."""
+    """LLaMA or a relative."""
     return ModelConfig(
         family="llama",
         vocab_size=vocab_size,
@@ -110,6 +84,30 @@ def _llama(
         norm_eps=norm_eps,
         tie_embeddings=tied,
         **options,
+    )
+
+
+def _llama3(
+    embed_dim: int,
+    num_layers: int,
+    num_heads: int,
+    mlp_dim: int,
+    head_dim: int = 128,
+    rope_factor: float = 8.0,
+    tied: bool = False,
+) -> ModelConfig:
+    return _llama(
+        embed_dim,
+        num_layers,
+        num_heads,
+        8,
+        mlp_dim,
+        vocab_size=128_256,
+        head_dim=head_dim,
+        rope_theta=500_000.0,
+        rope_scaling=Llama3Scaling(rope_factor, 1.0, 4.0, 8192),
+        norm_eps=1e-5,
+        tied=tied,
     )
 
 
