@@ -38,10 +38,10 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-
 from tpt_jax.checks.answers.final_answer import final_answer
+
 from tpt_jax.checks.answers.latex import check_math
-from tpt_jax.checks.answers.numeric import check_numeric
+from tpt_jax.checks.answers.number import check_numeric
 from tpt_jax.evaluation import mean_interval
 from tpt_jax.io.files import read_jsonl
 from tpt_jax.library.judge_file import read_questions

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tpt_jax.checks.answers.conclusion import find_doubt
-from tpt_jax.checks.answers.numbers import canonical
-from tpt_jax.checks.answers.numeric import Missing, check_numeric, extract, parse_number
+from tpt_jax.checks.answers.announce import Answer, extract_answer
+from tpt_jax.checks.answers.doubt import find_doubt
+from tpt_jax.checks.answers.number import NUMBER_READER, canonical, check_numeric, parse_number
 from tpt_jax.io.files import read_jsonl
 from tpt_jax.records import Question, Verdict
 
@@ -177,6 +177,42 @@ def check(answer: str, completion: str) -> Verdict:
         ("The answer is 18.\n\n## Problem 2\n3 + 4?\n\nThe answer is 7.", "18", True, False),
         ("#### 18\n\nTom has 3 apples and buys 4. How many are there?\n3 + 4 = 7\n#### 7", "18", True, True),
         ("The answer is 18.<|eot_id|><|start_header_id|>user<|end_header_id|>The answer is 7.", "18", True, False),
+        # An announcement that holds nothing readable: no earlier number counts.
+        (r"So 18 is wrong, since \boxed{\text{No}}", "18", False, False),
+        ("We have 18.\nThe answer is 3:10 pm", "3", False, False),
+        ("2 + 2 = 4.\nThe answer is 3:10 pm", "4", False, False),
+        ("x = 18\nThe answer cannot be determined.", "18", False, False),
+        ("The answer is fifty-two point six two.", "52.62", True, False),
+        ("The answer is:\n\nOne hundred and eighty", "180", True, False),
+        ("The answer is ____.\n\n$18", "18", True, False),
+        # A number beside a variable or an operator.
+        ("#### 160 - y", "160", False, False),
+        ("#### x + 160", "160", False, False),
+        (r"\boxed{160/x}", "160", False, False),
+        ("So there are 160 - r of them", "160", False, False),
+        ("There are 160 marbles - a lot", "160", True, False),
+        # A trace that ends in the middle of something.
+        ("We get 18.\n```output\nTraceback (most recent call last):\nValueError: 18\n```", "18", False, False),
+        ("9 + 9 = 18, and 18 + 9 =", "18", False, False),
+        (r"It is 18, as $9^2 \cdot 18", "18", False, False),
+        # What follows the answer.
+        ("The answer is 36 hours in 4 weeks.", "36", True, False),
+        ("#### 60, representing 60%", "60", True, True),
+        ("The total is 118 000.", "118000", True, False),
+        ("The answer is _8142_.", "8142", True, False),
+        ("Answer: 4 gallons (15 liters)", "4", True, False),
+        ("## Answer\n\nShe has 20 left (out of 25)", "20", True, False),
+        ("The answer is:\n\nThe shop earned $1000 from selling 200 bags at $5 per bag.", "1000", True, False),
+        ("12 plus 6 is 18. Bill is now on the 18th floor.", "18", True, False),
+        ("So x = 100. There are 200 babies. There are 400 bees.", "400", True, False),
+        # Per cent.
+        ("#### 1200%", "12", False, False),
+        ("#### 150%", "1.5", True, False),
+        # References that were rounded, or computed in floating point.
+        ("#### 5/6", "0.8333333333", True, False),
+        ("#### 344330553.553", "344330553.55300003", True, False),
+        ("#### 0.8333", "0.8333333333", False, False),
+        ("#### 1/3", "0.33", False, False),
         # Hostile traces.
         ("9**9**9", "18", False, False),
         ("1" * 100_000, "18", False, False),
@@ -215,6 +251,13 @@ def test_doubt_is_found_only_in_second_thoughts(after: str, expected: bool) -> N
     assert (find_doubt(after) is not None) == expected
 
 
+def test_a_trace_that_was_cut_must_announce_its_answer() -> None:
+    question = Question("q", "?", "18")
+    assert check_numeric(question, "So there are 18").correct
+    assert not check_numeric(question, "So there are 18", is_finished=False).correct
+    assert check_numeric(question, "#### 18\nThat is", is_finished=False).correct
+
+
 def test_bare_number_means_millions_only_if_the_question_says_so() -> None:
     assert check_numeric(Question("q", "How many million dollars?", "1.5"), "#### 1.5 million").correct
     assert check_numeric(Question("q", "How many dollars?", "1.5 million"), "#### 1500000").correct
@@ -243,9 +286,9 @@ def test_reference_formats() -> None:
 @given(st.fractions(max_denominator=10**6), st.sampled_from(["#### {}", "The answer is {}.", "\\boxed{{{}}}"]))
 def test_written_number_is_read_back(value: Fraction, template: str) -> None:
     if len(canonical(value)) < 40:
-        answer = extract("1 + 1 = 2\n" + template.format(canonical(value)))
-        assert not isinstance(answer, Missing)
-        assert answer.value == value
+        answer = extract_answer("1 + 1 = 2\n" + template.format(canonical(value)), NUMBER_READER)
+        assert isinstance(answer, Answer)
+        assert answer.value.value == value
 
 
 @given(st.integers(0, 10**9), st.integers(0, 99), st.sampled_from(["{:,}.{:02}", "{:_}.{:02}"]))

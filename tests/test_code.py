@@ -87,7 +87,8 @@ HEADER = 'import math\n\n\ndef half(x):\n    return x / 2\n\n\ndef f(x):\n    ""
     "completion",
     [
         "    return half(x) * 2\n",
-        "    return half(x) * 2\n\nprint(f(2))\nand so on",
+        "    return half(x) * 2\n\nprint(f(2))\n",
+        "    f = [\nhalf(x),\n    ]\n    return f[0] * 2\n",  # a local with its name, and a line at the margin
         "```python\n    return half(x) * 2\n```",
         "```python\ndef f(x):\n    return math.floor(half(x) * 2)\n```",
         f"Here:\n```python\n{HEADER}    return half(x) * 2\n```\n```python\nprint(f(2))\n```",
@@ -100,6 +101,20 @@ def test_completion_may_continue_or_repeat_the_header(completion: str) -> None:
     assert check(Question("q", "?", "", {**data, "tests": ["check(f)"]}), completion).correct
     wrong = completion.replace("* 2", "* 3")
     assert check(Question("q", "?", "", {**data, "tests": ["check(f)"]}), wrong).reason == "failed test"
+
+
+def test_text_that_is_not_python_may_follow_only_if_the_task_allows_it() -> None:
+    data = {"prompt": HEADER, "entry_point": "f", "tests": ["assert f(3) == 3"]}
+    completion = "    return half(x) * 2\n\nand so on"
+    assert check(Question("q", "?", "", data), completion).reason == "no code"
+    assert check(Question("q", "?", "", {**data, "allow_trailing_text": True}), completion).correct
+
+
+def test_a_module_that_the_sandbox_lacks_is_named() -> None:
+    program = "import numpy as np\ndef f(x): return np.no_such_function(x)"
+    reason = "imports numpy, which the sandbox does not have" if check is check_code else "error"
+    assert judge(program, "assert f(2) == 2").reason == reason
+    assert judge("import os.path\ndef f(x): return y", "assert f(2) == 2").reason == "error"
 
 
 def test_checksum_ignores_whitespace_and_comments() -> None:

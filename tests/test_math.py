@@ -91,6 +91,11 @@ def check(answer: str, completion: str) -> Verdict:
         ("-2,0,2", r"0, \pm 2"),
         (r"111, \! 111, \! 111", "111,111,111"),
         (r"36\text{ cm}^2", "36"),
+        ("0.001", "1e-3"),
+        ("E_{1}, E_{2}", "E_1, E_2"),
+        ("26000", "1000(26)"),
+        ("26000", "(1000)(26)"),
+        ("0.8333333333", r"\frac{5}{6}"),
     ],
 )
 def test_equal_answers_are_correct(reference: str, boxed: str) -> None:
@@ -164,6 +169,11 @@ def test_equal_answers_are_correct(reference: str, boxed: str) -> None:
         ("10", "10_a"),
         ("10", r"\text{negative }10"),
         ("10", r"\text{The answer is not }10"),
+        ("m", "M"),
+        ("Rr", "r^2"),
+        ("12", r"1200\%"),
+        ("160", "160 - y"),
+        ("5", r"\text{No}"),
     ],
 )
 def test_different_answers_are_wrong(reference: str, boxed: str) -> None:
@@ -194,6 +204,26 @@ def test_root_equals_its_other_forms_and_no_other_root(factor: int, radicand: in
     assert not check(root, rf"\boxed{{\sqrt{{{factor**2 * radicand + shift}}}}}").correct
 
 
+@pytest.mark.parametrize(
+    ("question", "reference", "boxed", "correct"),
+    [
+        ("List them in increasing order.", "1, 2, 3", "1, 2, 3", True),
+        ("List them in increasing order.", "1, 2, 3", "3, 2, 1", False),
+        ("Give all solutions.", "1, 2, 3", "3, 2, 1", True),
+        ("Find p.", "-4", r"p = -4, \quad r = 3", True),
+        ("Find p.", "3", "p = -4, r = 3", False),
+        ("Solve 2p + r = 1, p + r = 2 for p.", "-4", "(p = -4, r = 3)", True),
+        ("Solve for p and r.", "p = -4, r = 3", "p = -4, r = 3", True),
+        ("Which is larger? (a) 3/4 (b) -3", "0.75", r"\text{(a) } 3/4", True),
+        ("List the prime factors of 12.", "[2, 3]", "2, 3", True),
+    ],
+)
+def test_the_question_says_which_part_counts_and_in_which_order(
+    question: str, reference: str, boxed: str, correct: bool
+) -> None:
+    assert check_math(Question("q", question, reference), rf"\boxed{{{boxed}}}").correct == correct
+
+
 # Finding the final answer in a trace.
 
 
@@ -221,6 +251,8 @@ def test_root_equals_its_other_forms_and_no_other_root(factor: int, radicand: in
         ("The answer must be a multiple of 5, so I get 10.", "10", False),
         ("The final answer comes to $10$.", "10", False),
         ("So $x = 1$ or $x = 2$.", "1,2", False),
+        ("so $5x=30$ and $x=6$.", "6", False),
+        ('{"answer": "\\\\frac{1}{2}"}', r"\frac12", False),
         (r"$\boxed{10}$. Let me double-check: $2 \cdot 5 = 10$.", "10", True),
         (r"$\boxed{10}$. Wait, I forgot 2. The answer is 12.", "12", False),
         (r"$\boxed{10}$. Wait, I forgot 2: $\boxed{12}$.", "12", True),
@@ -248,7 +280,10 @@ def test_final_answer_is_found(completion: str, answer: str, strict: bool) -> No
     [
         ("$\\boxed{10}$\n\nWait, let me recheck: actually it's 12.", "taken back"),
         (r"\boxed{10}. That is wrong.", "taken back"),
-        ("The answer is 10, no wait, 12.", ""),
+        ("The answer is 10, no wait, 12.", "taken back"),
+        ('{"answer": "10 + i"}', ""),
+        ("So $10$ it is.\nThe answer is unknown.", ""),
+        ("So $x = 10 + 2^", "no answer"),
         ("So we get 10. Oops.", "taken back"),
         ("<think>the answer is 10? no</think>I cannot tell.", "no answer"),
         ("The answer is 4.\n\nHuman: 5 + 5?\nAssistant: The answer is 10.", ""),
@@ -264,7 +299,7 @@ def test_final_answer_is_found(completion: str, answer: str, strict: bool) -> No
         ("The answer is negative 10", ""),
         ("The answer is not $10$.", "no answer"),
         (r"\boxed{10}$ is incorrect; it is $12$.", "taken back"),
-        (r"First \boxed{10} apples.\n\nTherefore, the answer is $12$.", "taken back"),
+        (r"First \boxed{10} apples.\n\nTherefore, the answer is $12$.", "several answers"),
         (r"$\pm\boxed{10}$", ""),
         (r"\boxed{10} \times 10^3", ""),
         (r"\boxed{10\text{ times as many}}", ""),
@@ -317,7 +352,7 @@ HOSTILE = {
     "the answer is " * 800_000: "no answer",
     "$" * 10_000_000: "no answer",
     r"\boxed{" + "{" * 9_000 + "1" + "}" * 9_000 + "}": "no answer",
-    r"\boxed{" + "{" * 10_000 + "1" + "}" * 10_000 + "}": "",  # the box starts too far from the end to be read
+    r"\boxed{" + "{" * 10_000 + "1" + "}" * 10_000 + "}": "no answer",
     r"\boxed{" + "(" * 200 + "1" + ")" * 200 + "}": "absurd answer",
     r"\boxed{" + "9" * 501 + "}": "absurd answer",
     r"\boxed{9**9**9}": "",
@@ -414,6 +449,14 @@ def check_c(completion: str) -> Verdict:
         "The answer is [C].",
         "[C]",
         "letter C",
+        "It is most likely C, because it is in Italy.",
+        "So it is probably C.",
+        "Only C remains.",
+        "This city is known as C. Rome",
+        "We look at each in turn, and it is the last one in Italy (C. Rome)",
+        "We cannot compute it and the answer is (C).",
+        "The answer is most likely to be C, a city.",
+        "The answer choices are (A) Paris and (C) Rome. The answer is (C).",
     ],
 )
 def test_choice_c_is_read(completion: str) -> None:
@@ -427,6 +470,8 @@ def test_choice_c_is_read(completion: str) -> None:
         ("", "no answer"),
         ("A triangle has three sides, and Rome none.", "no answer"),
         ("The answer is a hard one.", "no answer"),
+        ("The closest is (C).\nAnswer: None of the above", "no answer"),
+        ("It is in Italy (C).\nFinal Answer: N/A", "no answer"),
         ("The answer is not C", "no answer"),
         ("It can't be (C)", "no answer"),
         ("Vitamin C", "no answer"),
@@ -489,6 +534,12 @@ def test_choice_c_is_read(completion: str) -> None:
 def test_choice_c_is_not_read(completion: str, reason: str) -> None:
     verdict = check_c(completion)
     assert (verdict.correct, verdict.reason) == (False, reason)
+
+
+def test_a_letter_that_is_also_a_choice_is_the_letter() -> None:
+    question = Question("q", "Which is boron?", "B", {"choices": ["Al", "Tl", "C", "B"]})
+    assert check_choice(question, "The answer is B.").correct
+    assert not check_choice(question, "The answer is D.").correct
 
 
 def test_i_before_a_verb_is_a_pronoun() -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tpt_jax.checks.answers.numeric import check_numeric
+from tpt_jax.checks.answers.number import check_numeric
 from tpt_jax.checks.pool import BATCH_SIZE, CheckerPool
 from tpt_jax.checks.registry import checker_name, get_checker, require
 from tpt_jax.errors import MachineError, UserError

@@ -20,8 +20,10 @@ import reasoning_gym
 from reasoning_gym.factory import DATASETS
 from reasoning_gym.games import rush_hour
 
+from tpt_jax.checks.answers.announce import Kind, Missing, extract_answer
+from tpt_jax.checks.answers.tagged import TEXT_READER
 from tpt_jax.checks.pool import CheckerPool
-from tpt_jax.checks.reasoning_gym import check_reasoning_gym, extract
+from tpt_jax.checks.reasoning_gym import check_reasoning_gym
 from tpt_jax.checks.refused_data_sets import REFUSED
 from tpt_jax.errors import InvalidRecordError, UserError
 from tpt_jax.records import Question, Trace, Verdict
@@ -250,7 +252,7 @@ SUM = read_from_json(draw("chain_sum", 1, min_terms=2, max_terms=2, min_digits=1
         ("<answer>8</answer> no: <answer> 7\n</answer> done", "7", True),
         ("<answer>1 2\n3 4</answer>", "1 2\n3 4", True),
         ("<answer><answer>7</answer>", "7", True),
-        ("</answer>7<answer>", "</answer>7<answer>", False),
+        ("</answer>7<answer>", None, False),
         ("a\n#### 7\n", "7", False),
         ("####\n7", "7", False),
         (r"so \boxed{\frac{1}{2}} it is", r"\frac{1}{2}", False),
@@ -263,7 +265,12 @@ SUM = read_from_json(draw("chain_sum", 1, min_terms=2, max_terms=2, min_digits=1
     ],
 )
 def test_extraction(completion: str, answer: str | None, in_tags: bool) -> None:
-    assert extract(completion)[:2] == (answer, in_tags)
+    found = extract_answer(completion, TEXT_READER)
+    if isinstance(found, Missing):
+        assert answer is None
+    else:
+        is_tag = found.announcement is not None and found.announcement.kind is Kind.TAG
+        assert (found.value, is_tag) == (answer, in_tags)
 
 
 def test_verdicts() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tpt_jax.checks.answers.numeric import check_numeric
+from tpt_jax.checks.answers.number import check_numeric
 from tpt_jax.checks.pool import CheckerPool
 from tpt_jax.errors import InvalidRecordError, UserError
 from tpt_jax.loop.setup import without_unreadable

@@ -26,7 +26,7 @@ from tpt_jax.checks.worker import BOOT, OUT_OF_MEMORY, SECONDS_BETWEEN_MESSAGES
 from tpt_jax.errors import MachineError, UserError
 from tpt_jax.records import CHECKERS_FAULT, CheckerSpec, CheckFunction, Question, Trace, Verdict
 
-Pair = tuple[Question, str]  # a question and a completion
+Pair = tuple[Question, str, bool]  # a question, a completion, and whether the model ended it
 Job = tuple[list[Pair], Future[list[Verdict]]]
 
 # A worker judges one chunk per message: a message costs more than a numeric verdict.
@@ -96,7 +96,7 @@ class CheckerPool:
     def submit_batch(self, pairs: Sequence[tuple[Question, Trace]]) -> Future[list[Verdict]]:
         """Judges in the background, with the verdicts in the order of the pairs; blocks while the queue is full."""
         futures: list[Future[list[Verdict]]] = []
-        for chunk in _chunks((question, trace.completion) for question, trace in pairs):
+        for chunk in _chunks((question, trace.completion, trace.finish_reason == "stop") for question, trace in pairs):
             futures.append(Future())
             self._jobs.put((chunk, futures[-1]))
         return _concatenated(futures)

@@ -18,9 +18,9 @@ from typing import Any
 # Takes a second, so import it while a worker starts rather than within the first trace's time limit.
 import reasoning_gym
 
-from tpt_jax.checks.answers.conclusion import conclusion, find_doubt
-from tpt_jax.checks.answers.numbers import find_numbers, plain
-from tpt_jax.checks.answers.numeric import parse_number
+from tpt_jax.checks.answers.announce import Kind, Missing, extract_answer
+from tpt_jax.checks.answers.number import find_numbers, parse_number, plain
+from tpt_jax.checks.answers.tagged import TEXT_READER
 from tpt_jax.checks.refused_data_sets import REFUSED
 from tpt_jax.records import Question, Verdict
 
@@ -46,21 +46,16 @@ _NEGATION = re.compile(r"\b(?:not|or|wrong|incorrect|false)\b|n't\b", re.IGNOREC
 _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:/\d+)?(?:e[-+]?\d+)?")
 _WORD = re.compile(r"[^\s,]+")
 
-_OPEN_TAG, _CLOSE_TAG = "<answer>", "</answer>"  # from the library's own prompts
-_MARKER = re.compile(r"####|\\boxed\s*\{|\banswer\s*(?:is|(?:should|must|would|will) be|=|:)", re.IGNORECASE)
-_MARKER_OR_TAG = re.compile(rf"{_CLOSE_TAG}|{_MARKER.pattern}", re.IGNORECASE)
 
-
-def check_reasoning_gym(question: Question, completion: str) -> Verdict:
+def check_reasoning_gym(question: Question, completion: str, *, is_finished: bool = True) -> Verdict:
     """Scores the final answer; strict requires the tags that the prompt asks for."""
     data = question.data
     if not {"dataset", "options", "metadata"} <= data.keys() or data["dataset"] in REFUSED:
         return Verdict.unreadable()
-    answer, in_tags, after = extract(completion)
-    if answer is None:
-        return Verdict.wrong("no answer")
-    if find_doubt(after) and not re.search(rf"(?<![\w.,-]){re.escape(answer)}\W*$", after):
-        return Verdict.wrong("taken back")
+    final = extract_answer(completion, TEXT_READER, is_finished=is_finished)
+    if isinstance(final, Missing):
+        return Verdict.wrong(final.value)
+    answer, announcement = final.value, final.announcement
     if len(answer) > MAX_ANSWER_CHARACTERS:
         return Verdict.wrong("answer too long")
     scorer = _scorer(data["dataset"], json.dumps(data["options"], sort_keys=True))
@@ -72,7 +67,9 @@ def check_reasoning_gym(question: Question, completion: str) -> Verdict:
     except Exception:  # the library raises various types for answers it cannot read
         return Verdict.wrong("unreadable answer", answer)
     correct = score == FULL_SCORE and _is_answer_only(answer, data["dataset"], question.answer)
-    return Verdict(answer, strict=correct and in_tags, correct=correct)
+    return Verdict(
+        answer, strict=correct and announcement is not None and announcement.kind is Kind.TAG, correct=correct
+    )
 
 
 def _is_answer_only(answer: str, dataset: str, reference: str) -> bool:
@@ -88,45 +85,6 @@ def _is_answer_only(answer: str, dataset: str, reference: str) -> bool:
         return True
     expected, numbers = parse_number(reference), {number for _, number in find_numbers(plain(answer))}
     return expected is None or (len(numbers) == 1 and (dataset in ROUNDED_DATASETS or numbers.pop().equals(expected)))
-
-
-def extract(completion: str) -> tuple[str | None, bool, str]:
-    """Returns the final answer, whether it is in <answer> tags, and the text after it.
-
-    The answer is the content of the last pair of tags, unless a later announcement corrects it; otherwise the text
-    after the last marker ("####", "\\boxed{", "answer is"); otherwise the last non-empty line.
-    """
-    text = conclusion(completion, _MARKER_OR_TAG)
-    end = text.rfind(_CLOSE_TAG)
-    start = text.rfind(_OPEN_TAG, 0, max(end, 0))
-    markers = list(_MARKER.finditer(text))
-    if start >= 0:
-        after = text[end + len(_CLOSE_TAG) :]
-        if not markers or markers[-1].start() < end or not find_doubt(after):
-            return text[start + len(_OPEN_TAG) : end].strip(), True, after
-    if markers:
-        return _answer_after(markers[-1], text), False, text[markers[-1].end() :]
-    lines = text.strip().splitlines()
-    return (lines[-1].strip() if lines else None), False, ""
-
-
-def _answer_after(marker: re.Match[str], text: str) -> str | None:
-    """Returns the answer that follows a marker; None if there is none."""
-    rest = text[marker.end() :]
-    if marker.group().startswith("\\boxed"):
-        return _box_content(rest)
-    line = rest.lstrip(":=*$` \t\n").partition("\n")[0]
-    return line.rstrip("*$` \t" if marker.group() == "####" else "*$` \t.") or None  # a sentence ends with a full stop
-
-
-def _box_content(text: str) -> str | None:
-    """Returns the text before the brace that closes the box; None if it is empty or the box is not closed."""
-    depth = 1
-    for index, character in enumerate(text):
-        depth += (character == "{") - (character == "}")
-        if depth == 0:
-            return text[:index].strip() or None
-    return None
 
 
 @functools.cache

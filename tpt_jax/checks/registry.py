@@ -5,17 +5,22 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from tpt_jax.errors import UserError, suggestion
 from tpt_jax.records import CheckerSpec, CheckFunction, Question, Verdict
 
-Checker = Callable[[Question, str], Verdict]
+
+class Checker(Protocol):
+    """Judges a completion; `is_finished` is False if it was cut at the length limit."""
+
+    def __call__(self, question: Question, completion: str, *, is_finished: bool = True) -> Verdict: ...
+
 
 # Modules are imported when a checker is looked up, not before: some take a second.
 CHECKERS: Mapping[str, str] = {
-    "numeric": "tpt_jax.checks.answers.numeric:check_numeric",
+    "numeric": "tpt_jax.checks.answers.number:check_numeric",
     "math": "tpt_jax.checks.answers.latex:check_math",
     "choice": "tpt_jax.checks.answers.choice:check_choice",
     "reasoning_gym": "tpt_jax.checks.reasoning_gym:check_reasoning_gym",
@@ -100,7 +105,8 @@ def _require_signature(name: str, function: Any) -> None:
         raise UserError(f"checker {name!r}: does not take these two ({error}); {rule}") from error
 
 
-def _judge(function: CheckFunction, question: Question, completion: str) -> Verdict:
+def _judge(function: CheckFunction, question: Question, completion: str, *, is_finished: bool = True) -> Verdict:
+    del is_finished  # users' functions do not take it
     result = function(question, completion)
     if isinstance(result, Verdict):
         return _with_plain_values(result)

@@ -3,7 +3,7 @@
 The pool runs BOOT in a fresh interpreter. The user's main module is not imported again, so a script needs no
 `if __name__ == "__main__"`. Nothing here imports JAX: a worker starts in a fraction of a second. The messages are:
 
-    to the worker     (sys.path, sys.argv), then (name, checker), then lists of (question, completion)
+    to the worker     (sys.path, sys.argv), then (name, checker), then lists of (question, completion, is_finished)
     from the worker   READY, or a UserError if the checker cannot be loaded; then for each list its verdicts in order,
                       in one list or several. OUT_OF_MEMORY, a UserError or a MachineError is a worker's last message.
 """
@@ -86,7 +86,7 @@ def _serve(name: str, check: Checker, pipe: Connection, current: mmap.mmap) -> N
     has_reported = False
     while True:
         try:
-            pairs: list[tuple[Question, str]] = pipe.recv()
+            pairs: list[tuple[Question, str, bool]] = pipe.recv()
         except (EOFError, OSError):
             raise
         except Exception as error:  # the data holds objects of a module that only the pool's process can import
@@ -95,10 +95,10 @@ def _serve(name: str, check: Checker, pipe: Connection, current: mmap.mmap) -> N
             return
         verdicts: list[Verdict] = []
         sent_at = time.monotonic()
-        for index, (question, completion) in enumerate(pairs):
+        for index, (question, completion, is_finished) in enumerate(pairs):
             current[0] = index
             try:
-                verdict = check(question, completion)
+                verdict = check(question, completion, is_finished=is_finished)
             except MemoryError:  # the checker may have been interrupted anywhere: a new process takes over
                 pipe.send(OUT_OF_MEMORY)
                 return

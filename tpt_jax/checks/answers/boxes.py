@@ -14,13 +14,14 @@ BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|(?P<bare>[^\s{}$\\]+))")
 # LaTeX between two boxes of one answer; removed before _JOIN is matched.
 _JOIN_MARKUP = re.compile(r"\\(?:q?quad|text|[,;: ()\[\]])|[${}]|[A-Za-z](?:_\d)?\s*=\s*$")
 # Parts of an answer outside its box. Before it: a sign or a factor. After it: a power, unit, text or scale.
-_SIGN = re.compile(r"(?:^|[$=(:,\s])(?:[-−]|\\pm[ ]?)$")
-_FACTOR = re.compile(r"[^\s$=,;:]*(?:\d|\\(?:cdot|times)[ ]?|[×·/+][ ]?|\\text\s*\{\s*(?:or|and|not|negative)\s*\})$")
+_SIGN = re.compile(r"(?:^|[$=(:,\s])(?:[-−]|\\pm[ ]?)\Z")
+_FACTOR = re.compile(r"[^\s$=,;:]*(?:\d|\\(?:cdot|times)[ ]?|[×·/+][ ]?|\\text\s*\{\s*(?:or|and|not|negative)\s*\})\Z")
 _SUFFIX = re.compile(
     r"\^[ ]?(?:\{[^{}]*\}|\w)|_\{?\w+\}?|[A-Za-z](?![A-Za-z])|[ ]?\\(?:pi|sqrt)(?![a-z])(?:\{[^{}]*\})?|°|\\?%"
     r"|[ ]?\\(?:cdot|times)[ ]?[\w.]+(?:\^\{?-?\w+\}?)?"
     r"|[ ]?\\(?:text|mathrm|mbox)[ ]?\{[^{}]*\}[ ]?[\d.]*|[ ](?:dozen|hundred|thousand|million|billion)\b"
 )
+_PERCENT = re.compile(r"[$ ]*(?:\\?%|percent\b|pct\b)", re.IGNORECASE)
 _MAX_CONTEXT = 80  # searched for those parts on either side of a box
 
 _JOIN = re.compile(r",?\s*(?:and|or)?|;|(?:[\w()]+\s+){1,4}(?:and|or)", re.IGNORECASE)
@@ -36,9 +37,12 @@ class Box:
     end: int
 
 
-def has_box(text: str) -> bool:
-    """Whether any box starts in the text, even an empty or unclosed one."""
-    return BOX.search(text) is not None
+def find_unclosed_box(text: str) -> int | None:
+    """Where a last box starts that is never closed; None if there is none."""
+    start = max(text.rfind(r"\boxed"), text.rfind(r"\fbox"))
+    match = BOX.match(text, start) if start >= 0 else None
+    is_open = match is not None and match["bare"] is None and _closing_brace(text, match.end()) is None
+    return start if is_open else None
 
 
 def find_boxes(text: str) -> list[Box]:
@@ -79,7 +83,7 @@ def boxed_expression(text: str, boxes: Sequence[Box]) -> str:
     factor_match = _FACTOR.search(before)
     sign_match = _SIGN.search(before)
     prefix = sign_match.group().lstrip("$=(:, \t\n") if sign_match else factor_match.group() if factor_match else ""
-    suffix = suffix_match.group() if suffix_match else ""
+    suffix = r"\%" if _PERCENT.match(after) and "%" not in answer else suffix_match.group() if suffix_match else ""
     return f"{prefix}({answer}){suffix}" if prefix or suffix.startswith("^") else answer + suffix
 
 

@@ -4,35 +4,29 @@ A letter counts only if the trace announces or affirms it, or names no other cho
 no answer unless one takes the other back: a wrong trace judged correct would be trained on.
 """
 
+import dataclasses
 import re
 import string
 from collections.abc import Sequence
 
-from tpt_jax.checks.answers.conclusion import conclusion, find_doubt
+from tpt_jax.checks.answers.announce import (
+    MAX_ANSWER_CHARACTERS,
+    Announcement,
+    Kind,
+    Missing,
+    extract_answer,
+)
+from tpt_jax.checks.answers.doubt import find_doubt, is_undecided
+from tpt_jax.checks.answers.turns import visible_text
 from tpt_jax.records import Question, Verdict
 
-MAX_TEXT_CHARACTERS = 20_000  # final answers come last, so only the end of a longer trace is read
-MAX_ANSWER_CHARACTERS = 500  # read before and after a marker
-MAX_MARKERS = 50  # only the last ones of a trace are read
-
 STRICT = re.compile(r"^#### ([A-Z])[ \t]*$", re.MULTILINE)
-_MARKER = re.compile(  # "form": an answer format, which outranks words
-    r"(?P<form>####|<answer>|\\boxed\s*\{)|\b(?:answer|ans|option|choice|(?:correct|right)\s+one)\**"
-    r"(?:\s+(?:is|equals|(?:would|must|should|will|has\s+to)\s+be)\b|\s*[=:]|\s+[-–—](?=\s))",
-    re.IGNORECASE,
-)
-_CLAUSE_START = re.compile(r"[.!?;:,\n]|\b(?:so|thus|hence|then|therefore)\b", re.IGNORECASE)  # starts a new clause
+_NOUNS = re.compile(r"answer|\bans\b|\boption|\bchoice|\b(?:correct|right) one\b")
 _NEGATION = re.compile(
     r"(?i)\b(?:not|cannot|no|never|wrong|false|incorrect|neither|except|eliminat\w+|exclud\w+|rul\w+ out|least|worst"
     r"|unlikely|unsure|if|whether|suppos\w+|assum\w+|thought(?! about)|tempting|might|had (?:it|the|asked|been))\b"
     r"|n't\b|\?"
 )
-# "Another plausible option is" announces nothing; "this means the answer is" does: its article starts a new phrase.
-_OTHER_CHOICE = re.compile(
-    r"(?i)\b(?:another|other(?! words)|next|each|every|this|popular|common|distractor|remaining|first|second|third)"
-    r"(?:\s+(?!the\b)[\w'-]+){0,2}\W*$"
-)
-_RETRACTING_NO = re.compile(r"(?i)\bno[,.!]")  # takes back what precedes it: "No, the answer is B"
 _MARKUP = re.compile(r"\\(?:text|textbf|mathrm|mathbf|boxed)\b\s*|\\[()\[\],;!]|[*_$`{}]|</?\w+>")
 _FILLER = re.compile(
     r"(?i)^[\s:=\"'“\[]*(?:(?:the\s+)?(?:correct\s+|right\s+|final\s+)?(?:answer|option|choice|letter)\b\s*(?:is|:)?\s*)*"
@@ -41,7 +35,7 @@ _FILLER = re.compile(
 _LETTER = r"(?:\(([A-Za-z])\)|([A-Z])(?!\w|[-'’]\w|\+\+|#)|([a-z])(?=[).:]|\s*$))"  # but not "C++", "C-shaped", "C's"
 _LETTER_PATTERN = re.compile(_LETTER)
 _NEXT_LETTER = re.compile(
-    r"(?i)\W{0,3}\s*(?:,|/|&|\bor\b|\band\b)\s*(?:(?:option|choice|maybe|perhaps|possibly)\s+)*" + _LETTER
+    r"\W{0,3}\s*(?:,|/|&|\b(?i:or|and)\b)\s*(?:(?i:option|choice|maybe|perhaps|possibly)\s+)*" + _LETTER
 )
 # After A or I: the letter is a word, as in "A triangle" and "I think".
 _WORD_FOLLOWS = re.compile(r"\s+(?!because\b|since\b|as\b|is\b|and\b|or\b|which\b)[a-z]")
@@ -55,6 +49,12 @@ _AFFIRMATIONS = (
         rf"(?:^\W*|[.,;:]\s*|\b(?i:{_THUS}|only|(?:I think|I believe|conclude|find|see|means)(?: that)?)\s+){_CHOICE}"
         r"\b(?:is|must be|has to be)\s+(?:(?:the|only|most|clearly|indeed)\s+)*(?:correct|right|best|answer)\b"
     ),
+    re.compile(  # "only B remains"
+        rf"\b(?i:only)\s+(?:(?i:option|choice)\s+)?{_LETTER}(?P<text>)\s+(?:remains|is left|fits|works)\b"
+    ),
+    re.compile(  # "it is most likely C, because"
+        rf"\b(?i:most likely|probably)\s+(?:(?i:option|choice)\s+)?{_LETTER}(?P<text>)(?=\s*(?:[.,;:]|$))"
+    ),
     re.compile(  # "I would choose C because"
         r"\b(?i:(?:I|we|let's)(?:'\w+|\s\w+)?\s(?:choose|pick|select|go(?:ing)? with)|it(?:'s| is| must be| has to be)"
         rf"|{_THUS})[,:]?\s+{_CHOICE}(?:$|[.;!](?=\s|$)|\b(?:because|since)\b)"
@@ -63,13 +63,13 @@ _AFFIRMATIONS = (
 _EXPLANATION_START = re.compile(r"[\s).:,;–-]*(?:\b(?:which|that|it) is\b|\bi\.e\.,?|\bnamely\b)?[\s:]*", re.IGNORECASE)
 _SINGLE_LETTER = re.compile(r"(?<![\w'])(?!(?:A|I)\s+[a-z])([A-Z])(?![\w'])")
 _NAMED_LETTER = re.compile(r"\(([A-Z])\)|\b(?:[Oo]ption|[Cc]hoice|OPTION|CHOICE)\s+\(?([A-Z])\b")
+_WITH_TEXT = re.compile(r"(?<![\w'])([A-Z])[).:]\s*")
 _LINE_LABEL = re.compile(
     r"(?m)\W*(?:(?i:option|choice)\s+\W?([A-Z])\b|([A-Z])[^\w\n]*(?:$|(?<=[).:])))"
 )  # starts a line
-_REJECTION = re.compile(r"(?i)\b(?:this|that|it)(?:'s| is) (?:wrong|incorrect|not (?:right|correct))\b")
 
 
-def check_choice(question: Question, completion: str) -> Verdict:
+def check_choice(question: Question, completion: str, *, is_finished: bool = True) -> Verdict:
     """Compares letters: question.answer is the correct choice's letter, question.data["choices"] all choices' texts.
 
     Strict if the answer is correct and the last line of the form "#### C" names it.
@@ -79,56 +79,66 @@ def check_choice(question: Question, completion: str) -> Verdict:
     reference = question.answer.strip()
     if len(reference) != 1 or reference not in letters:
         return Verdict.unreadable()
-    text = conclusion(completion, _MARKER)[-MAX_TEXT_CHARACTERS:]
-    picked, after = _find_announced(text, choices, letters)
-    is_taken_back = find_doubt(_without_rejections(after, picked)) is not None and not _is_repeated(after, picked)
-    if is_taken_back:
-        picked = _read_last_line(text, choices, letters)
-    elif not picked:
-        readers = (_read_last_line, _find_named, _read_first_line)
-        picked = next(filter(None, (read(text, choices, letters) for read in readers)), set())
-    if not picked:
-        return Verdict.wrong("taken back" if is_taken_back else "no answer")
-    if len(picked) > 1:
-        return Verdict.wrong("several answers")
-    (letter,) = picked
-    strict = STRICT.findall(text)
-    correct = letter == reference
-    return Verdict(letter, strict=correct and strict[-1:] == [letter], correct=correct)
+    answer = extract_answer(completion, ChoiceReader(choices, letters), is_finished=is_finished)
+    if isinstance(answer, Missing):
+        return Verdict.wrong(answer.value)
+    correct = answer.value == reference
+    strict = STRICT.findall(visible_text(completion))
+    return Verdict(answer.value, strict=correct and strict[-1:] == [reference], correct=correct)
 
 
-def _find_announced(text: str, choices: Sequence[str], letters: str) -> tuple[set[str], str]:
-    """The letters announced and not taken back, and the text after them: "" if the last line affirms them."""
-    picked = _find_affirmed(text.rstrip().rpartition("\n")[2], choices, letters)
-    start, after = len(text), ""
-    for marker in reversed(list(_MARKER.finditer(text))[-MAX_MARKERS:]):
-        announced = _announced_at(marker, text, choices, letters)
-        if not announced:
-            continue
-        between = text[marker.end() : start]
-        if not picked:
-            picked, after = announced, text[marker.end() :]
-        elif find_doubt(between) or _RETRACTING_NO.search(between):
-            break
-        elif not picked <= announced:  # a subset: the trace has only narrowed its answer down
-            picked |= announced
-        if marker["form"]:  # outranks announcements in words before it
-            break
-        start = marker.start()
-    return picked, after
+@dataclasses.dataclass(frozen=True)
+class ChoiceReader:
+    """Reads the letters of choices.
+
+    Attributes:
+      choices: their texts; empty if unknown.
+      letters: those that a choice can have.
+    """
+
+    choices: Sequence[str]
+    letters: str
+    nouns = _NOUNS
+    is_exclusive = True
+
+    def read(self, announcement: Announcement) -> str | Missing:
+        """Reads the letters that the announcement begins with, or the choice whose text it is."""
+        text = announcement.text
+        if announcement.kind is Kind.HASHES or not announcement.is_passage:
+            return _single(_read_letters(text.partition("\n")[0], self.choices, self.letters))
+        # A list of all choices, in ascending order, is no answer: "To find the right option:\nA) Paris ..."
+        line, _, rest = text.partition("\n")
+        if "" < _line_label(line) < _line_label(rest):
+            return Missing.NONE
+        bare = _read_bare_answer(line, self.choices, self.letters)
+        return _single(bare) if bare else self.read_conclusion(text)[0]
+
+    def read_last(self, text: str) -> str | Missing:
+        """The last letter of a text."""
+        return next(
+            (letter for letter in reversed(_SINGLE_LETTER.findall(text)) if letter in self.letters), Missing.NONE
+        )
+
+    def read_conclusion(self, text: str) -> tuple[str | Missing, str]:
+        """Reads the last line, else the letters named in the text, else the first line, whatever names a choice."""
+        for read in (_read_last_line, _find_named, _read_first_line):
+            if picked := read(text, self.choices, self.letters):
+                return _single(picked), ""
+        return Missing.NONE, ""
+
+    def closing(self, text: str) -> str:
+        """The last line if it affirms one choice, or is a bare answer."""
+        picked = _find_affirmed(text.rstrip().rpartition("\n")[2], self.choices, self.letters)
+        picked = picked or _read_last_line(text, self.choices, self.letters)
+        return " or ".join(sorted(picked))
+
+    def are_same(self, left: str, right: str) -> bool:
+        return left == right
 
 
-def _announced_at(marker: re.Match[str], text: str, choices: Sequence[str], letters: str) -> set[str]:
-    """The letters after a marker, unless its clause negates them or is about another choice."""
-    before = _CLAUSE_START.split(text[max(0, marker.start() - MAX_ANSWER_CHARACTERS) : marker.start()])[-1]
-    if marker["form"] is None and (_NEGATION.search(before) or _OTHER_CHOICE.search(before)):
-        return set()
-    after = text[marker.end() : marker.end() + MAX_ANSWER_CHARACTERS]
-    line, _, rest = after.lstrip("* \t\n").partition("\n")
-    if "\n" not in after[: after.find(line)]:
-        return _read_letters(line, choices, letters)
-    # A list of all choices, in ascending order, is no answer: "To find the right option:\nA) Paris ..."
-    return set() if "" < _line_label(line) < _line_label(rest) else _read_bare_answer(line, choices, letters)
+def _single(picked: set[str]) -> str | Missing:
+    """The only letter of a set."""
+    return (Missing.SEVERAL if len(picked) > 1 else next(iter(picked))) if picked else Missing.NONE
 
 
 def _find_affirmed(line: str, choices: Sequence[str], letters: str) -> set[str]:
@@ -144,17 +154,6 @@ def _find_affirmed(line: str, choices: Sequence[str], letters: str) -> set[str]:
         for letter, choice_text in named
         if not choice_text or letter in _choices_with_text(choice_text, choices, letters)
     } & set(letters)
-
-
-def _is_repeated(after: str, announced: set[str]) -> bool:
-    """Whether the last letter named after an announcement is the announced one again."""
-    return [*announced] == _SINGLE_LETTER.findall(after)[1:][-1:]
-
-
-def _without_rejections(after: str, announced: set[str]) -> str:
-    """The text after an answer, without rejections on the lines of other choices: "A) Paris: this is wrong"."""
-    lines = after.split("\n")
-    return "\n".join(line if _line_label(line) in {"", *announced} else _REJECTION.sub("", line) for line in lines)
 
 
 def _read_last_line(text: str, choices: Sequence[str], letters: str) -> set[str]:
@@ -192,6 +191,13 @@ def _line_label(line: str) -> str:
 def _find_named(text: str, choices: Sequence[str], letters: str) -> set[str]:
     """The letters in parentheses or after "option" anywhere in a text, if its last line affirms one."""
     last_line = text.rstrip().rpartition("\n")[2]
+    with_text = {
+        match[1]
+        for match in _WITH_TEXT.finditer(last_line)
+        if match[1] in _choice_at_start(last_line[match.end() :], choices, letters)
+    }
+    if len(with_text) == 1 and not _NEGATION.search(last_line) and not _LINE_LABEL.match(last_line):
+        return with_text  # "This is known as C. Rome"
     named = _NAMED_LETTER.search(last_line)
     if named is None or _NEGATION.search(last_line):
         return set()
@@ -206,8 +212,10 @@ def _read_letters(line: str, choices: Sequence[str], letters: str) -> set[str]:
     """The letters that an announced answer begins with, and the choice whose text it is."""
     plain = _FILLER.sub("", _MARKUP.sub("", line))
     by_text = _choices_with_text(plain, choices, letters)
-    if by_text:
+    if by_text and plain.strip(" .()") not in letters:
         return by_text
+    if re.match(r"(?i)n/a\b|none of", plain) or (is_undecided(plain) and not _LETTER_PATTERN.match(plain)):
+        return set()
     first = _LETTER_PATTERN.match(plain)
     if first is None or (first.group() in ("A", "I") and _WORD_FOLLOWS.match(plain, first.end())):
         return set()

@@ -5,7 +5,8 @@ A question's `data` has one of two forms:
   {"tests": ["assert add(2, 3) == 5", ...], "setup": ..., "prompt": ..., "entry_point": ...}
       Statements that call the program's functions. Optional: `setup`, statements to run before the tests; `prompt`, the
       start of the program, if the task is to complete it; `entry_point`, a function the tests call that shares its name
-      with a Python builtin.
+      with a Python builtin; `allow_trailing_text`, true if text that is not Python may follow a program that continues
+      the prompt.
   {"inputs": ["2 3", ...], "outputs": ["5", ...]}
       Standard inputs and the expected standard outputs, compared word by word as programming contests do; numbers
       expected with a decimal point may differ by 1e-6.
@@ -32,7 +33,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tpt_jax.checks.code import harness, sandbox
-from tpt_jax.checks.code.extract import Program, bound_names, find_program, parse, undefined_names
+from tpt_jax.checks.code.extract import (
+    Program,
+    bound_names,
+    find_program,
+    missing_modules,
+    parse,
+    undefined_names,
+)
 from tpt_jax.checks.code.sandbox import Limits, Process
 from tpt_jax.errors import MachineError
 from tpt_jax.records import Question, Verdict
@@ -42,6 +50,7 @@ LIMITS = Limits()
 DRY_RUN_LIMITS = Limits(seconds=1.0)
 TOLERANCE = 1e-6
 MAX_NUMBER_CHARACTERS = 400
+MAX_MODULE_CHARACTERS = 30  # of a module's name in a reason
 DECIMAL = re.compile(r"[+-]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][+-]?\d+)?", re.ASCII)
 
 # Verdict reasons by exit status of the tests' process. After ENDED, the program's own exit gives the reason.
@@ -68,8 +77,11 @@ class CodeChecker:
         if self.sandboxed:
             sandbox.require()
 
-    def __call__(self, question: Question, completion: str) -> Verdict:
+    def __call__(self, question: Question, completion: str, *, is_finished: bool = True) -> Verdict:
         """Judges a completion, retrying once if the machine fails.
+
+        Args:
+          is_finished: not used; a program that was cut does not parse.
 
         Raises:
           MachineError: the machine failed twice; the trace is not to blame.
@@ -100,10 +112,17 @@ class CodeChecker:
         suite = {"preamble": preamble, "names": sorted(names), "tests": [setup, *tests]}
         if tests and not _is_usable(json.dumps(suite), self.sandboxed):
             return Verdict.not_known(UNREADABLE_TESTS)
-        program = find_program(completion, names, prompt)
+        allow_trailing_text = bool(data.get("allow_trailing_text"))
+        program = find_program(completion, names, prompt, allow_trailing_text=allow_trailing_text)
         if not isinstance(program, Program):
             return Verdict.wrong(program)
         reason = self._run_tests(program.source, suite) if tests else self._run_inputs(program.source, inputs, outputs)
+        if (
+            self.sandboxed
+            and reason in ("error", "function not defined")
+            and (modules := missing_modules(program.source))
+        ):
+            reason = f"imports {modules[0][:MAX_MODULE_CHARACTERS]}, which the sandbox does not have"
         if reason:
             return Verdict.wrong(reason, program.checksum)
         return Verdict(program.checksum, strict=program.strict, correct=True)

@@ -10,7 +10,7 @@ import textwrap
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 
-from tpt_jax.checks.answers.conclusion import conclusion
+from tpt_jax.checks.answers.turns import end_of_turn, visible_text
 
 MAX_COMPLETION_CHARACTERS = 100_000  # far above any real answer to these tasks; parsing is slow
 
@@ -59,7 +59,9 @@ class _Snippet:
     uses: set[str]
 
 
-def find_program(completion: str, names: Iterable[str] = (), header: str = "") -> Program | str:
+def find_program(
+    completion: str, names: Iterable[str] = (), header: str = "", *, allow_trailing_text: bool = False
+) -> Program | str:
     """Returns the program in a completion, or the verdict reason if there is none.
 
     The program is the last fenced block of code, plus earlier or later blocks that define names it is missing. A
@@ -69,14 +71,19 @@ def find_program(completion: str, names: Iterable[str] = (), header: str = "") -
       names: the names the tests call. A block that defines one of them wins over a later block that does not, for
         example a usage example.
       header: the start of the program, which the completion either repeats or continues.
+      allow_trailing_text: text that is not Python may follow a program that continues the header. Otherwise there is
+        no program, since a trace that is trained on would teach broken Python.
     """
     if len(completion) > MAX_COMPLETION_CHARACTERS:
         return "too long"
-    completion = conclusion(completion, _CLOSING_FENCE)
+    completion = visible_text(completion)
+    if fence := _CLOSING_FENCE.search(completion):
+        completion = completion[: end_of_turn(completion, fence.end())]
     blocks = list(_fenced_blocks(completion)) or [_Block("", text, False) for text in _BEGIN_DONE.findall(completion)]
     required = set(names)
     texts = [block.text for block in blocks] or [completion]
-    snippets = [snippet for text in texts if (snippet := _snippet(text, required, header)) is not None]
+    candidates = (_snippet(text, required, header, allow_trailing_text) for text in texts)
+    snippets = [snippet for snippet in candidates if snippet is not None]
     if not snippets:
         return "syntax error" if blocks else "no code"
     source = _join(_select(snippets, required, header), header)
@@ -158,14 +165,15 @@ def _fenced_blocks(text: str) -> Iterator[_Block]:
         yield _Block(label, "\n".join(lines) + "\n", is_closed=False)
 
 
-def _snippet(text: str, names: set[str], header: str) -> _Snippet | None:
+def _snippet(text: str, names: set[str], header: str, allow_trailing_text: bool) -> _Snippet | None:
     """Parses a text as a whole program, or as the body of the header's last function; None if it is neither."""
     code = text if parse(text) else textwrap.dedent(text)  # a block inside a list item is indented
     tree = parse(code)
-    body = _leading_body(text) if header and (tree is None or not names & bound_names(tree)) else ""
+    body = _leading_body(text, header) if header and (tree is None or not _defines(tree, names)) else ""
     is_body = bool(body.strip())
     if is_body:
-        code, tree = body, parse(header + body)
+        is_program = allow_trailing_text or parse(header + text) is not None
+        code, tree = body, parse(header + body) if is_program else None
     if tree is None or not any(map(_has_effect, tree.body)):
         return None
     uses = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
@@ -206,14 +214,49 @@ def _join(snippets: Sequence[_Snippet], header: str) -> str:
     return "\n".join(text for text in (header + body, *definitions) if text)
 
 
-def _leading_body(text: str) -> str:
-    """Returns the lines before the first unindented one: the rest of a function that the header starts."""
+def _defines(tree: ast.Module, names: set[str]) -> bool:
+    """Whether a program defines one of the names, not as a local variable of a dedented body."""
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    if any(isinstance(node, functions) and node.name in names for node in tree.body):
+        return True
+    returns = any(isinstance(node, ast.Return) for node in _same_scope(tree))
+    return not returns and bool(names & bound_names(tree))
+
+
+def _same_scope(tree: ast.AST) -> Iterator[ast.AST]:
+    """The nodes of a tree outside the functions and classes in it."""
+    for node in ast.iter_child_nodes(tree):
+        yield node
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
+            yield from _same_scope(node)
+
+
+def _leading_body(text: str, header: str) -> str:
+    """The rest of a function that the header starts: the lines before the first unindented one outside brackets."""
     body: list[str] = []
     for line in text.splitlines():
-        if line.strip() and not line[0].isspace():
+        starts_statement = line.strip() and not line[0].isspace()
+        if starts_statement and (not body or parse(header + "\n".join(body) + "\n") is not None):
             break
         body.append(line)
     return "\n".join(body) + "\n"
+
+
+def missing_modules(source: str) -> list[str]:
+    """The modules outside the standard library that a program imports, by their top-level names."""
+    tree = parse(source)
+    nodes = ast.walk(tree) if tree else ()
+    imported = [name for node in nodes if _is_third_party_import(node) for name in _imported_modules(node)]
+    return sorted({name for name in imported if name not in sys.stdlib_module_names})
+
+
+def _imported_modules(node: ast.AST) -> list[str]:
+    match node:
+        case ast.ImportFrom(module=str(module), level=0):
+            return [module.partition(".")[0]]
+        case ast.Import(names=names):
+            return [alias.name.partition(".")[0] for alias in names]
+    return []
 
 
 def _has_effect(statement: ast.stmt) -> bool:
