@@ -38,9 +38,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from tpt_jax.checks.answers.final_answer import final_answer
 
-from tpt_jax.checks.answers.latex import check_math
+from tpt_jax.checks.answers.extract import Missing, extract_answer
+from tpt_jax.checks.answers.latex import LATEX_READER, check_math
 from tpt_jax.checks.answers.number import check_numeric
 from tpt_jax.evaluation import mean_interval
 from tpt_jax.io.files import read_jsonl
@@ -168,9 +168,9 @@ def _symbolic() -> dict[str, Compare]:
     from lm_eval.tasks.minerva_math.utils import is_equiv, normalize_final_answer
 
     def judge(answer: str, trace: str) -> bool:
-        extracted = final_answer(trace)
-        return extracted is not None and is_equiv(
-            normalize_final_answer(extracted.text), normalize_final_answer(answer)
+        extracted = extract_answer(trace, LATEX_READER)
+        return not isinstance(extracted, Missing) and is_equiv(
+            normalize_final_answer(extracted.value), normalize_final_answer(answer)
         )
 
     return {"Minerva": judge}

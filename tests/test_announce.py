@@ -2,8 +2,8 @@
 
 import pytest
 
-from tpt_jax.checks.answers.announce import Missing, extract_answer
 from tpt_jax.checks.answers.choice import check_choice
+from tpt_jax.checks.answers.extract import Missing, extract_answer
 from tpt_jax.checks.answers.latex import check_math
 from tpt_jax.checks.answers.number import check_numeric
 from tpt_jax.checks.answers.tagged import TEXT_READER

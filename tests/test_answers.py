@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tpt_jax.checks.answers.announce import Answer, extract_answer
 from tpt_jax.checks.answers.doubt import find_doubt
+from tpt_jax.checks.answers.extract import Answer, extract_answer
 from tpt_jax.checks.answers.number import NUMBER_READER, canonical, check_numeric, parse_number
 from tpt_jax.io.files import read_jsonl
 from tpt_jax.records import Question, Verdict

@@ -480,6 +480,7 @@ def test_choice_c_is_read(completion: str) -> None:
         ("(A) or (C) maybe", "several answers"),
         ("Maybe option B, maybe option C", "several answers"),
         ("The answer is A or C", "several answers"),
+        ("The answer is (B) London, (C) Rome, or D.", "several answers"),
         ("The answer is C or maybe D", "several answers"),
         ("Answer: C/D", "several answers"),
         ("#### C) Paris", "several answers"),

@@ -20,7 +20,8 @@ import reasoning_gym
 from reasoning_gym.factory import DATASETS
 from reasoning_gym.games import rush_hour
 
-from tpt_jax.checks.answers.announce import Kind, Missing, extract_answer
+from tpt_jax.checks.answers.announce import Kind
+from tpt_jax.checks.answers.extract import Missing, extract_answer
 from tpt_jax.checks.answers.tagged import TEXT_READER
 from tpt_jax.checks.pool import CheckerPool
 from tpt_jax.checks.reasoning_gym import check_reasoning_gym

@@ -18,7 +18,8 @@ from typing import Any
 # Takes a second, so import it while a worker starts rather than within the first trace's time limit.
 import reasoning_gym
 
-from tpt_jax.checks.answers.announce import Kind, Missing, extract_answer
+from tpt_jax.checks.answers.announce import Kind
+from tpt_jax.checks.answers.extract import Missing, extract_answer
 from tpt_jax.checks.answers.number import find_numbers, parse_number, plain
 from tpt_jax.checks.answers.tagged import TEXT_READER
 from tpt_jax.checks.refused_data_sets import REFUSED

@@ -125,11 +125,13 @@ def _convert_arc(line: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _parse_letter(answer: Any, choices: Sequence[str]) -> str:
-    """The letter of the right choice, from its letter, index or text."""
+    """The letter of the right choice, from its letter, index or text; a letter that is also a text is the letter."""
     letters = string.ascii_uppercase[: len(choices)]
     if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(choices):
         return letters[answer]
     text = answer.strip() if isinstance(answer, str) else ""
+    if len(text) == 1 and text in letters:
+        return text
     if text in choices:
         return letters[choices.index(text)]
     if len(text) == 1 and text.upper() in letters:

@@ -9,14 +9,9 @@ import re
 import string
 from collections.abc import Sequence
 
-from tpt_jax.checks.answers.announce import (
-    MAX_ANSWER_CHARACTERS,
-    Announcement,
-    Kind,
-    Missing,
-    extract_answer,
-)
+from tpt_jax.checks.answers.announce import MAX_ANSWER_CHARACTERS, Announcement, Kind
 from tpt_jax.checks.answers.doubt import find_doubt, is_undecided
+from tpt_jax.checks.answers.extract import Missing, extract_answer
 from tpt_jax.checks.answers.turns import visible_text
 from tpt_jax.records import Question, Verdict
 
@@ -220,14 +215,21 @@ def _read_letters(line: str, choices: Sequence[str], letters: str) -> set[str]:
     if first is None or (first.group() in ("A", "I") and _WORD_FOLLOWS.match(plain, first.end())):
         return set()
     picked = {_letter_of(first)}
-    position = first.end()
+    position = _end_of_choice(plain, first, choices, letters)
     while following := _NEXT_LETTER.match(plain, position):
         picked.add(_letter_of(following))
-        position = following.end()
+        position = _end_of_choice(plain, following, choices, letters)
     rest = plain[position:]
     if re.match(r"[ )]*(?:\?|is(?:n't| not| wrong| incorrect)\b)", rest):
         return set()
     return (picked | _choice_at_start(_EXPLANATION_START.sub("", rest, count=1), choices, letters)) & set(letters)
+
+
+def _end_of_choice(text: str, letter: re.Match[str], choices: Sequence[str], letters: str) -> int:
+    """Where a letter ends, with the text of its choice if that follows."""
+    own = choices[letters.index(_letter_of(letter))] if choices and _letter_of(letter) in letters else ""
+    follows = re.compile(rf"[).:\s]*{re.escape(own)}(?!\w)", re.IGNORECASE).match(text, letter.end()) if own else None
+    return follows.end() if follows else letter.end()
 
 
 def _choice_at_start(text: str, choices: Sequence[str], letters: str) -> set[str]:

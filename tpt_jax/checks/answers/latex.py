@@ -11,15 +11,9 @@ import functools
 import re
 from fractions import Fraction
 
-from tpt_jax.checks.answers.announce import (
-    ANSWER,
-    MAX_ANSWER_CHARACTERS,
-    Announcement,
-    Kind,
-    Missing,
-    extract_answer,
-)
+from tpt_jax.checks.answers.announce import ANSWER, MAX_ANSWER_CHARACTERS, Announcement, Kind
 from tpt_jax.checks.answers.doubt import is_undecided
+from tpt_jax.checks.answers.extract import Missing, extract_answer
 from tpt_jax.checks.answers.number import SCALES, canonical, parse_number
 from tpt_jax.checks.answers.symbolic import are_equal_formulas, formula_spelling, is_too_deep
 from tpt_jax.records import Question, Verdict

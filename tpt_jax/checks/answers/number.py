@@ -11,8 +11,9 @@ import re
 from collections.abc import Mapping
 from fractions import Fraction
 
-from tpt_jax.checks.answers.announce import ANSWER, MAX_ANSWER_CHARACTERS, Announcement, Kind, Missing, extract_answer
+from tpt_jax.checks.answers.announce import ANSWER, MAX_ANSWER_CHARACTERS, Announcement, Kind
 from tpt_jax.checks.answers.doubt import is_undecided
+from tpt_jax.checks.answers.extract import Missing, extract_answer
 from tpt_jax.records import Question, Verdict
 
 MAX_LINE_CHARACTERS = 2_000  # of a line without an announcement, only its end is read

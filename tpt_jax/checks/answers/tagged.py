@@ -2,7 +2,8 @@
 
 import re
 
-from tpt_jax.checks.answers.announce import ANSWER, Announcement, Kind, Missing
+from tpt_jax.checks.answers.announce import ANSWER, Announcement, Kind
+from tpt_jax.checks.answers.extract import Missing
 
 _OUTER = "*$` \t"  # Markdown and formula signs around an answer
 
