@@ -58,13 +58,11 @@ def main() -> int:
         print(f"checker_accuracy.py: {args.folder}: holds no NAME.traces.jsonl", file=sys.stderr)
         return 2
     errors = yaml.safe_load(LABEL_ERRORS.read_text())
-    columns = ("set", "traces", "unreadable reference", "agree", "label errors", "false correct", "false wrong")
-    table = Table(*columns)
-    sets = [(name, judge_set(args.folder, name)) for name in names]
-    if args.labelled:
-        sets.append((args.labelled.stem, judge_solutions(args.labelled)))
-    for name, judged in sets:
-        known = [judged for judged in judged if not judged.verdict.unknown]
+    table = Table("set", "traces", "unreadable reference", "agree", "label errors", "false correct", "false wrong")
+    solutions = [args.labelled.stem] if args.labelled else []
+    for name in (*names, *solutions):
+        judged = judge_solutions(args.labelled) if name in solutions else judge_set(args.folder, name)
+        known = [each for each in judged if not each.verdict.unknown]
         wrong_labels = {line for lines in errors.get(name, {}).values() for line in lines}
         left = [each for each in known if not each.agrees and each.line not in wrong_labels]
         false_correct = sum(each.verdict.correct for each in left)

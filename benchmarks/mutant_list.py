@@ -499,7 +499,83 @@ TRAIN = (
 POOL = "tests/test_pool.py"
 HANG_OR_DIE = f"{POOL}::test_a_checker_that_hangs_dies_or_eats_memory_costs_one_trace[name]"
 
+ANNOUNCE = "tests/test_announce.py"
+
 CHECKS = (
+    Mutant(
+        "an earlier announcement taken where the last one holds nothing",
+        "checks/answers/extract.py",
+        """        elif isinstance(value, Missing):
+            return value
+        elif any""",
+        """        elif isinstance(value, Missing):
+            continue
+        elif any""",
+        ANNOUNCE,
+    ),
+    Mutant(
+        "a denied answer cancels nothing",
+        "checks/answers/extract.py",
+        "denied += [] if isinstance(value, Missing) else [value]",
+        "continue",
+        ANNOUNCE,
+    ),
+    Mutant(
+        "words outrank a format",
+        "checks/answers/extract.py",
+        "if not reader.are_same(other_value, value):",
+        "if False:",
+        ANNOUNCE,
+    ),
+    Mutant(
+        "a cut trace read at its end",
+        "checks/answers/extract.py",
+        " or not is_finished or is_open(text):",
+        " or is_open(text):",
+        "tests/test_answers.py::test_a_trace_that_was_cut_must_announce_its_answer",
+    ),
+    Mutant(
+        "an open trace read at its end",
+        "checks/answers/extract.py",
+        " or not is_finished or is_open(text):",
+        " or not is_finished:",
+        ANNOUNCE,
+    ),
+    Mutant(
+        "a doubt never takes an answer back",
+        "checks/answers/extract.py",
+        "return answer if is_upheld else Missing.TAKEN_BACK",
+        "return answer",
+        ANNOUNCE,
+    ),
+    Mutant(
+        "invented turns read",
+        "checks/answers/extract.py",
+        "end = end_of_turn(text, announcements[0].end)",
+        "end = len(text)",
+        ANNOUNCE,
+    ),
+    Mutant(
+        "unclosed reasoning read",
+        "checks/answers/turns.py",
+        "return text.partition(_OPEN_THINKING)[0]",
+        "return text",
+        ANNOUNCE,
+    ),
+    Mutant(
+        "any reference met by a rounded answer",
+        "checks/answers/number.py",
+        "return decimals >= MIN_ROUNDED_DECIMALS and",
+        "return",
+        "tests/test_answers.py::test_verdicts",
+    ),
+    Mutant(
+        "letter case ignored in formulas",
+        "checks/answers/latex.py",
+        "    if _differ_in_case(reference, answer):\n        return False\n",
+        "",
+        "tests/test_math.py::test_different_answers_are_wrong",
+    ),
     Mutant(
         "the time limit of a trace granted for each one of its chunk",
         "checks/pool.py",

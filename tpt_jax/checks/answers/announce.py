@@ -89,8 +89,8 @@ _CLAUSE_START = re.compile(
 )
 _NEGATION = re.compile(
     r"(?i)\b(?:not|cannot|never|wrong|false|incorrect|neither|possible|except|eliminat\w+|exclud\w+|rul\w+ out"
-    r"|least|worst|unlikely|unsure|if|whether|suppos\w+|assum\w+|thought(?! about)|tempting|might|had (?:it|the|asked|been))\b"
-    r"|n't\b"
+    r"|least|worst|unlikely|unsure|if|whether|suppos\w+|assum\w+|thought(?! about)|tempting|might"
+    r"|had (?:it|the|asked|been))\b|n't\b"
 )
 # "Another plausible answer is" announces nothing; "this means the answer is" does: its article starts a new phrase.
 _OTHER = re.compile(
