@@ -133,6 +133,7 @@ NO_ANSWER = (
     "So it is {x}.\nThe answer is unknown.",
     'So it is {x}.\n{"answer": "unknown"}',
     "So it is {x}.\n**Final Answer:** N/A",
+    "<think>So the answer is {x}. Let me see what else there is to",
     "<think>So the answer is {x}. But wait",
     "<think>So the answer is {x}.</think>",
     "So we get {x}. Let me write a program:\n```python\nprint(",

@@ -215,6 +215,8 @@ def test_root_equals_its_other_forms_and_no_other_root(factor: int, radicand: in
         ("Solve 2p + r = 1, p + r = 2 for p.", "-4", "(p = -4, r = 3)", True),
         ("Solve for p and r.", "p = -4, r = 3", "p = -4, r = 3", True),
         ("Which is larger? (a) 3/4 (b) -3", "0.75", r"\text{(a) } 3/4", True),
+        ("Which is smaller? (a) 3/4 (b) -3", "-3", r"\text{(b) -3}", True),
+        ("Put 0, 6 and 4 in decreasing order.", "6 4 0", "4, 6, 0", False),
         ("List the prime factors of 12.", "[2, 3]", "2, 3", True),
     ],
 )
@@ -306,6 +308,7 @@ def test_final_answer_is_found(completion: str, answer: str, strict: bool) -> No
         ("So we have the equation $2x = 10$.", "no answer"),
         ("The equation $x = 10$ has no real solutions.", "no answer"),
         ("Let us compute it:\n```python\nprint(10", "no answer"),
+        ("```python\nprint(x[10])\n```\n```output\n[]\n```", ""),
         ("The answer is $12$.\n\n## Problem 2\nThe answer is $10$.", ""),
     ],
 )

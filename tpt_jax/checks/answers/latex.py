@@ -16,6 +16,7 @@ from tpt_jax.checks.answers.doubt import is_undecided
 from tpt_jax.checks.answers.extract import Missing, extract_answer
 from tpt_jax.checks.answers.number import SCALES, canonical, parse_number
 from tpt_jax.checks.answers.symbolic import are_equal_formulas, formula_spelling, is_too_deep
+from tpt_jax.checks.answers.turns import last_output
 from tpt_jax.records import Question, Verdict
 
 MAX_LINE_CHARACTERS = 100  # of a line that can be a bare answer
@@ -180,7 +181,7 @@ class LatexReader:
         """Reads the last formula or number; nothing of an unsolved equation, such as 2x = 10."""
         if is_undecided(text.rstrip().rpartition("\n")[2]):
             return Missing.NONE, ""
-        answer = _last_in_prose(text)
+        answer = _last_in_prose(last_output(text) or text)
         if len(solved := _solved_equations(answer)) == 1:  # "5x = 30, x = 6"
             return solved[0][1], ""
         left, *right = _EQUALS.split(answer, maxsplit=1)
@@ -267,8 +268,9 @@ def _asked_value(answer: str, question: str, reference: str) -> str:
 
     "p = -4, r = 3" is -4 where p is asked, and "(b) 5" is 5 where the question labels its choices.
     """
-    if _LABELLED.search(question):
-        answer = _CHOICE_LABEL.sub("", answer, count=1)
+    if _LABELLED.search(question) and (label := _CHOICE_LABEL.match(answer)):
+        rest = answer[label.end() :]
+        answer = rest.removesuffix("}") if rest.count("}") > rest.count("{") else rest
     values = dict(_solved_equations(answer))
     asked = _ASKED.search(question)
     name = (asked[1] or asked[2]) if asked else ""
@@ -333,8 +335,8 @@ def _differ_in_case(reference: str, answer: str) -> bool:
 
 
 def _parse_numbers(text: str) -> list[Fraction] | None:
-    """The values of two or more plain numbers separated by commas; None for anything else."""
-    values = [_parse_number(item.strip()) for item in text.split(",")]
+    """The values of two or more plain numbers separated by commas or semicolons; None for anything else."""
+    values = [_parse_number(item.strip()) for item in re.split("[,;]", text)]
     known = [value for value in values if value is not None]
     return known if len(known) == len(values) > 1 else None
 

@@ -14,6 +14,7 @@ from fractions import Fraction
 from tpt_jax.checks.answers.announce import ANSWER, MAX_ANSWER_CHARACTERS, Announcement, Kind
 from tpt_jax.checks.answers.doubt import is_undecided
 from tpt_jax.checks.answers.extract import Missing, extract_answer
+from tpt_jax.checks.answers.turns import last_output
 from tpt_jax.records import Question, Verdict
 
 MAX_LINE_CHARACTERS = 2_000  # of a line without an announcement, only its end is read
@@ -300,7 +301,7 @@ class NumberReader:
 
     def read_conclusion(self, text: str) -> tuple[Number | Missing, str]:
         """As read_last."""
-        lines = text.splitlines()
+        lines = (last_output(text) or text).splitlines()
         for index in reversed(range(len(lines))):
             line = plain(lines[index][-MAX_LINE_CHARACTERS:])
             if number := _read_end(line, text):

@@ -22,6 +22,7 @@ _END_OF_TURN = re.compile(
     r"|/?s)>|\[/?INST\]"
 )
 
+_LAST_OUTPUT = re.compile(r"```output\n([^`]*)```\s*\Z")
 _TRACEBACK = re.compile(r"\n\s*\w*(?:Error|Exception)\b[^\n]*[\s`]*$")
 _EMPTY_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{\s*\}")
 _OPERATOR_END = re.compile(r"(?<!\*)[-+/=^({,;\\]\s*$")
@@ -45,6 +46,12 @@ def is_open(text: str) -> bool:
         or _TRACEBACK.search(text[-MAX_LAST_CHARACTERS:])
         or _is_unfinished(text.rstrip().rpartition("\n")[2])
     )
+
+
+def last_output(text: str) -> str:
+    """The output of a program that a text ends with; "" for none. Nothing before it is then the answer."""
+    match = _LAST_OUTPUT.search(text)
+    return match[1] if match else ""
 
 
 def _is_unfinished(line: str) -> bool:
