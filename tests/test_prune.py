@@ -329,8 +329,8 @@ def test_traces_may_refer_to_questions_by_their_ids_in_a_run(
 
     def read() -> list[str]:
         questions, traces = tmp_path / file, tmp_path / "traces.jsonl"
-        lines = read_traces_to_judge(task, questions, traces, "numeric", None, run_code_without_sandbox=False).lines
-        return [trace.id for _, trace in lines]
+        read = read_traces_to_judge(task, questions, traces, "numeric", None, run_code_without_sandbox=False)
+        return [trace.id for _, trace in read.lines()]
 
     if expected is None:
         with pytest.raises(UserError, match=r"traces\.jsonl:1: (no question has the id|lacks an \"id\"|has an \"id\")"):

@@ -8,7 +8,8 @@ from typing import Any
 from rich.console import Console
 
 SECONDS_BETWEEN_LINES = 10.0
-SECONDS_BETWEEN_FRAMES = 0.2  # of a bar in a notebook
+SECONDS_BETWEEN_FRAMES = 0.2  # of a bar
+SECONDS_TO_MEASURE = 1.0  # before a rate is shown, and the first line
 
 STDERR = Console(stderr=True)  # quiet on all hosts but the first
 
@@ -33,6 +34,39 @@ def percent(value: float | None, digits: int = 1) -> str:
     return "–" if value is None else f"{100 * value:.{digits}f}%"
 
 
+class _Meter:
+    """Counts units. Their rate is measured from the first one on: what came before it was start-up."""
+
+    def __init__(self, total: int, unit: str, done: int):
+        self.total, self.done = total, done
+        self._unit = unit
+        self._num_before = done  # the rate counts the units after these
+        self._first_at: float | None = None
+
+    def advance(self, units: int) -> None:
+        self.done += units
+        if self._first_at is None:
+            self._num_before, self._first_at = self.done, time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Since the first unit was finished; 0 before."""
+        return 0.0 if self._first_at is None else time.monotonic() - self._first_at
+
+    @property
+    def rate(self) -> float | None:
+        """Units per second; None before it has been measured for a second."""
+        seconds, count = self.seconds, self.done - self._num_before
+        return count / seconds if count and seconds >= SECONDS_TO_MEASURE else None
+
+    def describe(self) -> str:
+        """For example "120 of 200 traces, 40.0/s, 2 s left"; without rate and time left until they are known."""
+        text = f"{self.done} of {self.total} {self._unit}"
+        if (rate := self.rate) is None:
+            return text
+        return f"{text}, {rate:.1f}/s, {(self.total - self.done) / rate:.0f} s left"
+
+
 @contextlib.contextmanager
 def progress(label: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
     """Shows progress with rate and time left: a bar in a terminal or a notebook, else a line every ten seconds.
@@ -40,20 +74,21 @@ def progress(label: str, total: int, unit: str, done: int = 0) -> Iterator[Advan
     Yields:
       A function to call with the number of units just finished.
     """
+    meter = _Meter(total, unit, done)
     if STDERR.quiet:
         yield lambda units: None
     elif STDERR.is_jupyter:
-        with _notebook_bar(label, total, unit, done) as advance:
+        with _notebook_bar(label, meter) as advance:
             yield advance
     elif STDERR.is_terminal:
-        with _terminal_bar(label, total, unit, done) as advance:
+        with _terminal_bar(label, meter, unit) as advance:
             yield advance
     else:
-        yield _lines(label, total, unit, done)
+        yield _lines(label, meter)
 
 
 @contextlib.contextmanager
-def _terminal_bar(label: str, total: int, unit: str, done: int) -> Iterator[Advance]:
+def _terminal_bar(label: str, meter: _Meter, unit: str) -> Iterator[Advance]:
     import rich.progress  # here, so that `tpt --help` does not wait for it
 
     columns = (
@@ -65,63 +100,57 @@ def _terminal_bar(label: str, total: int, unit: str, done: int) -> Iterator[Adva
         rich.progress.TimeRemainingColumn(),
     )
     with rich.progress.Progress(*columns, console=STDERR) as bar:
-        task = bar.add_task(label, total=total, completed=done, rate="")
-        start, count = time.monotonic(), 0
+        task = bar.add_task(label, total=meter.total, completed=meter.done, rate="")
 
-        def advance(units: int) -> None:
-            nonlocal count
-            count += units
-            bar.update(task, advance=units, rate=f"{count / (time.monotonic() - start):.1f}/s")
+        def frame() -> None:
+            bar.update(task, completed=meter.done, rate="" if meter.rate is None else f"{meter.rate:.1f}/s")
 
-        yield advance
+        try:
+            yield _in_frames(meter, frame)
+        finally:
+            frame()
 
 
 @contextlib.contextmanager
-def _notebook_bar(label: str, total: int, unit: str, done: int) -> Iterator[Advance]:
+def _notebook_bar(label: str, meter: _Meter) -> Iterator[Advance]:
     """One output that is updated in place; needs no widgets, and its last state stays in the notebook."""
     import html
 
     from IPython.display import HTML, display  # pyright: ignore[reportMissingImports]
 
-    start = last = time.monotonic()
-    count = 0
-
     def frame() -> HTML:
-        text = html.escape(f"{label}: {_describe(total, unit, done, count, time.monotonic() - start)}")
-        return HTML(f'<progress value="{done + count}" max="{total}"></progress> {text}')
+        text = html.escape(f"{label}: {meter.describe()}")
+        return HTML(f'<progress value="{meter.done}" max="{meter.total}"></progress> {text}')
 
     handle: Any = display(frame(), display_id=True)
-
-    def advance(units: int) -> None:
-        nonlocal count, last
-        count += units
-        if time.monotonic() - last > SECONDS_BETWEEN_FRAMES:
-            last = time.monotonic()
-            handle.update(frame())
-
     try:
-        yield advance
+        yield _in_frames(meter, lambda: handle.update(frame()))
     finally:
         handle.update(frame())
 
 
-def _lines(label: str, total: int, unit: str, done: int) -> Advance:
-    start = last = time.monotonic()
-    count = 0
+def _in_frames(meter: _Meter, show: Callable[[], None]) -> Advance:
+    """Advances the meter, and shows it a few times per second: a frame costs more than a unit may take."""
+    last = time.monotonic()
 
     def advance(units: int) -> None:
-        nonlocal count, last
-        count += units
-        now = time.monotonic()
-        if now - last >= SECONDS_BETWEEN_LINES or done + count >= total:
+        nonlocal last
+        meter.advance(units)
+        if (now := time.monotonic()) - last > SECONDS_BETWEEN_FRAMES:
             last = now
-            say(f"{label}: {_describe(total, unit, done, count, now - start)}")
+            show()
 
     return advance
 
 
-def _describe(total: int, unit: str, done: int, count: int, seconds: float) -> str:
-    """For example "120 of 200 traces, 40.0/s, 2 s left"; `count` units in these seconds, `done` before."""
-    rate = count / max(seconds, 1e-9)
-    left = (total - done - count) / max(rate, 1e-9)
-    return f"{done + count} of {total} {unit}, {rate:.1f}/s" + (f", {left:.0f} s left" if count else "")
+def _lines(label: str, meter: _Meter) -> Advance:
+    next_at = SECONDS_TO_MEASURE  # after the first unit
+
+    def advance(units: int) -> None:
+        nonlocal next_at
+        meter.advance(units)
+        if (seconds := meter.seconds) >= next_at or meter.done >= meter.total:
+            next_at = seconds + SECONDS_BETWEEN_LINES
+            say(f"{label}: {meter.describe()}")
+
+    return advance

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import itertools
 import mmap
 import os
 import queue
@@ -32,8 +31,7 @@ Job = tuple[list[Pair], Future[list[Verdict]]]
 # A worker judges one chunk per message: a message costs more than a numeric verdict.
 MAX_CHUNK_TRACES = 64  # fits the byte in which a worker says which one it is judging
 MAX_CHUNK_CHARACTERS = 2**20
-JOBS_PER_WORKER = 16  # in the queue; submitting more blocks
-BATCH_SIZE = 1_024  # traces that `judge` submits at once
+JOBS_PER_WORKER = 16  # in the queue; submitting more blocks, and `judge` reads no further ahead
 SECONDS_TO_START = 60.0
 SECONDS_TO_EXIT = 2.0
 CLOSED = "the checker pool was closed before it had judged everything"
@@ -95,22 +93,25 @@ class CheckerPool:
 
     def submit_batch(self, pairs: Sequence[tuple[Question, Trace]]) -> Future[list[Verdict]]:
         """Judges in the background, with the verdicts in the order of the pairs; blocks while the queue is full."""
-        futures: list[Future[list[Verdict]]] = []
-        for chunk in _chunks((question, trace.completion, trace.finish_reason == "stop") for question, trace in pairs):
-            futures.append(Future())
-            self._jobs.put((chunk, futures[-1]))
-        return _concatenated(futures)
+        return _concatenated([self._submit(chunk) for chunk in _chunks(pairs)])
 
     def judge(self, pairs: Iterable[tuple[Question, Trace]]) -> Iterator[Verdict]:
-        """Yields verdicts in the order of the pairs; reads at most two batches ahead."""
+        """Yields verdicts in the order of the pairs, and reads only as many pairs ahead as keep the workers busy.
+
+        The first chunks are small, so that the first verdicts come soon even if a check takes seconds.
+        """
         pending: deque[Future[list[Verdict]]] = deque()
-        unread = iter(pairs)
-        while batch := list(itertools.islice(unread, BATCH_SIZE)):
-            pending.append(self.submit_batch(batch))
-            if len(pending) > 1:
+        for chunk in _chunks(pairs, num_first=1):
+            pending.append(self._submit(chunk))
+            while pending and (pending[0].done() or len(pending) == self._jobs.maxsize):
                 yield from pending.popleft().result()
         for future in pending:
             yield from future.result()
+
+    def _submit(self, chunk: list[Pair]) -> Future[list[Verdict]]:
+        future: Future[list[Verdict]] = Future()
+        self._jobs.put((chunk, future))
+        return future
 
 
 def _pickle_checker(function: CheckFunction) -> bytes:
@@ -131,15 +132,16 @@ def _pickled(value: Any, name: str, fix: str) -> bytes:
         raise UserError(f"{name}: cannot be copied to worker processes ({reason}); {fix}") from error
 
 
-def _chunks(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
+def _chunks(pairs: Iterable[tuple[Question, Trace]], num_first: int = MAX_CHUNK_TRACES) -> Iterator[list[Pair]]:
+    """Pairs in chunks; the first one holds `num_first`, and each one after it up to twice as many, up to the limit."""
     chunk: list[Pair] = []
-    num_characters = 0
-    for pair in pairs:
-        chunk.append(pair)
-        num_characters += len(pair[1])
-        if len(chunk) == MAX_CHUNK_TRACES or num_characters > MAX_CHUNK_CHARACTERS:
+    num_characters, num_traces = 0, num_first
+    for question, trace in pairs:
+        chunk.append((question, trace.completion, trace.finish_reason == "stop"))
+        num_characters += len(trace.completion)
+        if len(chunk) == num_traces or num_characters > MAX_CHUNK_CHARACTERS:
             yield chunk
-            chunk, num_characters = [], 0
+            chunk, num_characters, num_traces = [], 0, min(2 * num_traces, MAX_CHUNK_TRACES)
     if chunk:
         yield chunk
 

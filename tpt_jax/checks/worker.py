@@ -29,7 +29,7 @@ from multiprocessing.connection import Connection
 pipe, current_fd = Connection(int(sys.argv[1])), int(sys.argv[2])
 try:
     sys.path[:], sys.argv[:] = pipe.recv()
-except EOFError:
+except (EOFError, ConnectionError):  # the pool is gone
     sys.exit()
 from tpt_jax.checks.worker import main
 main(pipe, current_fd)

@@ -107,7 +107,7 @@ def check(args: argparse.Namespace) -> int:
         run_code_without_sandbox=args.run_code_without_sandbox,
     )
     speeds = measure(
-        read.pairs,
+        list(read.pairs()),
         read.checker,
         seconds_per_trace=read.seconds_per_trace,
         num_workers=args.num_workers,

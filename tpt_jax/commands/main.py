@@ -4,10 +4,14 @@ Nothing here imports JAX, or anything else that takes time, before a verb needs 
 """
 
 import argparse
+import contextlib
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 from typing import Any
 
 from tpt_jax.commands import bench, evaluate, export, plan, prune, report, run, sample, sft
@@ -21,27 +25,53 @@ AddArguments = Callable[[argparse.ArgumentParser], None]
 Main = Callable[[argparse.Namespace], int | None]
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM ends a command that cannot be resumed just as Ctrl-C does, so that it cleans up."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit status.
 
-    0 done, 1 failed, 2 a mistake in the user's input, 75 (EX_TEMPFAIL) stopped by SIGTERM, 130 interrupted. Every
-    failure is one line; with TPT_TRACEBACK=1 in the environment its traceback comes first.
+    0 done, 1 failed, 2 a mistake in the user's input, 75 (EX_TEMPFAIL) stopped by SIGTERM and resumable, 143 stopped by
+    SIGTERM, 130 interrupted. Every failure is one line; with TPT_TRACEBACK=1 in the environment its traceback comes
+    first.
     """
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
     try:
         args.overrides = _overrides(parser, args, rest)
-        return args.main(args) or 0
+        with contextlib.nullcontext() if args.is_resumable else _sigterm_interrupts():
+            return args.main(args) or 0
     except UserError as error:
         return _fail(error, 2)
     except Stopped:
         return _fail("stopped by SIGTERM; the same command resumes from here", os.EX_TEMPFAIL)
+    except _Terminated:
+        return _fail("stopped by SIGTERM", 128 + signal.SIGTERM)
     except KeyboardInterrupt:
         return _fail(f"interrupted{'; the same command resumes from here' if args.is_resumable else ''}", 130)
     except Exception as error:
         if os.environ.get(TRACEBACK):
             traceback.print_exception(error)
         return _fail(_describe(error), 1)
+
+
+@contextlib.contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Raises _Terminated in the body at the first SIGTERM."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would interrupt the cleaning up
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # no other may handle signals
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _fail(message: object, status: int) -> int:

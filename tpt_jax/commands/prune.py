@@ -13,17 +13,16 @@ def add_input_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", required=True, help="the task of these questions, whose checker judges: gsm8k, ...")
     parser.add_argument(
         "--questions",
-        type=Path,
         required=True,
-        help='JSON lines or a JSON list, as published for the task: {"id", "question", "answer"}. Traces '
-        "may refer to a question without an id by its index from 0, or as a run does: gsm8k/train/0 is the first one "
-        "of train.jsonl",
+        help='JSON lines or a JSON list, as published for the task: {"id", "question", "answer"}; or gzipped, or '
+        "Parquet. Traces may refer to a question without an id by its index from 0, or as a run does: gsm8k/train/0 is "
+        "the first one of train.jsonl",
     )
     parser.add_argument(
         "--traces",
-        type=Path,
         required=True,
-        help='JSON lines: {"id", "sample", "completion" or "trace"}, and "finish_reason": "length" if it was cut short',
+        help='JSON lines: {"id", "sample", "completion" or "trace"}, and "finish_reason": "length" if it was cut '
+        "short; or gzipped, or Parquet",
     )
     parser.add_argument("--checker", help="another checker: a name, or your own module:function")
     parser.add_argument("--num_workers", type=positive, help="checker processes; one per core if not given")
@@ -40,7 +39,7 @@ def add_input_arguments(parser: argparse.ArgumentParser) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_input_arguments(parser)
     parser.add_argument("--output", type=Path, required=True, help="the traces with their verdicts, JSON lines")
-    parser.add_argument("--held_out", type=Path, help="questions of an evaluation; their traces are not kept")
+    parser.add_argument("--held_out", help="questions of an evaluation; their traces are not kept")
     parser.add_argument("--keep", choices=get_args(Keep), default="correct", help="the verdict that counts")
     parser.add_argument("--max_per_question", type=positive, help="most traces kept, chosen with the seed")
     parser.add_argument("--max_traces", type=positive, help="most traces kept, chosen with the seed")
@@ -70,7 +69,7 @@ def main(args: argparse.Namespace) -> int:
         seconds_per_trace=args.seconds_per_trace,
         run_code_without_sandbox=args.run_code_without_sandbox,
     )
-    print_summary(Console(), result.judged, result.selection)
+    print_summary(Console(), result.judged, result.choice)
     if result.fault is not None:
         say(f"tpt: {result.fault}")
     return 0 if result.fault is None else 1

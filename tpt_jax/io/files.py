@@ -69,7 +69,7 @@ def checksum(path: str | os.PathLike[str]) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def check_output(path: pathlib.Path, inputs: Iterable[pathlib.Path]) -> None:
+def check_output(path: pathlib.Path, inputs: Iterable[AnyPath]) -> None:
     """Checks that an output file can be written, before any work is done; creates its folder.
 
     Raises:
@@ -78,7 +78,7 @@ def check_output(path: pathlib.Path, inputs: Iterable[pathlib.Path]) -> None:
     if path.exists() and not path.is_file():
         raise UserError(f"--output {path}: not a plain file; give a file name")
     for source in inputs:
-        if path.exists() and source.exists() and path.samefile(source):
+        if not is_remote(source) and path.exists() and source.exists() and os.path.samefile(path, source):
             raise UserError(f"--output {path}: would overwrite the input {source}; give another file")
     make_folder(path.parent)
     if not os.access(path if path.exists() else path.parent, os.W_OK):
@@ -103,16 +103,25 @@ def write_atomically(path: str | os.PathLike[str], text: str) -> None:
     Raises:
       UserError: its folder cannot be created.
     """
+    write_pieces(path, [text])
+
+
+def write_pieces(path: str | os.PathLike[str], pieces: Iterable[str]) -> None:
+    """Writes pieces of text as `write_atomically`; on a disk, one is in memory at a time.
+
+    Raises:
+      UserError: its folder cannot be created.
+    """
     path = to_path(path)
     make_folder(path.parent)
     if is_remote(path):
-        path.write_text(text)
+        path.write_text("".join(pieces))
         return
     path = to_path(os.path.realpath(path))  # replace a link's target, not the link
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
+            file.writelines(pieces)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -122,4 +131,4 @@ def write_atomically(path: str | os.PathLike[str], text: str) -> None:
 
 def write_jsonl(path: str | os.PathLike[str], lines: Iterable[Mapping[str, Any]]) -> None:
     """Writes JSON lines atomically."""
-    write_atomically(path, "".join(json.dumps(line) + "\n" for line in lines))
+    write_pieces(path, (json.dumps(line) + "\n" for line in lines))

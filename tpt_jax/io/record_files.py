@@ -1,23 +1,19 @@
 """Files with many records, a few of which may be broken: those are reported and left out."""
 
-import codecs
-import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-import yaml
-
 from tpt_jax.errors import InvalidRecordError, UserError
-from tpt_jax.io.files import existing_file, parse_line
-from tpt_jax.io.paths import AnyPath, to_path
+from tpt_jax.io.files import parse_line
+from tpt_jax.io.paths import to_path
+from tpt_jax.io.record_formats import RecordFile, open_records
 from tpt_jax.records import FinishReason
 from tpt_jax.terminal import say
 
 MAX_BROKEN_SHARE = 0.01  # of a file's records; if more are broken, it is probably the wrong file
 MAX_REPORTED = 5  # broken records named in a message
-YAML_SUFFIXES = (".yaml", ".yml")
 
 Record = TypeVar("Record")
 
@@ -26,7 +22,7 @@ Record = TypeVar("Record")
 
 
 def read_records(path: str | os.PathLike[str], read: Callable[[int, dict[str, Any]], Record]) -> list[Record]:
-    """Reads a file of JSON lines, a JSON list, or (by its suffix) a YAML list.
+    """Reads a file of JSON lines, a JSON list, or (by its suffix) a YAML list or Parquet; all but Parquet also gzipped.
 
     Args:
       read: makes a record from an object and its index, from 0; raises InvalidRecordError if it cannot.
@@ -34,10 +30,25 @@ def read_records(path: str | os.PathLike[str], read: Callable[[int, dict[str, An
     Raises:
       UserError: the file is missing, or more than 1% of its records are broken; names the first five.
     """
-    objects = enumerate(_objects_in(to_path(path)))
-    return _read_valid(
-        path, ((place, lambda index=index, load=load: read(index, load())) for index, (place, load) in objects)
-    )
+    return list(_valid(path, _candidates(open_records(to_path(path)), read)))
+
+
+def stream_records(file: RecordFile, count: int, read: Callable[[int, dict[str, Any]], Record]) -> Iterator[Record]:
+    """Yields the records of a file as they are read, as read_records.
+
+    Once more than 1% are known to be broken, the rest of the file is read for the message, but not yielded.
+
+    Args:
+      count: the file's number of records.
+    """
+    return _valid(file.path, _candidates(file, read), max_broken=MAX_BROKEN_SHARE * count)
+
+
+def _candidates(
+    file: RecordFile, read: Callable[[int, dict[str, Any]], Record]
+) -> Iterator[tuple[str, Callable[[], Record]]]:
+    for index, (place, load) in enumerate(file):
+        yield place, lambda index=index, load=load: read(index, load())
 
 
 def read_folder(
@@ -56,10 +67,10 @@ def read_folder(
     names = sorted((str(file.relative_to(root)) for file in root.glob(pattern)), key=_natural_order)
     if not names:
         raise UserError(f"{root}: holds no {pattern}; give a folder of JSON files, one object each")
-    return _read_valid(
-        root,
-        ((f"{root}/{name}", lambda name=name: read(name, parse_line((root / name).read_bytes()))) for name in names),
+    candidates = (
+        (f"{root}/{name}", lambda name=name: read(name, parse_line((root / name).read_bytes()))) for name in names
     )
+    return list(_valid(root, candidates))
 
 
 def read_items(
@@ -73,49 +84,55 @@ def read_items(
     Raises:
       UserError: more than 1% of them are broken; names the first five.
     """
-    return _read_valid(
-        source,
-        (
-            (f"{source}, item {index + 1}", lambda index=index, item=item: read(index, item))
-            for index, item in enumerate(items)
-        ),
+    candidates = (
+        (f"{source}, item {index + 1}", lambda index=index, item=item: read(index, item))
+        for index, item in enumerate(items)
     )
+    return list(_valid(source, candidates))
 
 
-def _read_valid(source: str | os.PathLike[str], candidates: Iterable[tuple[str, Callable[[], Record]]]) -> list[Record]:
-    """The valid records; reports the broken ones.
+def _valid(
+    source: str | os.PathLike[str],
+    candidates: Iterable[tuple[str, Callable[[], Record]]],
+    max_broken: float = float("inf"),
+) -> Iterator[Record]:
+    """Yields the valid records; reports the broken ones at the end.
 
     Args:
       candidates: for each record its position, for messages, and a function that makes it or raises InvalidRecordError.
+      max_broken: nothing is yielded once more than these are broken.
 
     Raises:
       UserError: more than 1% are broken.
     """
-    records: list[Record] = []
-    broken: list[tuple[str, str]] = []
+    count = num_broken = 0
+    reported: list[tuple[str, str]] = []
     for place, make in candidates:
+        count += 1
         try:
-            records.append(make())
+            record = make()
         except InvalidRecordError as error:
-            broken.append((place, str(error)))
-    count = len(records) + len(broken)
-    if len(broken) > MAX_BROKEN_SHARE * count:
+            num_broken += 1
+            if num_broken <= MAX_REPORTED:
+                reported.append((place, str(error)))
+            continue
+        if num_broken <= max_broken:
+            yield record
+    text = _describe_broken(reported) + ("; ..." if num_broken > MAX_REPORTED else "")
+    if num_broken > MAX_BROKEN_SHARE * count:
         raise UserError(
-            f"{source}: {len(broken)} of {count} records cannot be used, more than {MAX_BROKEN_SHARE:.0%}: "
-            f"{_describe_broken(broken)}"
+            f"{source}: {num_broken} of {count} records cannot be used, more than {MAX_BROKEN_SHARE:.0%}: {text}"
         )
-    if broken:
-        say(f"{source}: leaving out {len(broken)} of {count} records: {_describe_broken(broken)}")
-    return records
+    if num_broken:
+        say(f"{source}: leaving out {num_broken} of {count} records: {text}")
 
 
 def _describe_broken(broken: Sequence[tuple[str, str]]) -> str:
-    """The first broken records, by reason: "a.jsonl:3, a.jsonl:7: not JSON; ..."."""
+    """Broken records by reason: "a.jsonl:3, a.jsonl:7: not JSON; ..."."""
     places_by_reason: dict[str, list[str]] = {}
-    for place, reason in broken[:MAX_REPORTED]:
+    for place, reason in broken:
         places_by_reason.setdefault(reason, []).append(place)
-    text = "; ".join(f"{', '.join(places)}: {reason}" for reason, places in places_by_reason.items())
-    return f"{text}; ..." if len(broken) > MAX_REPORTED else text
+    return "; ".join(f"{', '.join(places)}: {reason}" for reason, places in places_by_reason.items())
 
 
 def _natural_order(name: str) -> list[tuple[int, str]]:
@@ -174,54 +191,3 @@ def parse_finish_reason(line: Mapping[str, Any]) -> FinishReason:
 def _integer_if_whole(value: Any) -> Any:
     """2 for 2.0: tables with missing cells hold integers as floats."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-# Formats.
-
-
-class _Loader(yaml.SafeLoader):
-    """Keeps everything but plain numbers as text: in PyYAML's YAML 1.1, 12:30 is 750 and no is false."""
-
-    yaml_implicit_resolvers = {}  # noqa: RUF012 (as PyYAML declares it)
-
-
-for _kind, _pattern in {
-    "null": "|~|null|Null|NULL",
-    "bool": "true|True|TRUE|false|False|FALSE",
-    "int": "[-+]?(0|[1-9][0-9]*)",
-    "float": r"[-+]?(0|[1-9][0-9]*)\.[0-9]+",
-    "merge": "<<",
-}.items():
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(rf"(?:{_pattern})\Z"), None)
-
-
-def _objects_in(path: AnyPath) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
-    """For each object its position, for messages, and a function that loads it or raises InvalidRecordError."""
-    content = existing_file(path).read_bytes().removeprefix(codecs.BOM_UTF8)  # editors on Windows write one
-    if path.suffix in YAML_SUFFIXES or content.lstrip().startswith(b"["):
-        for index, item in enumerate(_parse_list(path, content)):
-            yield f"{path}, item {index + 1}", lambda item=item: _require_object(item)
-        return
-    for number, line in enumerate(content.split(b"\n"), start=1):
-        if line.strip():
-            yield f"{path}:{number}", lambda line=line: parse_line(line)
-
-
-def _parse_list(path: AnyPath, content: bytes) -> list[Any]:
-    kind = "YAML" if path.suffix in YAML_SUFFIXES else "JSON"
-    try:
-        items = yaml.load(content, _Loader) if kind == "YAML" else json.loads(content)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path}: not {kind} ({reason}); write a list of objects, or JSON lines") from error
-    if items is None:  # an empty YAML file
-        return []
-    if not isinstance(items, list):
-        raise UserError(f"{path}: of type {type(items).__name__}, not a list; write a list of objects")
-    return items
-
-
-def _require_object(item: Any) -> dict[str, Any]:
-    if not isinstance(item, dict):
-        raise InvalidRecordError(f"of type {type(item).__name__}, not an object; write a list of objects")
-    return item

@@ -1,7 +1,7 @@
 """`judge`, `select` and `score`: verdicts on traces, without JAX."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 
 from pydantic import PositiveFloat, PositiveInt
 
@@ -54,7 +54,8 @@ def judge(
     if run_code_without_sandbox:
         spec = without_sandbox(spec)
     seconds = questions.seconds_per_trace if seconds_per_trace is None else seconds_per_trace
-    verdicts = judge_pairs([(by_id[trace.id], trace) for trace in traces], spec, num_workers, seconds)
+    pairs = ((by_id[trace.id], trace) for trace in traces)
+    verdicts = list(judge_pairs(pairs, len(traces), spec, num_workers, seconds))
     judged = tuple(map(JudgedTrace, traces, verdicts))
     if failure := failed_on_all(judged):
         raise UserError(f"checker: {failure}; fix it, or give another one")
@@ -62,18 +63,20 @@ def judge(
 
 
 def judge_pairs(
-    pairs: Sequence[tuple[Question, Trace]], checker: CheckerSpec, num_workers: int | None, seconds_per_trace: float
-) -> list[Verdict]:
-    """The verdicts on traces, in order, with a progress bar."""
-    verdicts = []
+    pairs: Iterable[tuple[Question, Trace]],
+    count: int,
+    checker: CheckerSpec,
+    num_workers: int | None,
+    seconds_per_trace: float,
+) -> Generator[Verdict]:
+    """Yields the verdicts on traces, in order, with a progress bar; ends the workers when it is closed."""
     with (
         CheckerPool(checker, num_workers, seconds_per_trace) as pool,
-        progress("judge", len(pairs), "traces") as advance,
+        progress("judge", count, "traces") as advance,
     ):
         for verdict in pool.judge(pairs):
-            verdicts.append(verdict)
+            yield verdict
             advance(1)
-    return verdicts
 
 
 def _questions(traces: Traces[Trace] | Sequence[Trace], task: Task | QuestionSet | None) -> QuestionSet:

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tpt_jax.evaluation import mean_interval, pass_at_k
-from tpt_jax.prune.selection import Selection
+from tpt_jax.prune.selection import Candidate, Choice
 from tpt_jax.records import CHECKERS_FAULT, JudgedTrace, Verdict
 from tpt_jax.terminal import listed
 
@@ -23,13 +23,13 @@ def label(verdict: Verdict) -> str:
     return verdict.reason or WRONG
 
 
-def count_labels(judged: Iterable[JudgedTrace]) -> dict[str, int]:
+def count_labels(judged: Iterable[JudgedTrace | Candidate]) -> dict[str, int]:
     """The number of verdicts of each kind: correct kinds first, then the others from common to rare."""
     counts = collections.Counter(label(trace.verdict) for trace in judged)
     return {STRICT: counts.pop(STRICT, 0), FORMAT_ONLY: counts.pop(FORMAT_ONLY, 0), **dict(counts.most_common())}
 
 
-def failed_on_all(judged: Iterable[JudgedTrace]) -> str | None:
+def failed_on_all(judged: Iterable[JudgedTrace | Candidate]) -> str | None:
     """A message if the checker itself failed on every trace; None if it did not, or if there are no traces."""
     reasons = {trace.verdict.reason for trace in judged}
     if not reasons or not all(reason.startswith(CHECKERS_FAULT) for reason in reasons):
@@ -37,7 +37,7 @@ def failed_on_all(judged: Iterable[JudgedTrace]) -> str | None:
     return f"it failed on every trace ({listed(sorted(reasons))})"
 
 
-def print_summary(console: Console, judged: Sequence[JudgedTrace], selection: Selection) -> None:
+def print_summary(console: Console, judged: Sequence[Candidate], choice: Choice) -> None:
     """Prints tables of verdicts, kept and dropped traces, and Pass@1 and Pass@k for both verdicts."""
     table = Table("traces", "count", "share")
     table.columns[1].justify = table.columns[2].justify = "right"
@@ -45,7 +45,7 @@ def print_summary(console: Console, judged: Sequence[JudgedTrace], selection: Se
     def add_row(text: str, count: int) -> None:
         table.add_row(text, f"{count:,}", f"{count / len(judged):.1%}")
 
-    def add_kinds(heading: str, traces: list[JudgedTrace]) -> None:
+    def add_kinds(heading: str, traces: list[Candidate]) -> None:
         add_row(heading, len(traces))
         for text, count in count_labels(traces).items():
             if count:
@@ -54,31 +54,31 @@ def print_summary(console: Console, judged: Sequence[JudgedTrace], selection: Se
     add_kinds("correct", [trace for trace in judged if trace.verdict.correct])
     add_kinds("wrong", [trace for trace in judged if not trace.verdict.correct and not trace.verdict.unknown])
     add_kinds("unknown", [trace for trace in judged if trace.verdict.unknown])
-    add_row("truncated", sum(trace.trace.finish_reason == "length" for trace in judged))
-    add_row("kept", len(selection.kept))
-    for reason, count in selection.num_dropped.items():
+    add_row("truncated", sum(trace.finish_reason == "length" for trace in judged))
+    add_row("kept", len(choice.kept))
+    for reason, count in choice.num_dropped.items():
         if count:
             add_row(f"  dropped: {reason}", count)
     console.print(table)
     _print_rates(console, [trace for trace in judged if not trace.verdict.unknown])
 
 
-def _print_rates(console: Console, judged: Sequence[JudgedTrace]) -> None:
+def _print_rates(console: Console, judged: Sequence[Candidate]) -> None:
     """Prints Pass@1 and Pass@k; k is the smallest number of traces of any question.
 
     Args:
       judged: traces whose verdict is known.
     """
-    by_question: dict[str, list[JudgedTrace]] = collections.defaultdict(list)
+    by_question: dict[str, list[Candidate]] = collections.defaultdict(list)
     for trace in judged:
-        by_question[trace.trace.id].append(trace)
+        by_question[trace.id].append(trace)
     if not by_question:
         return
     questions = list(by_question.values())
     ks = sorted({1, min(map(len, questions))})
     table = Table("95% over questions", *(f"Pass@{k}" for k in ks))
 
-    def rate(is_right: Callable[[JudgedTrace], bool], k: int) -> str:
+    def rate(is_right: Callable[[Candidate], bool], k: int) -> str:
         values = [pass_at_k(len(traces), sum(map(is_right, traces)), k) for traces in questions]
         low, high = mean_interval(values)
         return f"{sum(values) / len(values):.1%} ({low:.1%} to {high:.1%})"
