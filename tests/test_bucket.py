@@ -1,5 +1,6 @@
 """A run folder in a bucket: gs:// through etils and fsspec, simulated by a folder that refuses renames."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from tpt_jax import report
 from tpt_jax.checkpoints.checksums import BrokenCheckpointError, verify_checksums, write_checksums
 from tpt_jax.config import RunConfig, load_config
 from tpt_jax.io.paths import files_below, is_remote, to_path
+from tpt_jax.library.judge_file import read_traces_to_judge
 from tpt_jax.loop.metrics import MetricsLog
 from tpt_jax.loop.run_folder import RunFolder
 from tpt_jax.records import JudgedTrace, Question, Trace, Verdict
@@ -113,3 +115,14 @@ def test_checksums_are_verified(run: tuple[str, Path]) -> None:
     (run[1] / "checkpoints/001/parameters/weights").write_bytes(b"1234")
     with pytest.raises(BrokenCheckpointError, match="parameters/weights has 4 of 5 bytes"):
         verify_checksums(folder)
+
+
+def test_gzipped_and_parquet_files_are_read(cloud: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pytest.importorskip("pyarrow").Table.from_pylist([{"id": "a", "completion": "x"}])
+    (cloud / "bucket").mkdir(exist_ok=True)
+    (cloud / "bucket" / "q.jsonl.gz").write_bytes(gzip.compress(b'{"id": "a", "question": "?", "answer": "7"}'))
+    parquet.write_table(table, cloud / "bucket" / "t.parquet")
+    paths = "gs://bucket/q.jsonl.gz", "gs://bucket/t.parquet"
+    read = read_traces_to_judge("gsm8k", *paths, None, None, run_code_without_sandbox=False)
+    assert [(question.answer, trace.completion) for question, trace in read.pairs()] == [("7", "x")]
