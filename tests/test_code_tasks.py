@@ -80,6 +80,9 @@ def test_humaneval_reads_the_published_file(tmp_path: Path, compressed: bool) ->
         gzip.compress(content) if compressed else content
     )
     task = load_task(HumanEvalConfig("humaneval", folder=tmp_path, train_share=0.25))
+    for questions in (task.train, task.test):
+        assert questions.generation.max_new_tokens == 768
+        assert questions.seconds_per_trace == 10.0
     assert (len(task.train), len(task.test)) == (5, 15)
     solutions = {line["task_id"]: line["canonical_solution"] for line in lines}
     assert {question.id for question in (*task.train, *task.test)} == set(solutions)

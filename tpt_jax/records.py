@@ -133,6 +133,7 @@ class QuestionSet(Sequence[Question]):
     """
 
     questions: tuple[Question, ...]
+    _: dataclasses.KW_ONLY
     instruction: str = ""
     checker: CheckerSpec = "numeric"
     shots: tuple[Shot, ...] = ()

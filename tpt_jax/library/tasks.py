@@ -88,7 +88,14 @@ def own_task(
 
     def split(which: str, questions: Questions) -> QuestionSet:
         converted = as_question_set(questions, id_prefix=f"{name}/{which}/").questions
-        return QuestionSet(converted, instruction, checker, tuple(shots), prompt.template, prompt.stop)
+        return QuestionSet(
+            converted,
+            instruction=instruction,
+            checker=checker,
+            shots=tuple(shots),
+            template=prompt.template,
+            stop=prompt.stop,
+        )
 
     return without_test_questions(Task(name, split("train", train), split("test", test)))
 

@@ -83,11 +83,11 @@ class TaskConfig(abc.ABC):
         def question_set(questions: Iterable[Question]) -> QuestionSet:
             return QuestionSet(
                 tuple(questions),
-                instruction,
-                checker or self.checker_name,
-                tuple(shots),
-                self.generation,
-                self.seconds_per_trace,
+                instruction=instruction,
+                checker=checker or self.checker_name,
+                shots=tuple(shots),
+                generation=self.generation,
+                seconds_per_trace=self.seconds_per_trace,
             )
 
         return Task(self.name, question_set(train), question_set(test))
