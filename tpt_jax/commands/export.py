@@ -8,7 +8,13 @@ from tpt_jax.commands.arguments import add_host_arguments, joined_hosts
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", required=True, help="a run's checkpoint")
     parser.add_argument("--output", required=True, help="the folder to write")
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the written weights")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of the written weights; bfloat16 halves the file and rounds away small changes, so a short training may be "
+        "lost in it",
+    )
     add_host_arguments(parser)
 
 

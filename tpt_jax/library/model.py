@@ -105,11 +105,12 @@ class Model:
             self.folder.path, questions.instruction, questions.shots, template=questions.template, stop=questions.stop
         )
 
-    def export(self, output: str | os.PathLike[str], dtype: WeightType = "bfloat16") -> None:
+    def export(self, output: str | os.PathLike[str], dtype: WeightType = "float32") -> None:
         """Writes a Hugging Face folder that transformers and vLLM load.
 
         Args:
-          dtype: type of the written weights.
+          dtype: type of the written weights. bfloat16 halves the file, and rounds away changes of less than 1/512 of a
+            weight: a short training of a model that was published in bfloat16 may lose most of what it learnt.
 
         Raises:
           UserError: the folder is not empty, or not on a disk.
@@ -152,7 +153,7 @@ def load_model(name: str | os.PathLike[str], *, mesh: Mesh | None = None, comput
 
 
 def export_checkpoint(
-    checkpoint: str | os.PathLike[str], output: str | os.PathLike[str], dtype: WeightType = "bfloat16"
+    checkpoint: str | os.PathLike[str], output: str | os.PathLike[str], dtype: WeightType = "float32"
 ) -> None:
     """Writes a run's checkpoint as a Hugging Face folder, as `tpt export`.
 
