@@ -12,8 +12,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         choices=("float32", "bfloat16"),
         default="float32",
-        help="of the written weights; bfloat16 halves the file and rounds away small changes, so a short training may be "
-        "lost in it",
+        help="of the written weights; bfloat16 halves the file and rounds small changes away, so a short training may "
+        "be lost in it",
     )
     add_host_arguments(parser)
 
