@@ -63,7 +63,7 @@ _NUMBERED_HEADING = re.compile(  # "#### Step 3: Divide", "#### Day 2"
     r"\**\s*(?:step|part)?\s*\d{1,2}[.:)]\**\s+\**[A-Za-z]|\**\s*(?:step|part|day|case|week|month|year)\s+\d{1,2}\W*$",
     re.IGNORECASE,
 )
-_LABEL = re.compile(r"^[ \t]*\**a[ \t]*:(?![^\n]*\n\W*b[ \t]*:)", re.MULTILINE)  # unless a line "B: ..." follows
+_LABEL = re.compile(r"a ?:(?![^\n]*\n\W*b ?:)")  # unless a line "B: ..." follows
 _KEY = re.compile(r"""["']?\s*:\s*(?:"((?:[^"\\\n]|\\.)*)"|'((?:[^'\\\n]|\\.)*)'|(\[[^\]\n]*\]|[^,}\n]*))""")
 _BEFORE_KEY = re.compile(r"""(?:(?<!\w)["'](?:\w+[ _])*|\{\s*(?:\w+_)*)$""")
 _HEADING = re.compile(r"s?\**[ \t]*:?\**[ \t]*$", re.MULTILINE)
@@ -80,6 +80,7 @@ _NOT_THE_ANSWER = re.compile(r"\b(?:choices|options|words)\b")  # "the answer ch
 _PURPOSE = re.compile(
     r"\b(?:to|can|could|we|i|verify|check(?:ing)?|explain|justify)\s+(?:(?:my|our|the|this|your)\s+)?$"
 )
+_BEFORE_NOUN = re.compile(r"\b(?:is|be)\s+(?:the|our|my)\b")  # cheap, and rules most texts out
 _AFTERWARDS = re.compile(
     r"(?P<value>[^;:\n]{1,80})(?<!which)(?<!that)(?<!this)(?<!This)\s+(?:is|would be|must be)\s+(?:the|our|my)\s+"
     r"(?:(?:correct|right|final|best)\s+)?$"
@@ -104,6 +105,7 @@ _SENTENCE_END = re.compile(
 )
 _BLANK = re.compile(r"[\n*:= \t]*(?:(?:_{2,}[.,]?|\.)(?=\s)[\n*:= \t]*)?")  # may hold a line to write on: "is ____."
 _DISPLAY = re.compile(r"\$\$.{1,800}?\$\$|\\\[.{1,800}?\\\]", re.DOTALL)
+_ONE_WORD = re.compile(r"[A-Za-z]{3,}\W*")
 _PROSE = re.compile(r"[\"'(*]*[A-Za-z][a-z']*[^\n\d$\\]*\s[A-Za-z]{2,}")
 
 
@@ -113,7 +115,7 @@ def find_announcements(text: str, nouns: re.Pattern[str] = ANSWER) -> list[Annou
     Args:
       nouns: what announces an answer in words, in lower case.
     """
-    lower = text.translate(_TO_LOWER_CASE)
+    lower = text.lower() if text.isascii() else text.translate(_TO_LOWER_CASE)
     boxes = [*_boxes(text)] if "\\" in text else []
     found = [
         each
@@ -135,9 +137,9 @@ def _hashes(text: str) -> Iterator[Announcement]:
         statement = _statement(text, match.end())
         if _NUMBERED_HEADING.match(statement):
             continue
-        rest = text[match.end() :].lstrip("\n*:= \t")[len(statement) :]
-        if _PROSE.match(statement) or re.fullmatch(r"[A-Za-z]{3,}\W*", statement):
+        if not statement[:1].isdigit() and (_PROSE.match(statement) or _ONE_WORD.fullmatch(statement)):
             # "#### No solution", or a heading: the answer can only follow it
+            rest = text[match.end() :].lstrip("\n*:= \t")[len(statement) :]
             yield Announcement(Kind.HASHES, f"{statement}\n{rest}", match.start(), match.end(), is_passage=True)
         else:
             yield Announcement(
@@ -163,8 +165,10 @@ def _tags(text: str, lower: str) -> Iterator[Announcement]:
 
 
 def _labels(text: str, lower: str) -> Iterator[Announcement]:
-    for match in _LABEL.finditer(lower) if "a:" in lower or "a :" in lower else ():
-        yield _announced(Kind.LABEL, text, match.start(), match.end())
+    for match in _LABEL.finditer(lower):
+        start = lower.rfind("\n", 0, match.start()) + 1
+        if not lower[start : match.start()].strip(" \t*"):
+            yield _announced(Kind.LABEL, text, start, match.end())
 
 
 def _words(text: str, lower: str, nouns: re.Pattern[str]) -> Iterator[Announcement]:
@@ -197,13 +201,15 @@ def _words(text: str, lower: str, nouns: re.Pattern[str]) -> Iterator[Announceme
         clause = _CLAUSE_START.split(before)[-1]
         denied = bool(_NEGATION.search(clause) or _NEGATION.search(link["gap"]))
         is_final = clause.rstrip(" *").endswith("final")
-        announcement = _announced(Kind.WORDS, text, noun.start(), link.end(), is_denied=denied, is_final=is_final)
-        yield dataclasses.replace(announcement, is_weak=is_weak)
+        yield _announced(
+            Kind.WORDS, text, noun.start(), link.end(), is_denied=denied, is_final=is_final, is_weak=is_weak
+        )
 
 
 def _announced_before(text: str, lower: str, end: int) -> Iterator[Announcement]:
     """The announcement of a value before the noun: "so 18 is the answer"."""
-    match = _AFTERWARDS.search(text, max(0, end - MAX_CLAUSE_CHARACTERS), end)
+    start = max(0, end - MAX_CLAUSE_CHARACTERS)
+    match = _AFTERWARDS.search(text, start, end) if _BEFORE_NOUN.search(text, start, end) else None
     if match and not _NEGATION.search(match.group()):
         start = match.start() + len(match.group()) - len(_CLAUSE_START.split(match["value"])[-1])
         value = _CLAUSE_START.split(match["value"])[-1].strip()
@@ -211,7 +217,14 @@ def _announced_before(text: str, lower: str, end: int) -> Iterator[Announcement]
 
 
 def _announced(
-    kind: Kind, text: str, start: int, end: int, *, is_denied: bool = False, is_final: bool = False
+    kind: Kind,
+    text: str,
+    start: int,
+    end: int,
+    *,
+    is_denied: bool = False,
+    is_final: bool = False,
+    is_weak: bool = False,
 ) -> Announcement:
     """The announcement whose value follows `end`."""
     rest = text[end : end + MAX_PASSAGE_CHARACTERS]
@@ -225,7 +238,7 @@ def _announced(
     statement = statement[denial.end() :].lstrip() if denial else statement
     denied = is_denied or denial is not None
     statement = statement if is_passage else _without_contrast(_first_sentence(statement))
-    return Announcement(kind, statement, start, end, denied, is_passage, is_final)
+    return Announcement(kind, statement, start, end, denied, is_passage, is_final, is_weak)
 
 
 def _statement(text: str, start: int) -> str:

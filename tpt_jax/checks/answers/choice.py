@@ -5,9 +5,10 @@ no answer unless one takes the other back: a wrong trace judged correct would be
 """
 
 import dataclasses
+import functools
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from tpt_jax.checks.answers.announce import MAX_ANSWER_CHARACTERS, Announcement, Kind
 from tpt_jax.checks.answers.doubt import find_doubt, is_undecided
@@ -58,6 +59,8 @@ _AFFIRMATIONS = (
 _EXPLANATION_START = re.compile(r"[\s).:,;–-]*(?:\b(?:which|that|it) is\b|\bi\.e\.,?|\bnamely\b)?[\s:]*", re.IGNORECASE)
 _SINGLE_LETTER = re.compile(r"(?<![\w'])(?!(?:A|I)\s+[a-z])([A-Z])(?![\w'])")
 _NAMED_LETTER = re.compile(r"\(([A-Z])\)|\b(?:[Oo]ption|[Cc]hoice|OPTION|CHOICE)\s+\(?([A-Z])\b")
+_NO_CHOICE = re.compile(r"n/a\b|none of", re.IGNORECASE)
+_REJECTED = re.compile(r"[ )]*(?:\?|is(?:n't| not| wrong| incorrect)\b)")  # "C is wrong", "C?"
 _WITH_TEXT = re.compile(r"(?<![\w'])([A-Z])[).:]\s*")
 _LINE_LABEL = re.compile(
     r"(?m)\W*(?:(?i:option|choice)\s+\W?([A-Z])\b|([A-Z])[^\w\n]*(?:$|(?<=[).:])))"
@@ -69,12 +72,11 @@ def check_choice(question: Question, completion: str, *, is_finished: bool = Tru
 
     Strict if the answer is correct and the last line of the form "#### C" names it.
     """
-    choices = [str(choice) for choice in question.data.get("choices", ())]
-    letters = string.ascii_uppercase[: len(choices) or None]
+    reader = _reader(tuple(map(str, question.data.get("choices", ()))))
     reference = question.answer.strip()
-    if len(reference) != 1 or reference not in letters:
+    if reference not in reader.choices.letters:
         return Verdict.unreadable()
-    answer = extract_answer(completion, ChoiceReader(choices, letters), is_finished=is_finished)
+    answer = extract_answer(completion, reader, is_finished=is_finished)
     if isinstance(answer, Missing):
         return Verdict.wrong(answer.value)
     correct = answer.value == reference
@@ -83,16 +85,32 @@ def check_choice(question: Question, completion: str, *, is_finished: bool = Tru
 
 
 @dataclasses.dataclass(frozen=True)
-class ChoiceReader:
-    """Reads the letters of choices.
+class Choices:
+    """The choices of a question.
 
     Attributes:
-      choices: their texts; empty if unknown.
+      texts: by letter, as written; empty if unknown.
+      normalised: the same for comparison; without empty ones.
       letters: those that a choice can have.
     """
 
-    choices: Sequence[str]
-    letters: str
+    texts: Mapping[str, str]
+    normalised: Mapping[str, str]
+    letters: frozenset[str]
+
+
+@functools.lru_cache(maxsize=1_024)  # every sample of a question has the same choices
+def _reader(texts: tuple[str, ...]) -> "ChoiceReader":
+    by_letter = dict(zip(string.ascii_uppercase, texts, strict=False))
+    normalised = {letter: text for letter, choice in by_letter.items() if (text := _normalise(choice))}
+    return ChoiceReader(Choices(by_letter, normalised, frozenset(by_letter or string.ascii_uppercase)))
+
+
+@dataclasses.dataclass(frozen=True)
+class ChoiceReader:
+    """Reads the letters of choices."""
+
+    choices: Choices
     nouns = _NOUNS
     is_exclusive = True
 
@@ -100,31 +118,32 @@ class ChoiceReader:
         """Reads the letters that the announcement begins with, or the choice whose text it is."""
         text = announcement.text
         if announcement.kind is Kind.HASHES or not announcement.is_passage:
-            return _single(_read_letters(text.partition("\n")[0], self.choices, self.letters))
+            return _single(_read_letters(text.partition("\n")[0], self.choices))
         # A list of all choices, in ascending order, is no answer: "To find the right option:\nA) Paris ..."
         line, _, rest = text.partition("\n")
         if "" < _line_label(line) < _line_label(rest):
             return Missing.NONE
-        bare = _read_bare_answer(line, self.choices, self.letters)
+        bare = _read_bare_answer(line, self.choices)
         return _single(bare) if bare else self.read_conclusion(text)[0]
 
     def read_last(self, text: str) -> str | Missing:
         """The last letter of a text."""
         return next(
-            (letter for letter in reversed(_SINGLE_LETTER.findall(text)) if letter in self.letters), Missing.NONE
+            (letter for letter in reversed(_SINGLE_LETTER.findall(text)) if letter in self.choices.letters),
+            Missing.NONE,
         )
 
     def read_conclusion(self, text: str) -> tuple[str | Missing, str]:
         """Reads the last line, else the letters named in the text, else the first line, whatever names a choice."""
         for read in (_read_last_line, _find_named, _read_first_line):
-            if picked := read(text, self.choices, self.letters):
+            if picked := read(text, self.choices):
                 return _single(picked), ""
         return Missing.NONE, ""
 
     def closing(self, text: str) -> str:
         """The last line if it affirms one choice, or is a bare answer."""
-        picked = _find_affirmed(text.rstrip().rpartition("\n")[2], self.choices, self.letters)
-        picked = picked or _read_last_line(text, self.choices, self.letters)
+        picked = _find_affirmed(text.rstrip().rpartition("\n")[2], self.choices)
+        picked = picked or _read_last_line(text, self.choices)
         return " or ".join(sorted(picked))
 
     def are_same(self, left: str, right: str) -> bool:
@@ -136,7 +155,7 @@ def _single(picked: set[str]) -> str | Missing:
     return (Missing.SEVERAL if len(picked) > 1 else next(iter(picked))) if picked else Missing.NONE
 
 
-def _find_affirmed(line: str, choices: Sequence[str], letters: str) -> set[str]:
+def _find_affirmed(line: str, choices: Choices) -> set[str]:
     """The letters that a line, or its last sentence, calls correct or picks, without negation or doubt."""
     if len(line) > MAX_ANSWER_CHARACTERS or _NEGATION.search(line):
         line = re.split(r"[.!?]\s+", line)[-1]
@@ -145,36 +164,32 @@ def _find_affirmed(line: str, choices: Sequence[str], letters: str) -> set[str]:
     matches = (match for pattern in _AFFIRMATIONS for match in pattern.finditer(_MARKUP.sub("", line)))
     named = ((_letter_of(match), _normalise(match["text"])) for match in matches)
     return {
-        letter
-        for letter, choice_text in named
-        if not choice_text or letter in _choices_with_text(choice_text, choices, letters)
-    } & set(letters)
+        letter for letter, choice_text in named if not choice_text or letter in _choices_with_text(choice_text, choices)
+    } & choices.letters
 
 
-def _read_last_line(text: str, choices: Sequence[str], letters: str) -> set[str]:
+def _read_last_line(text: str, choices: Choices) -> set[str]:
     """The letters of a last line that is a bare answer and not the end of a list of choices."""
     above, _, line = text.rstrip().rpartition("\n")
     labels = [*filter(None, map(_line_label, above.split("\n")))]
-    return set() if labels and labels[-1] < _line_label(line) else _read_bare_answer(line, choices, letters)
+    return set() if labels and labels[-1] < _line_label(line) else _read_bare_answer(line, choices)
 
 
-def _read_first_line(text: str, choices: Sequence[str], letters: str) -> set[str]:
+def _read_first_line(text: str, choices: Choices) -> set[str]:
     """The letter of a first line that is a bare answer, if no later line starts with another choice or doubts it."""
     line, _, rest = text.strip().partition("\n")
     has_others = any(_line_label(other) not in ("", _line_label(line)) for other in rest.split("\n"))
-    return (
-        set() if not _line_label(line) or has_others or find_doubt(rest) else _read_bare_answer(line, choices, letters)
-    )
+    return set() if not _line_label(line) or has_others or find_doubt(rest) else _read_bare_answer(line, choices)
 
 
-def _read_bare_answer(line: str, choices: Sequence[str], letters: str) -> set[str]:
+def _read_bare_answer(line: str, choices: Choices) -> set[str]:
     """The letters of a line that is a bare answer: "C", "Paris", or "C) Paris" if Paris is the text of C."""
     plain = _FILLER.sub("", _MARKUP.sub("", line))
     first = _LETTER_PATTERN.match(plain)
     text = plain[first.end() :].lstrip(").:]'\" ") if first else ""
-    if (first and not text) or _choices_with_text(plain, choices, letters):
-        return _read_letters(line, choices, letters)
-    return {_letter_of(first)} & _choices_with_text(text, choices, letters) if first else set()
+    if (first and not text) or _choices_with_text(plain, choices):
+        return _read_letters(line, choices)
+    return {_letter_of(first)} & _choices_with_text(text, choices) if first else set()
 
 
 def _line_label(line: str) -> str:
@@ -183,13 +198,13 @@ def _line_label(line: str) -> str:
     return _letter_of(label) if label else ""
 
 
-def _find_named(text: str, choices: Sequence[str], letters: str) -> set[str]:
+def _find_named(text: str, choices: Choices) -> set[str]:
     """The letters in parentheses or after "option" anywhere in a text, if its last line affirms one."""
     last_line = text.rstrip().rpartition("\n")[2]
     with_text = {
         match[1]
         for match in _WITH_TEXT.finditer(last_line)
-        if match[1] in _choice_at_start(last_line[match.end() :], choices, letters)
+        if match[1] in _choice_at_start(last_line[match.end() :], choices)
     }
     if len(with_text) == 1 and not _NEGATION.search(last_line) and not _LINE_LABEL.match(last_line):
         return with_text  # "This is known as C. Rome"
@@ -197,49 +212,50 @@ def _find_named(text: str, choices: Sequence[str], letters: str) -> set[str]:
     if named is None or _NEGATION.search(last_line):
         return set()
     before = _normalise(last_line[: named.start()])
-    is_text = any(before.endswith(f"is {_normalise(choice)}") for choice in choices)  # "It is Rome (C)"
+    is_text = any(before.endswith(f"is {choice}") for choice in choices.normalised.values())  # "It is Rome (C)"
     if not (is_text or _AFFIRMING_WORD.search(last_line)):
         return set()
-    return {first or second for first, second in _NAMED_LETTER.findall(text)} & set(letters)
+    return {first or second for first, second in _NAMED_LETTER.findall(text)} & choices.letters
 
 
-def _read_letters(line: str, choices: Sequence[str], letters: str) -> set[str]:
+def _read_letters(line: str, choices: Choices) -> set[str]:
     """The letters that an announced answer begins with, and the choice whose text it is."""
     plain = _FILLER.sub("", _MARKUP.sub("", line))
-    by_text = _choices_with_text(plain, choices, letters)
-    if by_text and plain.strip(" .()") not in letters:
+    by_text = _choices_with_text(plain, choices)
+    if by_text and plain.strip(" .()") not in choices.letters:
         return by_text
-    if re.match(r"(?i)n/a\b|none of", plain) or (is_undecided(plain) and not _LETTER_PATTERN.match(plain)):
+    if _NO_CHOICE.match(plain) or (is_undecided(plain) and not _LETTER_PATTERN.match(plain)):
         return set()
     first = _LETTER_PATTERN.match(plain)
     if first is None or (first.group() in ("A", "I") and _WORD_FOLLOWS.match(plain, first.end())):
         return set()
     picked = {_letter_of(first)}
-    position = _end_of_choice(plain, first, choices, letters)
+    position = _end_of_choice(plain, first, choices)
     while following := _NEXT_LETTER.match(plain, position):
         picked.add(_letter_of(following))
-        position = _end_of_choice(plain, following, choices, letters)
+        position = _end_of_choice(plain, following, choices)
     rest = plain[position:]
-    if re.match(r"[ )]*(?:\?|is(?:n't| not| wrong| incorrect)\b)", rest):
+    if _REJECTED.match(rest):
         return set()
-    return (picked | _choice_at_start(_EXPLANATION_START.sub("", rest, count=1), choices, letters)) & set(letters)
+    return (picked | _choice_at_start(_EXPLANATION_START.sub("", rest, count=1), choices)) & choices.letters
 
 
-def _end_of_choice(text: str, letter: re.Match[str], choices: Sequence[str], letters: str) -> int:
+def _end_of_choice(text: str, letter: re.Match[str], choices: Choices) -> int:
     """Where a letter ends, with the text of its choice if that follows."""
-    own = choices[letters.index(_letter_of(letter))] if choices and _letter_of(letter) in letters else ""
-    follows = re.compile(rf"[).:\s]*{re.escape(own)}(?!\w)", re.IGNORECASE).match(text, letter.end()) if own else None
-    return follows.end() if follows else letter.end()
+    own = choices.texts.get(_letter_of(letter), "").casefold()
+    start = len(text) - len(text[letter.end() :].lstrip(").: \t"))
+    end = start + len(own)
+    follows = own and text[start:end].casefold() == own and not text[end : end + 1].isalnum()
+    return end if follows else letter.end()
 
 
-def _choice_at_start(text: str, choices: Sequence[str], letters: str) -> set[str]:
+def _choice_at_start(text: str, choices: Choices) -> set[str]:
     """The letter of the choice whose text starts this one, to catch contradictions: "C) Paris" if Paris is B."""
     normalised = _normalise(text)
-    texts = ((_normalise(choice), letter) for letter, choice in zip(letters, choices, strict=False))
     matches = [
-        (len(choice_text), letter)
-        for choice_text, letter in texts
-        if choice_text and re.match(rf"{re.escape(choice_text)}(?!\w)", normalised)
+        (len(choice), letter)
+        for letter, choice in choices.normalised.items()
+        if normalised.startswith(choice) and not normalised[len(choice) : len(choice) + 1].isalnum()
     ]
     return {max(matches)[1]} if matches else set()
 
@@ -249,16 +265,12 @@ def _letter_of(match: re.Match[str]) -> str:
     return next(group for group in match.groups() if group is not None).upper()
 
 
-def _choices_with_text(text: str, choices: Sequence[str], letters: str) -> set[str]:
+def _choices_with_text(text: str, choices: Choices) -> set[str]:
     """The letters of the choices with this text."""
     normalised = _normalise(text)
-    return {
-        letter
-        for letter, choice in zip(letters, choices, strict=False)
-        if normalised and _normalise(choice) == normalised
-    }
+    return {letter for letter, choice in choices.normalised.items() if choice == normalised}
 
 
 def _normalise(text: str) -> str:
     """Normalises a text for comparison: no markup, case, outer punctuation or repeated spaces."""
-    return re.sub(r"\s+", " ", _MARKUP.sub("", text)).strip(" .,;:\"'").casefold()
+    return " ".join(_MARKUP.sub("", text).split()).strip(" .,;:\"'").casefold()
