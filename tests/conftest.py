@@ -24,11 +24,13 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from processes import CommandHere
 
 from tpt_jax.config import MeshConfig
 from tpt_jax.models.architecture import LinearScaling, Llama3Scaling, ModelConfig
 from tpt_jax.models.huggingface_import import load_parameters, read_model_config
 from tpt_jax.models.transformer import abstract_parameters
+from tpt_jax.runtime import hosts, preemption
 from tpt_jax.runtime.mesh import make_mesh
 from tpt_jax.runtime.sharding import TRAIN_RULES, Layout
 
@@ -100,6 +102,14 @@ def no_implicit_promotion(request: pytest.FixtureRequest) -> Iterator[None]:
     trains = request.module.__name__ in MODULES_THAT_TRAIN
     with jax.numpy_dtype_promotion("standard" if trains else "strict"):
         yield
+
+
+@pytest.fixture
+def tpt_here(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> CommandHere:
+    """Runs the command in this process, which uses JAX already, so cannot join hosts, and handles its own signals."""
+    monkeypatch.setattr(hosts, "join", lambda coordinator: None)
+    monkeypatch.setattr(preemption, "listen", lambda: None)
+    return CommandHere(capsys)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """A failure is one line with exit status 1, whichever thread it begins in; its traceback only comes if asked for."""
 
 import logging
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
+from processes import EASY_TASK, process_environment
 
 from tpt_jax.checkpoints import writer
 from tpt_jax.checkpoints.model_folder import ModelFolder
@@ -18,7 +18,6 @@ from tpt_jax.commands.main import main
 from tpt_jax.io.paths import to_path
 from tpt_jax.runtime import environment
 
-ROOT = Path(__file__).parent.parent
 XLA_ERROR = "UNIMPLEMENTED: Unsupported element type\nand much more"
 LINE = "tpt: JaxRuntimeError: UNIMPLEMENTED: Unsupported element type"
 HINT = " (TPT_TRACEBACK=1 shows where)"
@@ -34,24 +33,21 @@ engine._fetch = fail
 run.compile_trainer = lambda *_, **options: None
 sys.exit(main(sys.argv[1:]))
 """
-CONFIG = f"""
-extends: {ROOT}/configs/quickstart.yaml
-task: {{num_train: 4, num_test: 4}}
+CONFIG = f"""{EASY_TASK}
+name: failing
 num_rounds: 1
 think: {{num_slots: 4}}
 prune: {{num_workers: 1}}
 evaluate: {{num_slots: 4}}
 """
-PROGRESS = ("quickstart:", "sampler ready", "round 0")
+PROGRESS = ("failing:", "sampler ready", "round 0")
 
 
 def test_a_run_that_fails_ends_with_one_line(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(CONFIG)
     arguments = ["run", "--config", str(tmp_path / "config.yaml"), "--run_dir", str(tmp_path / "run")]
-    env = {name: value for name, value in os.environ.items() if not name.startswith("JAX_NUMPY")}
-    env["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
     command = [sys.executable, "-c", FAILING_RUN, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=240, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=process_environment(), timeout=240, check=False)
     assert done.returncode == 1
     *before, last = done.stderr.splitlines()
     assert last == LINE + HINT

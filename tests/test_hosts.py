@@ -1,7 +1,6 @@
 """Several hosts: processes on one machine, each with its own devices, that work on one command."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -13,35 +12,27 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from processes import EASY_TASK, ROOT, TPT, CommandHere, process_environment
 
 from tpt_jax.checkpoints.model_folder import ModelFolder
 from tpt_jax.runtime import hosts
 from tpt_jax.runtime.sharding import Layout
 
-ROOT = Path(__file__).parent.parent
-TPT = (sys.executable, "-m", "tpt_jax")
-CONFIG = f"""
-extends: {ROOT}/configs/quickstart.yaml
+CONFIG = f"""{EASY_TASK}
 name: small
-task: {{num_train: 16, num_test: 8}}
-num_rounds: 1
 mesh: {{data: 2, fsdp: 2, tensor: 2}}
-think: {{num_questions: 16, num_samples: 2, num_slots: 16}}
+think: {{num_questions: 16, num_samples: 2, max_prompt_tokens: 32, num_slots: 8}}
 prune: {{num_workers: 1}}
-train: {{num_epochs: 2, rows: 4, save_every: 1}}
-evaluate: {{num_samples: 1, num_slots: 8}}
+train: {{num_epochs: 2, save_every: 1, optimizer: {{name: muon, learning_rate: 2.0e-3}}}}
+evaluate: {{num_samples: 1, max_prompt_tokens: 32, num_slots: 8}}
 """
-# Over Gloo, independent collectives may run in any order; this scheduler makes them wait for each other.
-IN_ORDER = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 EARLY = "rounds/001/traces/think-001-00000.jsonl"  # the second host is killed when this appears
 
 Process = subprocess.Popen[str]
 
 
 def start(num_devices: int, *arguments: object) -> Process:
-    flags = f"--xla_force_host_platform_device_count={num_devices} --xla_backend_optimization_level=0 {IN_ORDER}"
-    env = {name: value for name, value in os.environ.items() if not name.startswith("JAX_NUMPY")}
-    env |= {"XLA_FLAGS": flags, "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
+    env = process_environment(num_devices) | {"JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
     command = [*TPT, *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
 
@@ -222,8 +213,7 @@ def test_a_mistake_on_one_host_ends_the_command_on_both(tmp_path: Path) -> None:
         assert f"tpt: {tmp_path}/missing.jsonl: no such file" in stderr
 
 
-def test_incomplete_host_options_are_refused() -> None:
-    command = [*TPT, "run", "--config", "configs/quickstart.yaml", "--coordinator", "localhost:1"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
+def test_incomplete_host_options_are_refused(tpt_here: CommandHere) -> None:
+    done = tpt_here("run", "--config", ROOT / "configs/own_task.yaml", "--coordinator", "localhost:1")
     assert done.returncode == 2
     assert "give all three, or none" in done.stderr

@@ -1,7 +1,6 @@
 """`import tpt_jax as tpt`: README's program, the notebook, the user's own questions and checkers, and mistakes."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -14,19 +13,14 @@ import nbclient
 import nbformat
 import numpy as np
 import pytest
+from processes import ROOT, process_environment
 
 import tpt_jax as tpt
 from tpt_jax.config import load_config
 
-ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT / "examples" / "quickstart.ipynb"
 README_PROGRAM = re.search(r"```python\n(import tpt_jax as tpt\n.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 SUMS = [(left, right) for left in range(10, 30) for right in (4, 15)]
-
-
-def environment() -> dict[str, str]:
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
-    return {name: value for name, value in os.environ.items() if not name.startswith("JAX_NUMPY")} | flags
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +40,7 @@ def test_the_program_in_the_readme_runs_without_a_main_guard(tmp_path: Path) -> 
     (tmp_path / "program.py").write_text(README_PROGRAM[1])
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     command = [sys.executable, "program.py"]
-    env = environment()
+    env = process_environment()
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     before, after = map(float, done.stdout.split("\n")[0].split())
@@ -65,7 +59,7 @@ def test_the_notebook_runs_and_keeps_its_outputs(tmp_path: Path) -> None:
     assert "<progress" in shown  # the bars' last state
     assert str(ROOT) not in shown
     client = nbclient.NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(tmp_path)}})
-    client.execute(env={**environment(), "JPY_PARENT_PID": ""})
+    client.execute(env={**process_environment(), "JPY_PARENT_PID": ""})
     outputs = [output for cell in code for output in cell.outputs]
     assert not [output for output in outputs if output.output_type == "error"]
 
@@ -245,7 +239,7 @@ def test_importing_is_quick_and_imports_no_jax() -> None:
         "import sys; assert 'jax' not in sys.modules; assert seconds < 0.3, seconds\n"
         "for name in tpt.__all__: getattr(tpt, name)\n"
     )
-    subprocess.run([sys.executable, "-c", program], check=True, env=environment())
+    subprocess.run([sys.executable, "-c", program], check=True, env=process_environment())
 
 
 def test_every_public_name_is_declared_for_type_checkers() -> None:

@@ -5,27 +5,23 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from processes import EASY_TASK, ROOT, TPT, CommandHere, process_environment, tpt
 from safetensors.numpy import load_file
 
-CONFIG = """
-extends: {root}/configs/quickstart.yaml
+CONFIG = f"""{EASY_TASK}
 name: small
-task: {{num_train: 48, num_test: 16}}
 num_rounds: 2
-think: {{num_questions: 24, num_samples: 2, num_slots: 16}}
+think: {{num_questions: 24, num_samples: 2, max_prompt_tokens: 32, num_slots: 4}}
 prune: {{num_workers: 1}}
-train: {{num_epochs: 4, rows: 2, save_every: 2}}
-evaluate: {{num_samples: 2, num_slots: 16}}
+train: {{num_epochs: 3, save_every: 2, traces_of: all, optimizer: {{learning_rate: 1.0e-3}}}}
+evaluate: {{num_samples: 2, max_prompt_tokens: 32, num_slots: 16}}
 """
-ROOT = Path(__file__).parent.parent
-TPT = (sys.executable, "-m", "tpt_jax")
 
 # A process is killed or stopped as soon as each of these exists, in this order: inside and between stages.
 KILL_POINTS = (
@@ -36,20 +32,10 @@ KILL_POINTS = (
 )
 
 
-def environment() -> dict[str, str]:
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
-    return {name: value for name, value in os.environ.items() if not name.startswith("JAX_NUMPY")} | flags
-
-
-def tpt(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [*TPT, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=240, check=False)
-
-
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("config") / "small.yaml"
-    path.write_text(CONFIG.format(root=ROOT))
+    path.write_text(CONFIG)
     return path
 
 
@@ -110,13 +96,17 @@ def test_no_question_is_asked_twice_or_tested_on(finished: Path) -> None:
     assert len({question["question"] for question in asked}) == 48
 
 
-def test_training_moved_the_weights_and_export_writes_them(finished: Path, tmp_path: Path) -> None:
+def test_training_moved_the_weights_and_export_writes_them(
+    finished: Path, tmp_path: Path, tpt_here: CommandHere
+) -> None:
     import torch
     import transformers
 
     exported = {}
-    for index in (0, 2):
-        done = tpt("export", "--checkpoint", finished / f"checkpoints/{index:03}", "--output", tmp_path / str(index))
+    for index, command in ((0, tpt_here), (2, tpt)):
+        done = command(
+            "export", "--checkpoint", finished / f"checkpoints/{index:03}", "--output", tmp_path / str(index)
+        )
         assert done.returncode == 0, done.stderr
         exported[index] = load_file(tmp_path / str(index) / "model.safetensors")
     shipped = load_file(ROOT / "tpt_jax/quickstart/model/model.safetensors")
@@ -139,7 +129,8 @@ def test_a_run_killed_in_every_stage_ends_with_the_same_results(config: Path, fi
     folder = tmp_path / "killed"
     for point in KILL_POINTS:
         command = [*TPT, "run", "--config", str(config), "--run_dir", str(folder)]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment())
+        quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        process = subprocess.Popen(command, env=process_environment(), **quiet)
         deadline = time.monotonic() + 120
         while not any(folder.glob(point)):
             assert process.poll() is None, f"ended before {point}"
@@ -177,19 +168,21 @@ def test_a_broken_checkpoint_is_trained_again(config: Path, finished: Path, tmp_
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"002", f"{best:03}"}
 
 
-def test_eval_and_sft(config: Path, finished: Path, tmp_path: Path) -> None:
+def test_eval_and_sft(config: Path, finished: Path, tmp_path: Path, tpt_here: CommandHere) -> None:
     """`tpt sft` on a round's traces, then `tpt eval` of its output."""
-    traces = finished / "rounds/001/training.jsonl"
-    done = tpt("sft", "--config", config, "--model", "quickstart", "--traces", traces, "--output", tmp_path / "sft")
+    traces, output = finished / "rounds/001/training.jsonl", tmp_path / "sft"
+    arguments = ("sft", "--config", config, "--model", "quickstart", "--traces", traces, "--output", output)
+    done = tpt(*arguments)
     assert done.returncode == 0, done.stderr
-    again = tpt("sft", "--config", config, "--model", "quickstart", "--traces", traces, "--output", tmp_path / "sft")
-    assert again.returncode == 2
-    done = tpt("eval", "--config", config, "--model", tmp_path / "sft")
+    assert tpt_here(*arguments).returncode == 2
+    done = tpt("eval", "--config", config, "--model", output)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["num_questions"] == 16
 
 
-def test_mistakes_are_one_line_and_change_nothing(config: Path, finished: Path, tmp_path: Path) -> None:
+def test_mistakes_are_one_line_and_change_nothing(
+    config: Path, finished: Path, tmp_path: Path, tpt_here: CommandHere
+) -> None:
     """Mistakes that are found early; others have tests with the code that finds them."""
     before = (finished / "config.yaml").read_text()
     empty = tmp_path / "empty"
@@ -197,27 +190,22 @@ def test_mistakes_are_one_line_and_change_nothing(config: Path, finished: Path, 
     other = tmp_path / "other"
     shutil.copytree(ROOT / "tpt_jax/quickstart/model", other)
     (other / "tokenizer.json").unlink()
+    run = ("run", "--config", config, "--run_dir")
     cases = {
-        ("run", "--config", config, "--run_dir", finished, "--seed", "7"): "holds a run with another config",
-        ("run", "--config", config, "--run_dir", ROOT): "is neither a run folder nor empty",
-        ("run", "--config", config, "--run_dir", tmp_path / "a", "--model.path", empty): "has no config.json",
-        ("run", "--config", config, "--run_dir", tmp_path / "b", "--model.path", other): "no tokenizer.json",
-        (
-            "run",
-            "--config",
-            config,
-            "--run_dir",
-            tmp_path / "c",
-            "--mesh.data",
-            "3",
-        ): "(3, -1, 1) does not fit 1 devices",
+        (*run, finished, "--seed", "7"): "holds a run with another config",
+        (*run, ROOT): "is neither a run folder nor empty",
+        (*run, tmp_path / "a", "--model.path", empty): "has no config.json",
+        (*run, tmp_path / "b", "--model.path", other): "no tokenizer.json",
+        (*run, tmp_path / "c", "--mesh.data", "3"): "(3, -1, 1) does not fit 8 devices",
         ("run", "--config", tmp_path / "none.yaml"): "no such config file",
         ("report", empty): "is not a run folder",
         ("sample", "--model", "quickstart", "--prompts", "p", "--output", "o", "--seed", "-1"): "-1 must be at least 0",
         ("run",): "the following arguments are required: --config",
     }
-    for arguments, message in cases.items():
-        done = tpt(*arguments)
+    in_a_process = (*run, tmp_path / "d", "--mesh.data", "3")
+    results = [(arguments, tpt_here(*arguments), message) for arguments, message in cases.items()]
+    results.append((in_a_process, tpt(*in_a_process), "(3, -1, 1) does not fit 1 devices"))
+    for arguments, done, message in results:
         assert done.returncode == 2, (arguments, done.stderr)
         assert message in done.stderr
         assert len(done.stderr.strip().splitlines()) <= 2, done.stderr  # one line, and the one that names the run

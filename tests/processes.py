@@ -1,0 +1,53 @@
+"""The `tpt` command in tests: in processes as a user starts them, or, for mistakes found early, in the test's own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tpt_jax.commands.main import main
+
+ROOT = Path(__file__).parent.parent
+TPT = (sys.executable, "-m", "tpt_jax")
+
+# The start of a run's config: easy questions with short answers, which need no library that takes seconds to import.
+EASY_TASK = f"""
+extends: {ROOT}/configs/own_task.yaml
+task: {{train: {ROOT}/configs/own_task/train.yaml, test: {ROOT}/configs/own_task/test.yaml}}"""
+
+Done = subprocess.CompletedProcess[str]
+
+
+def process_environment(num_devices: int = 1) -> dict[str, str]:
+    """Of a process with emulated devices, fast compilation, and neither PyTorch nor the tests' strict JAX settings."""
+    flags = f"--xla_force_host_platform_device_count={num_devices} --xla_backend_optimization_level=0"
+    # Over Gloo, independent collectives may run in any order; this scheduler makes them wait for each other.
+    flags += " --xla_cpu_enable_concurrency_optimized_scheduler=false"
+    env = {name: value for name, value in os.environ.items() if not name.startswith("JAX_NUMPY")}
+    path = [str(ROOT / "tests/without_torch"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return env | {"XLA_FLAGS": flags, "PYTHONPATH": os.pathsep.join(path)}
+
+
+def tpt(*arguments: object) -> Done:
+    """Runs the command in a process on one device."""
+    command = [*TPT, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=process_environment(), timeout=240, check=False)
+
+
+class CommandHere:
+    """Runs the command in this process, on its eight devices: a mistake takes no seconds to import libraries."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+
+    def __call__(self, *arguments: object) -> Done:
+        self._capsys.readouterr()
+        words = [str(argument) for argument in arguments]
+        try:
+            status = main(words)
+        except SystemExit as exit:  # argparse ends the process
+            status = int(exit.code or 0)
+        printed = self._capsys.readouterr()
+        return Done(words, status, printed.out, printed.err)
