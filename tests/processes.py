@@ -20,9 +20,13 @@ task: {{train: {ROOT}/configs/own_task/train.yaml, test: {ROOT}/configs/own_task
 Done = subprocess.CompletedProcess[str]
 
 
-def process_environment(num_devices: int = 1) -> dict[str, str]:
-    """Of a process with emulated devices, fast compilation, and neither PyTorch nor the tests' strict JAX settings."""
-    flags = f"--xla_force_host_platform_device_count={num_devices} --xla_backend_optimization_level=0"
+def process_environment(num_devices: int = 1, optimization: int = 0) -> dict[str, str]:
+    """Of a process with emulated devices, and neither PyTorch nor the tests' strict JAX settings.
+
+    Args:
+      optimization: the level of XLA: 0 compiles fastest, 1 is better for programs that run for seconds.
+    """
+    flags = f"--xla_force_host_platform_device_count={num_devices} --xla_backend_optimization_level={optimization}"
     # Over Gloo, independent collectives may run in any order; this scheduler makes them wait for each other.
     flags += " --xla_cpu_enable_concurrency_optimized_scheduler=false"
     env = {name: value for name, value in os.environ.items() if not name.startswith("JAX_NUMPY")}

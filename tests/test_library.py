@@ -40,7 +40,7 @@ def test_the_program_in_the_readme_runs_without_a_main_guard(tmp_path: Path) -> 
     (tmp_path / "program.py").write_text(README_PROGRAM[1])
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     command = [sys.executable, "program.py"]
-    env = process_environment()
+    env = process_environment(optimization=1)
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     before, after = map(float, done.stdout.split("\n")[0].split())
@@ -59,7 +59,7 @@ def test_the_notebook_runs_and_keeps_its_outputs(tmp_path: Path) -> None:
     assert "<progress" in shown  # the bars' last state
     assert str(ROOT) not in shown
     client = nbclient.NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(tmp_path)}})
-    client.execute(env={**process_environment(), "JPY_PARENT_PID": ""})
+    client.execute(env={**process_environment(optimization=1), "JPY_PARENT_PID": ""})
     outputs = [output for cell in code for output in cell.outputs]
     assert not [output for output in outputs if output.output_type == "error"]
 
