@@ -27,7 +27,6 @@ evaluate: {{num_samples: 2, max_prompt_tokens: 32, num_slots: 16}}
 KILL_POINTS = (
     "rounds/001/traces/think-000-00000.jsonl",
     "rounds/001/training/2",
-    "rounds/002/traces/think-000-00000.jsonl",
     "checkpoints/002.orbax-checkpoint-tmp*",
 )
 
@@ -122,7 +121,7 @@ def test_training_moved_the_weights_and_export_writes_them(
 
 
 # Kill points where the process gets a SIGTERM and time to save its state; it gets a SIGKILL at the others.
-STOP_POINTS = ("rounds/001/training/2", "rounds/002/traces/think-000-00000.jsonl")
+STOP_POINTS = ("rounds/001/traces/think-000-00000.jsonl", "rounds/001/training/2")
 
 
 def test_a_run_killed_in_every_stage_ends_with_the_same_results(config: Path, finished: Path, tmp_path: Path) -> None:

@@ -262,6 +262,7 @@ def test_the_question_says_which_part_counts_and_in_which_order(
         ("The answer is 20.\n\nHuman: 2 + 2?\nAssistant: The answer is 4.", "20", False),
         (r"$5 + 5 = \boxed{10}$, and $y = 1$", "10", True),
         (r"Answer - \boxed{10}!", "10", True),
+        (r"Therefore, $\boxed{14{,}916}$ is our answer.", "14916", True),
         (r"- **\boxed{10}**", "10", True),
         (r"$\left(\boxed{10}\right)$", "10", True),
         (r"$\boxed{10}\text{ cm}^2$", r"10\text{ cm}^2", True),

@@ -86,7 +86,7 @@ _AFTERWARDS = re.compile(
     r"(?:(?:correct|right|final|best)\s+)?$"
 )
 _CLAUSE_START = re.compile(
-    r"[.!?;:,\n]|\b(?:so|thus|hence|then|therefore|and|but|because|since|means)\b", re.IGNORECASE
+    r"[.!?;:,](?=\s)|\n|\b(?:so|thus|hence|then|therefore|and|but|because|since|means)\b", re.IGNORECASE
 )
 _NEGATION = re.compile(
     r"(?i)\b(?:not|cannot|never|wrong|false|incorrect|neither|possible|except|eliminat\w+|exclud\w+|rul\w+ out"
@@ -211,9 +211,8 @@ def _announced_before(text: str, lower: str, end: int) -> Iterator[Announcement]
     start = max(0, end - MAX_CLAUSE_CHARACTERS)
     match = _AFTERWARDS.search(text, start, end) if _BEFORE_NOUN.search(text, start, end) else None
     if match and not _NEGATION.search(match.group()):
-        start = match.start() + len(match.group()) - len(_CLAUSE_START.split(match["value"])[-1])
-        value = _CLAUSE_START.split(match["value"])[-1].strip()
-        yield Announcement(Kind.WORDS, value, start, end)
+        value = _CLAUSE_START.split(match["value"])[-1]
+        yield Announcement(Kind.WORDS, value.strip(), match.end("value") - len(value), end)
 
 
 def _announced(
