@@ -171,6 +171,7 @@ def test_equal_answers_are_correct(reference: str, boxed: str) -> None:
         ("10", r"\text{The answer is not }10"),
         ("m", "M"),
         ("Rr", "r^2"),
+        ("x + c", "y = x + C"),
         ("12", r"1200\%"),
         ("160", "160 - y"),
         ("5", r"\text{No}"),

@@ -102,7 +102,9 @@ def _show_prompts(args: argparse.Namespace) -> None:
     if args.config is not None:
         lines = tpt.show_run_prompts(read_config(args), args.show_prompts)
     elif args.model is not None and args.prompts is not None:
-        lines = tpt.show_file_prompts(args.model, args.prompts, args.show_prompts)
+        lines = tpt.show_file_prompts(
+            args.model, args.prompts, args.show_prompts, template=args.template, plain=args.plain
+        )
     else:
         raise UserError("--show_prompts: needs --config FILE, or --model DIR and --prompts F.jsonl")
     for line in lines:

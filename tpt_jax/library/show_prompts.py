@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tpt_jax.checkpoints.model_folder import ModelFolder
@@ -25,24 +25,35 @@ def show_run_prompts(config: RunConfig | str | os.PathLike[str], count: int) -> 
     model = ModelFolder.open(config.model.path, config.model.source)
     task = load_task(config.task)
     texts = {question.id: question.question for question in task.train[:count]}
-    return _show(make_prompt(config.prompt, model, task), texts)
+    prompt = make_prompt(config.prompt, model, task)
+    return _show(prompt, texts, prompt.prompt_ids)
 
 
-def show_file_prompts(model: str | os.PathLike[str], prompts: str | os.PathLike[str], count: int) -> Iterator[str]:
+def show_file_prompts(
+    model: str | os.PathLike[str],
+    prompts: str | os.PathLike[str],
+    count: int,
+    *,
+    template: str | None = None,
+    plain: bool = False,
+) -> Iterator[str]:
     """The first prompts of a file, in the same form.
+
+    Args:
+      template, plain: as in `sample_file`.
 
     Raises:
       UserError: the model cannot be loaded, or the file holds no prompts.
     """
     environment.prepare()
-    return _show(
-        load_prompt(ModelFolder.open(model).path), dict(itertools.islice(read_prompts(Path(prompts)).items(), count))
-    )
+    prompt = load_prompt(ModelFolder.open(model).path, template=template, stop=() if plain else None)
+    texts = dict(itertools.islice(read_prompts(Path(prompts)).items(), count))
+    return _show(prompt, texts, prompt.plain_ids if plain else prompt.prompt_ids)
 
 
-def _show(prompt: Prompt, texts: dict[str, str]) -> Iterator[str]:
+def _show(prompt: Prompt, texts: dict[str, str], encode: Callable[[str], tuple[int, ...]]) -> Iterator[str]:
     end = prompt.text([prompt.end_of_turn])
     for name, text in texts.items():
-        ids = prompt.prompt_ids(text)
+        ids = encode(text)
         yield f"=== {name}: {len(ids)} tokens; the model then writes its answer and {end}"
         yield prompt.text(ids)

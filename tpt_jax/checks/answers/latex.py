@@ -93,6 +93,7 @@ _REPEATING_DECIMAL = re.compile(r"(-?)(\d*)\.(\d*)\\overline\{(\d+)\}")
 _WORDS = re.compile(
     r"\\text\s*\{\s*\(?([A-Za-z][A-Za-z\s'-]*?)\)?\s*\}|\(?([A-Za-z])\)?|([A-Za-z]{3,}(?:[ -][A-Za-z]+)*)"
 )
+_NO_VARIABLE = re.compile(r"\\text\s*\{[^{}]*\}|\\[A-Za-z]+|[A-Za-z]{4,}|\([A-Z]\)")
 _DIGITS_IN_BASE = re.compile(r"([0-9A-Fa-f]+)_\{?(\d{1,2})\}?")
 
 
@@ -326,12 +327,13 @@ def is_equivalent(reference: str, answer: str, *, is_ordered: bool = False) -> b
 
 
 def _differ_in_case(reference: str, answer: str) -> bool:
-    """Whether two formulas have the same letters, but some in another case: M is not m, and Rr is not r^2."""
-    letters = [
-        set(re.sub(r"\\text\s*\{[^{}]*\}|\\[A-Za-z]+|[A-Za-z]{4,}|\([A-Z]\)", "", text)) for text in (reference, answer)
-    ]
-    left, right = ({letter for letter in each if letter.isalpha()} for each in letters)
-    return left != right and {letter.lower() for letter in left} == {letter.lower() for letter in right}
+    """Whether a letter of two formulas is a capital in one of them only: M is not m, and Rr is not r^2."""
+    left, right = (
+        {letter for letter in _NO_VARIABLE.sub("", text) if letter.isalpha()} for text in (reference, answer)
+    )
+    return any(
+        letter.swapcase() in right and letter not in right and letter.swapcase() not in left for letter in left
+    ) or (left != right and {letter.lower() for letter in left} == {letter.lower() for letter in right})
 
 
 def _parse_numbers(text: str) -> list[Fraction] | None:
