@@ -256,6 +256,8 @@ def test_a_trace_that_was_cut_must_announce_its_answer() -> None:
     assert check_numeric(question, "So there are 18").correct
     assert not check_numeric(question, "So there are 18", is_finished=False).correct
     assert check_numeric(question, "#### 18\nThat is", is_finished=False).correct
+    assert check_numeric(question, "#### 18\n\nThe answer is", is_finished=False).strict
+    assert not check_numeric(question, "#### 18\n\nThe answer is").correct
 
 
 def test_bare_number_means_millions_only_if_the_question_says_so() -> None:

@@ -102,6 +102,8 @@ def extract_answer(completion: str, reader: Reader[V], *, is_finished: bool = Tr
       is_finished: the model ended the trace; a trace that was cut must announce its answer.
     """
     text, announcements = _first_turn(visible_text(completion), reader)
+    while not is_finished and announcements and not announcements[-1].text:
+        del announcements[-1]  # the cut was in it
     denied: list[V] = []
     for index, announcement in reversed(list(enumerate(announcements))):
         value = _read(announcement, reader)

@@ -25,7 +25,7 @@ _END_OF_TURN = re.compile(
 _LAST_OUTPUT = re.compile(r"```output\n([^`]*)```\s*\Z")
 _TRACEBACK = re.compile(r"\n\s*\w*(?:Error|Exception)\b[^\n]*[\s`]*$")
 _EMPTY_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{\s*\}")
-_OPERATOR_END = re.compile(r"(?<!\*)[-+/=^({,;\\]\s*$")
+_OPERATOR_END = re.compile(r"(?<!\*)[-+/=^({\\]\s*$")
 _OPEN_FORMULA = re.compile(r"\$[^$]*[\\^_{][^$]*$")
 
 
