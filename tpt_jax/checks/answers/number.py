@@ -396,15 +396,17 @@ def _read_end(line: str, text: str) -> Number | Missing | None:
     """
     outside = _PARENTHESES.sub(" ", line) if "(" in line else line
     line = _joined_thousands(outside if find_numbers(outside) else line)
-    if not find_numbers(line):
+    if not (found := find_numbers(line)):
         return None
     if is_undecided(line):
         return Missing.NONE
     bold = [number for bold_text in _BOLD.findall(line) for _, number in find_numbers(bold_text)]
     if bold:
         return bold[-1]
-    sentences = (find_numbers(sentence) for sentence in reversed(_SENTENCE_BREAK.split(line)))
-    line, found = next((found[0][0].string, found) for found in sentences if found)
+    for sentence in reversed(_SENTENCE_BREAK.split(line)):
+        if in_sentence := find_numbers(sentence):
+            line, found = sentence, in_sentence
+            break
     results = [number for _, number in find_numbers(plain(_RESULT.findall(text)[-1]))] if "=" in text else []
     if results and any(number == results[0] and not _is_operand(line, match) for match, number in found):
         return results[0]
