@@ -17,6 +17,9 @@ writing to any file descriptor does not help a program: the tests receive values
 pass only if that process says so. One cheat remains: a program sees its arguments and may look answers up in a table.
 Values are copied, so tests cannot see a program modify its arguments.
 
+A program that passes and has sets or hashes must pass under another hash seed as well: what the order of a set of
+strings makes right is right by chance.
+
 Whether the tests are usable depends on the question alone. A dry run, with a placeholder for everything the tests call,
 finds out before the completion is read.
 """
@@ -36,6 +39,7 @@ from tpt_jax.checks.code import harness, sandbox
 from tpt_jax.checks.code.extract import (
     Program,
     bound_names,
+    depends_on_hashes,
     find_program,
     missing_modules,
     parse,
@@ -116,7 +120,15 @@ class CodeChecker:
         program = find_program(completion, names, prompt, allow_trailing_text=allow_trailing_text)
         if not isinstance(program, Program):
             return Verdict.wrong(program)
-        reason = self._run_tests(program.source, suite) if tests else self._run_inputs(program.source, inputs, outputs)
+
+        def run(hash_seed: int) -> str:
+            if tests:
+                return self._run_tests(program.source, suite, hash_seed)
+            return self._run_inputs(program.source, inputs, outputs, hash_seed)
+
+        reason = run(hash_seed=0)
+        if not reason and depends_on_hashes(program.source) and run(hash_seed=1):
+            reason = "right by chance: the order of a set decides"
         if (
             self.sandboxed
             and reason in ("error", "function not defined")
@@ -127,13 +139,15 @@ class CodeChecker:
             return Verdict.wrong(reason, program.checksum)
         return Verdict(program.checksum, strict=program.strict, correct=True)
 
-    def _run_tests(self, source: str, suite: Mapping[str, Any]) -> str:
+    def _run_tests(self, source: str, suite: Mapping[str, Any], hash_seed: int) -> str:
         """Returns the reason the program fails the tests, or "" if it passes."""
         tests_socket, program_socket = socket.socketpair()
         with (
             tests_socket,
             program_socket,
-            Process("program", LIMITS, sandboxed=self.sandboxed, channel=program_socket) as program,
+            Process(
+                "program", LIMITS, sandboxed=self.sandboxed, hash_seed=hash_seed, channel=program_socket
+            ) as program,
             Process("tests", LIMITS, sandboxed=self.sandboxed, channel=tests_socket) as tests,
         ):
             tests_socket.close()  # with our copies closed, each process notices when the other exits
@@ -149,10 +163,10 @@ class CodeChecker:
             kind = program.wait(deadline)
             return "ended early" if kind == "done" else kind
 
-    def _run_inputs(self, source: str, inputs: Sequence[str], outputs: Sequence[str]) -> str:
+    def _run_inputs(self, source: str, inputs: Sequence[str], outputs: Sequence[str], hash_seed: int) -> str:
         """Returns the reason the program's output differs from the expected one, or "" if they match."""
         for text, expected in zip(inputs, outputs, strict=True):
-            outcome = sandbox.run(source, text, LIMITS, sandboxed=self.sandboxed)
+            outcome = sandbox.run(source, text, LIMITS, sandboxed=self.sandboxed, hash_seed=hash_seed)
             if outcome.kind != "done":
                 return outcome.kind
             if not outputs_match(outcome.stdout, expected):

@@ -242,6 +242,16 @@ def _leading_body(text: str, header: str) -> str:
     return "\n".join(body) + "\n"
 
 
+def depends_on_hashes(source: str) -> bool:
+    """Whether a program has sets or hashes, whose order or values the hash seed may decide."""
+    nodes = ast.walk(parse(source) or ast.Module([], []))
+    return any(
+        isinstance(node, ast.Set | ast.SetComp)
+        or (isinstance(node, ast.Name) and node.id in ("set", "frozenset", "hash"))
+        for node in nodes
+    )
+
+
 def missing_modules(source: str) -> list[str]:
     """The modules outside the standard library that a program imports, by their top-level names."""
     tree = parse(source)

@@ -50,9 +50,8 @@ Role = Literal["script", "program", "tests"]
 SECONDS_TO_START = 30.0  # for a busy machine; while judging traces, the shorter prune.seconds_per_trace applies first
 SECONDS_TO_EXIT = 2.0
 
-# No site-packages, user paths or bytecode files. The fixed hash seed gives sets one order, so verdicts are repeatable.
-PYTHON_OPTIONS = ("-s", "-S", "-P", "-B", "-X", "utf8")
-ENVIRONMENT = {"PYTHONHASHSEED": "0"}
+PYTHON_OPTIONS = ("-s", "-S", "-P", "-B", "-X", "utf8")  # no site-packages, user paths or bytecode files
+HASH_SEED = "PYTHONHASHSEED"  # fixed, so that sets have one order and verdicts are repeatable
 LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64")
 DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
 
@@ -93,7 +92,9 @@ class Outcome:
     stdout: str
 
 
-def run(program: str, stdin: str = "", limits: Limits = Limits(), *, sandboxed: bool = True) -> Outcome:
+def run(
+    program: str, stdin: str = "", limits: Limits = Limits(), *, sandboxed: bool = True, hash_seed: int = 0
+) -> Outcome:
     """Runs a program as `python program.py` would.
 
     Standard input and output are files: they need no reader while the program runs, cannot exceed the output limit, and
@@ -102,7 +103,9 @@ def run(program: str, stdin: str = "", limits: Limits = Limits(), *, sandboxed: 
     with tempfile.TemporaryFile() as stdin_file, tempfile.TemporaryFile() as stdout_file:
         stdin_file.write(stdin.encode("utf-8", "surrogatepass"))
         stdin_file.seek(0)
-        with Process("script", limits, sandboxed=sandboxed, stdin=stdin_file, stdout=stdout_file) as process:
+        with Process(
+            "script", limits, sandboxed=sandboxed, hash_seed=hash_seed, stdin=stdin_file, stdout=stdout_file
+        ) as process:
             process.start(program)
             kind = process.wait(time.monotonic() + limits.seconds)
         stdout_file.seek(0)
@@ -121,6 +124,7 @@ class Process:
         limits: Limits,
         *,
         sandboxed: bool,
+        hash_seed: int = 0,
         stdin: IO[bytes] | int = subprocess.DEVNULL,
         stdout: IO[bytes] | int = subprocess.DEVNULL,
         channel: socket.socket | None = None,
@@ -128,6 +132,7 @@ class Process:
         """Launches the process, which waits for `start`.
 
         Args:
+          hash_seed: decides the order of sets of strings.
           channel: connects to the process in the other role, if there are two.
 
         Raises:
@@ -148,6 +153,7 @@ class Process:
                 filter_file = stack.enter_context(_filter_pipe())
                 descriptors |= {filter_file.fileno(), self._info.fileno()}
                 options = ["--seccomp", str(filter_file.fileno()), "--info-fd", str(self._info.fileno())]
+                options += ["--setenv", HASH_SEED, str(hash_seed)]
                 command = [*_bubblewrap_command(), *options, "--", *command]
             try:
                 self._process = subprocess.Popen(
@@ -155,7 +161,7 @@ class Process:
                     stdin=stdin,
                     stdout=stdout,
                     stderr=subprocess.DEVNULL,
-                    env=ENVIRONMENT,
+                    env={HASH_SEED: str(hash_seed)},
                     cwd="/",
                     pass_fds=sorted(descriptors),
                     start_new_session=True,
@@ -256,8 +262,6 @@ def _bubblewrap_command() -> tuple[str, ...]:
     arguments = ["--unshare-all", "--unshare-user", "--hostname", "sandbox", "--die-with-parent", "--new-session"]
     arguments.append("--as-pid-1")  # the program is the only process, so bubblewrap needs no init to reap others
     arguments += ["--clearenv", "--cap-drop", "ALL", "--uid", "65534", "--gid", "65534", "--chdir", "/"]
-    for name, value in ENVIRONMENT.items():
-        arguments += ["--setenv", name, value]
     for folder in LIBRARIES:
         if os.path.islink(folder):
             arguments += ["--symlink", os.readlink(folder), folder]
@@ -347,7 +351,7 @@ def _bubblewrap_error() -> str:
         try:
             result = subprocess.run(
                 [*_bubblewrap_command(), *options, "--", _interpreter(), *PYTHON_OPTIONS, "-c", ""],
-                env=ENVIRONMENT,
+                env={},
                 pass_fds=[filter_file.fileno()],
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
