@@ -17,7 +17,7 @@ writing to any file descriptor does not help a program: the tests receive values
 pass only if that process says so. One cheat remains: a program sees its arguments and may look answers up in a table.
 Values are copied, so tests cannot see a program modify its arguments.
 
-A program that passes and has sets or hashes must pass under another hash seed as well: what the order of a set of
+A program that passes and has sets or hashes must pass under other hash seeds as well: what the order of a set of
 strings makes right is right by chance.
 
 Whether the tests are usable depends on the question alone. A dry run, with a placeholder for everything the tests call,
@@ -54,6 +54,7 @@ LIMITS = Limits()
 DRY_RUN_LIMITS = Limits(seconds=1.0)
 TOLERANCE = 1e-6
 MAX_NUMBER_CHARACTERS = 400
+OTHER_HASH_SEEDS = (1, 2, 3)  # two strings have the same order under all of them and 0 in one of eight cases
 MAX_MODULE_CHARACTERS = 30  # of a module's name in a reason
 DECIMAL = re.compile(r"[+-]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][+-]?\d+)?", re.ASCII)
 
@@ -127,7 +128,7 @@ class CodeChecker:
             return self._run_inputs(program.source, inputs, outputs, hash_seed)
 
         reason = run(hash_seed=0)
-        if not reason and depends_on_hashes(program.source) and run(hash_seed=1):
+        if not reason and depends_on_hashes(program.source) and any(map(run, OTHER_HASH_SEEDS)):
             reason = "right by chance: the order of a set decides"
         if (
             self.sandboxed
