@@ -88,11 +88,12 @@ _AFTERWARDS = re.compile(
 _CLAUSE_START = re.compile(
     r"[.!?;:,](?=\s)|\n|\b(?:so|thus|hence|then|therefore|and|but|because|since|means)\b", re.IGNORECASE
 )
-_NEGATION = re.compile(
-    r"(?i)\b(?:not|cannot|never|wrong|false|incorrect|neither|possible|except|eliminat\w+|exclud\w+|rul\w+ out"
-    r"|least|worst|unlikely|unsure|if|whether|suppos\w+|assum\w+|thought(?! about)|tempting|might"
-    r"|had (?:it|the|asked|been))\b|n't\b"
+# In a clause that denies an answer, or only supposes it.
+NEGATING_WORDS = (
+    r"not|cannot|never|wrong|false|incorrect|neither|except|eliminat\w+|exclud\w+|rul\w+ out|least|worst|unlikely"
+    r"|unsure|if|whether|suppos\w+|assum\w+|thought(?! about)|tempting|might|had (?:it|the|asked|been)"
 )
+_NEGATION = re.compile(rf"\b(?:{NEGATING_WORDS}|possible)\b|n't\b", re.IGNORECASE)
 # "Another plausible answer is" announces nothing; "this means the answer is" does: its article starts a new phrase.
 _OTHER = re.compile(
     r"\b(?:another|other(?! words)|next|each|every|this|popular|common|distractor|remaining|first|second|third)"
@@ -186,7 +187,7 @@ def _words(text: str, lower: str, nouns: re.Pattern[str]) -> Iterator[Announceme
             continue
         link = _LINK.match(lower, noun.end())
         if link is None:
-            yield from _announced_before(text, lower, noun.start())
+            yield from _announced_before(text, noun.start())
             continue
         if _PURPOSE.search(before) and (link["sign"] or before.rstrip().endswith("to")):
             continue
@@ -206,7 +207,7 @@ def _words(text: str, lower: str, nouns: re.Pattern[str]) -> Iterator[Announceme
         )
 
 
-def _announced_before(text: str, lower: str, end: int) -> Iterator[Announcement]:
+def _announced_before(text: str, end: int) -> Iterator[Announcement]:
     """The announcement of a value before the noun: "so 18 is the answer"."""
     start = max(0, end - MAX_CLAUSE_CHARACTERS)
     match = _AFTERWARDS.search(text, start, end) if _BEFORE_NOUN.search(text, start, end) else None

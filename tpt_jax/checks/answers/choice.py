@@ -10,19 +10,15 @@ import re
 import string
 from collections.abc import Mapping
 
-from tpt_jax.checks.answers.announce import MAX_ANSWER_CHARACTERS, Announcement, Kind
+from tpt_jax.checks.answers.announce import MAX_ANSWER_CHARACTERS, NEGATING_WORDS, Announcement, Kind
 from tpt_jax.checks.answers.doubt import find_doubt, is_undecided
-from tpt_jax.checks.answers.extract import Missing, extract_answer
+from tpt_jax.checks.answers.extract import Missing, Reader, extract_answer
 from tpt_jax.checks.answers.turns import visible_text
 from tpt_jax.records import Question, Verdict
 
 STRICT = re.compile(r"^#### ([A-Z])[ \t]*$", re.MULTILINE)
 _NOUNS = re.compile(r"answer|\bans\b|\boption|\bchoice|\b(?:correct|right) one\b")
-_NEGATION = re.compile(
-    r"(?i)\b(?:not|cannot|no|never|wrong|false|incorrect|neither|except|eliminat\w+|exclud\w+|rul\w+ out|least|worst"
-    r"|unlikely|unsure|if|whether|suppos\w+|assum\w+|thought(?! about)|tempting|might|had (?:it|the|asked|been))\b"
-    r"|n't\b|\?"
-)
+_NEGATION = re.compile(rf"\b(?:{NEGATING_WORDS}|no)\b|n't\b|\?", re.IGNORECASE)
 _MARKUP = re.compile(r"\\(?:text|textbf|mathrm|mathbf|boxed)\b\s*|\\[()\[\],;!]|[*_$`{}]|</?\w+>")
 _FILLER = re.compile(
     r"(?i)^[\s:=\"'“\[]*(?:(?:the\s+)?(?:correct\s+|right\s+|final\s+)?(?:answer|option|choice|letter)\b\s*(?:is|:)?\s*)*"
@@ -107,7 +103,7 @@ def _reader(texts: tuple[str, ...]) -> "ChoiceReader":
 
 
 @dataclasses.dataclass(frozen=True)
-class ChoiceReader:
+class ChoiceReader(Reader[str]):
     """Reads the letters of choices."""
 
     choices: Choices

@@ -13,14 +13,15 @@ What stands is decided here alone:
     something: reasoning, a code fence, a traceback, a formula.
 """
 
+import abc
 import dataclasses
 import enum
 import itertools
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
-from tpt_jax.checks.answers.announce import Announcement, Kind, find_announcements
+from tpt_jax.checks.answers.announce import ANSWER, Announcement, Kind, find_announcements
 from tpt_jax.checks.answers.doubt import find_doubt
 from tpt_jax.checks.answers.turns import end_of_turn, is_open, visible_text
 
@@ -46,36 +47,36 @@ class Answer(Generic[V]):
     announcement: Announcement | None
 
 
-class Reader(Protocol[V]):
+class Reader(abc.ABC, Generic[V]):
     """Reads values of one kind.
 
     Attributes:
-      nouns: what announces an answer, in lower case; ANSWER, or more.
+      nouns: what announces an answer, in lower case.
       is_exclusive: announcements in words contradict each other too; otherwise the last one counts.
     """
 
-    nouns: re.Pattern[str]
-    is_exclusive: bool
+    nouns: ClassVar[re.Pattern[str]] = ANSWER
+    is_exclusive: ClassVar[bool] = False
 
+    @abc.abstractmethod
     def read(self, announcement: Announcement) -> V | Missing:
         """Reads a statement, which begins with the value, or a passage; never empty."""
-        ...
 
+    @abc.abstractmethod
     def read_last(self, text: str) -> V | Missing:
         """Reads the last value of a text."""
-        ...
 
+    @abc.abstractmethod
     def read_conclusion(self, text: str) -> tuple[V | Missing, str]:
         """Reads the value at the end of a text that announces none; also returns the text after it."""
-        ...
+
+    @abc.abstractmethod
+    def are_same(self, left: V, right: V) -> bool:
+        """Whether two values of one trace are the same."""
 
     def closing(self, text: str) -> str:
         """The answer that the last line of a text announces in a form of its own; "" for none."""
-        ...
-
-    def are_same(self, left: V, right: V) -> bool:
-        """Whether two values of one trace are the same."""
-        ...
+        return ""
 
 
 # "The answer is the sum of the two", "is as follows": says what the answer is, but not its value.

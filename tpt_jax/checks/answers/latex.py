@@ -11,9 +11,9 @@ import functools
 import re
 from fractions import Fraction
 
-from tpt_jax.checks.answers.announce import ANSWER, MAX_ANSWER_CHARACTERS, Announcement, Kind
+from tpt_jax.checks.answers.announce import MAX_ANSWER_CHARACTERS, Announcement, Kind
 from tpt_jax.checks.answers.doubt import is_undecided
-from tpt_jax.checks.answers.extract import Missing, extract_answer
+from tpt_jax.checks.answers.extract import Missing, Reader, extract_answer
 from tpt_jax.checks.answers.number import SCALES, canonical, parse_number
 from tpt_jax.checks.answers.symbolic import are_equal_formulas, formula_spelling, is_too_deep
 from tpt_jax.checks.answers.turns import last_output
@@ -156,11 +156,8 @@ def check_math(question: Question, completion: str, *, is_finished: bool = True)
     return Verdict(spelling(reference), strict=is_boxed, correct=True)
 
 
-class LatexReader:
+class LatexReader(Reader[str]):
     """Reads LaTeX without delimiters in announcements; commas separate several answers."""
-
-    nouns = ANSWER
-    is_exclusive = False
 
     def read(self, announcement: Announcement) -> str | Missing:
         """Reads a box or key whole, and a formula, a number or a few words at the start of any other statement."""
@@ -189,10 +186,6 @@ class LatexReader:
         if not answer or (right and len(set(_VARIABLE.findall(left))) == 1 and _UNSOLVED_SIDE.search(left)):
             return Missing.NONE, ""
         return answer, "\n".join(text.rsplit(answer, 1)[1:])
-
-    def closing(self, text: str) -> str:
-        """Nothing: a formula on the last line is no announcement."""
-        return ""
 
     def are_same(self, left: str, right: str) -> bool:
         """Compares values; words, or a choice's letter, beside a formula do not contradict it."""

@@ -11,9 +11,9 @@ import re
 from collections.abc import Mapping
 from fractions import Fraction
 
-from tpt_jax.checks.answers.announce import ANSWER, MAX_ANSWER_CHARACTERS, Announcement, Kind
+from tpt_jax.checks.answers.announce import MAX_ANSWER_CHARACTERS, Announcement, Kind
 from tpt_jax.checks.answers.doubt import is_undecided
-from tpt_jax.checks.answers.extract import Missing, extract_answer
+from tpt_jax.checks.answers.extract import Missing, Reader, extract_answer
 from tpt_jax.checks.answers.turns import last_output
 from tpt_jax.records import Question, Verdict
 
@@ -284,11 +284,8 @@ def parse_number(text: str) -> Number | None:
     return number if isinstance(number, Number) else None
 
 
-class NumberReader:
+class NumberReader(Reader[Number]):
     """Reads numbers in announcements."""
-
-    nouns = ANSWER
-    is_exclusive = False
 
     def read(self, announcement: Announcement) -> Number | Missing:
         """Reads 18 in "$18 dollars", 20 in "4 * 5 = 20", 4 in "he is 5 feet in **4 years**"."""
@@ -313,10 +310,6 @@ class NumberReader:
             if number := _read_end(line, text):
                 return number, "\n".join([line[find_numbers(line)[-1][0].end() :], *lines[index + 1 :]])
         return Missing.NONE, ""
-
-    def closing(self, text: str) -> str:
-        """Nothing: a number on the last line is no announcement."""
-        return ""
 
     def are_same(self, left: Number, right: Number) -> bool:
         return left == right

@@ -2,17 +2,14 @@
 
 import re
 
-from tpt_jax.checks.answers.announce import ANSWER, Announcement, Kind
-from tpt_jax.checks.answers.extract import Missing
+from tpt_jax.checks.answers.announce import Announcement, Kind
+from tpt_jax.checks.answers.extract import Missing, Reader
 
 _OUTER = "*$` \t"  # Markdown and formula signs around an answer
 
 
-class TextReader:
+class TextReader(Reader[str]):
     """Reads texts as they stand."""
-
-    nouns = ANSWER
-    is_exclusive = False
 
     def read(self, announcement: Announcement) -> str | Missing:
         """Reads a tag, box or key whole, and any other announcement without its markup and full stop."""
@@ -30,10 +27,6 @@ class TextReader:
     def read_conclusion(self, text: str) -> tuple[str | Missing, str]:
         """As read_last; no text follows it."""
         return self.read_last(text), ""
-
-    def closing(self, text: str) -> str:
-        """Nothing: a last line is no announcement."""
-        return ""
 
     def are_same(self, left: str, right: str) -> bool:
         """Whether they are equal but for case and spaces, or the right one, a sentence, ends with the left one."""
