@@ -35,6 +35,9 @@ class Trace:
     logprob: float = 0.0  # sum over the sampled tokens, end of turn included, at temperature 1
     finish_reason: FinishReason = "stop"  # "length": cut at max_new_tokens, no end of turn
     stop_string: str | None = None  # the stop string that ended it; None if the model ended its turn itself
+    entropy: float = 0.0  # sum of the next-token distributions' entropies over the sampled tokens, nats, temperature 1
+    token_logprobs: tuple[float, ...] = ()  # of token_ids, at temperature 1, in float16; () if not kept
+    token_entropies: tuple[float, ...] = ()  # as token_logprobs
 
     @property
     def name(self) -> str:
@@ -88,14 +91,16 @@ class JudgedTrace:
     kept: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self.trace), **dataclasses.asdict(self.verdict), "kept": self.kept}
+        """The fields of both records in one object, without the lists that are empty."""
+        trace = {name: value for name, value in dataclasses.asdict(self.trace).items() if value != ()}
+        return {**trace, **dataclasses.asdict(self.verdict), "kept": self.kept}
 
     @classmethod
     def from_json(cls, line: Mapping[str, Any]) -> Self:
-        trace = Trace(**{field.name: line[field.name] for field in dataclasses.fields(Trace)})
+        lists = {name: tuple(line.get(name, ())) for name in ("token_ids", "token_logprobs", "token_entropies")}
+        trace = {field.name: line[field.name] for field in dataclasses.fields(Trace) if field.name not in lists}
         verdict = Verdict(**{field.name: line[field.name] for field in dataclasses.fields(Verdict)})
-        trace = dataclasses.replace(trace, token_ids=tuple(trace.token_ids))
-        return cls(trace, verdict, line["kept"])
+        return cls(Trace(**trace, **lists), verdict, line["kept"])
 
 
 @dataclasses.dataclass(frozen=True)
