@@ -16,7 +16,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 from pydantic.dataclasses import dataclass
 
 from tpt_jax.errors import STRICT, UserError, suggestion
-from tpt_jax.records import Keep
+from tpt_jax.records import Keep, Until
 from tpt_jax.tasks import TASKS, AnyTaskConfig, TaskConfig
 
 Fraction = Annotated[float, pydantic.Field(ge=0, le=1)]
@@ -118,6 +118,30 @@ class SamplingConfig:
     max_new_tokens: PositiveInt = TaskConfig.generation.max_new_tokens
     num_slots: PositiveInt = 64
     cache_type: Literal["compute", "int8"] = "compute"
+
+
+@dataclass(frozen=True, config=STRICT)
+class ThinkConfig(SamplingConfig):
+    """How traces to train on are sampled.
+
+    Attributes:
+      until: enough (a question is sampled until it has prune.max_per_question kept traces, num_samples times at most,
+        and the round until it has prune.max_traces; questions go in an order drawn from the seed) or all (every
+        question num_samples times). The training set is the same. Steps of prune.steps that compare the samples of a
+        question, or look at the whole round, need all of theirs.
+      max_samples: a question with no kept trace among num_samples is sampled on, up to twice, four times ... as many,
+        and this many at most, so that hard questions are trained on too; null for no further samples.
+      token_scores: keep the log-probability of every sampled token and the entropy of its distribution in the trace
+        files, some 14 bytes a token; steps of prune.steps that need them switch this on.
+    """
+
+    until: Until = "enough"
+    max_samples: PositiveInt | None = None
+    token_scores: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_samples is not None and self.max_samples < self.num_samples:
+            raise ValueError(f"max_samples must be at least num_samples ({self.num_samples})")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -242,7 +266,7 @@ class RunConfig:
     num_rounds: PositiveInt = 4
     keep_checkpoints: PositiveInt | None = None
     mesh: MeshConfig = MeshConfig()
-    think: SamplingConfig = SamplingConfig()
+    think: ThinkConfig = ThinkConfig()
     prune: PruneConfig = PruneConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()

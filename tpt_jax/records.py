@@ -6,6 +6,7 @@ from typing import Any, Generic, Literal, Self, TypeVar, overload
 
 FinishReason = Literal["stop", "length"]
 CHECKERS_FAULT = "checker"  # prefix of reasons that are not the trace's fault
+Until = Literal["enough", "all"]  # when to stop sampling: once there is enough to train on, or never
 Keep = Literal["correct", "strict", "any"]  # which traces to train on: any form, requested form, right or wrong
 
 

@@ -14,6 +14,7 @@ from tpt_jax.checks.registry import checker_name, without_sandbox
 from tpt_jax.config import PromptConfig, RunConfig, Sampling, SamplingConfig
 from tpt_jax.errors import UserError
 from tpt_jax.io.record_files import MAX_BROKEN_SHARE
+from tpt_jax.loop.on_demand import think_shape
 from tpt_jax.prompts import Prompt, load_prompt
 from tpt_jax.records import QuestionSet, Trace
 from tpt_jax.runtime import hosts
@@ -89,6 +90,11 @@ def set_up(config: RunConfig, samplings: Sequence[Sampling]) -> Iterator[Setup]:
             )
             for sampling in samplings
         }
+        if "think" in plans:
+            num_slots = config.think.num_slots // Layout(mesh, DECODE_RULES).batch_ways
+            plans["think"] = dataclasses.replace(
+                plans["think"], shape=think_shape(plans["think"].shape, config, num_slots)
+            )
         say(
             f"{config.name}: {model.config.num_parameters / 1e6:,.1f}M parameters, mesh {dict(mesh.shape)}, "
             f"{len(task.train)} training questions, {len(task.test)} held out; compiling"
