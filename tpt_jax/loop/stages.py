@@ -19,7 +19,8 @@ from tpt_jax.io.paths import Path
 from tpt_jax.loop.run_folder import RunFolder
 from tpt_jax.loop.setup import Setup
 from tpt_jax.prompts import Example
-from tpt_jax.prune.selection import select
+from tpt_jax.prune.apply import select
+from tpt_jax.prune.pipeline import Pipeline
 from tpt_jax.prune.summary import count_labels, failed_on_all
 from tpt_jax.records import JudgedTrace, Question, QuestionSet, Trace, Verdict
 from tpt_jax.runtime import hosts, preemption
@@ -199,13 +200,7 @@ def judge_while_sampling(
 def select_traces(folder: RunFolder, round_index: int, config: PruneConfig, seed: int) -> dict[str, Any]:
     """Selects the traces to train on, writes them to the run folder, and returns the figures."""
     judged = folder.traces(round_index, "think")
-    selection = select(
-        judged,
-        max_per_question=config.max_per_question,
-        max_traces=config.max_traces,
-        seed=seed,
-        keep=config.keep,
-    )
+    selection = select(Pipeline.from_config(config, seed), judged)
     folder.write_training(round_index, selection.kept)
     return {
         "num_traces": len(judged),
