@@ -153,7 +153,7 @@ def test_a_rounds_selection_keeps_to_the_configs_limits(folder: RunFolder) -> No
         return names
 
     assert len(kept(0, max_per_question=2, max_traces=None)) == 8
-    assert len(kept(0, max_per_question=2, max_traces=None, keep="any")) == 9
+    assert len(kept(0, max_per_question=2, max_traces=None, steps="any")) == 9
     assert [name[0] for name in kept(0, max_per_question=1, max_traces=None)] == ["a", "b", "c", "d"]
     assert len(kept(0, max_per_question=1, max_traces=3)) == 3
     assert len({tuple(kept(seed, max_per_question=1, max_traces=3)) for seed in range(9)}) > 1

@@ -16,7 +16,9 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 from pydantic.dataclasses import dataclass
 
 from tpt_jax.errors import STRICT, UserError, suggestion
-from tpt_jax.records import Keep, Until
+from tpt_jax.prune.registry import DEFAULT_STEPS, dump_steps, parse_steps
+from tpt_jax.prune.step import AnyStep
+from tpt_jax.records import Until
 from tpt_jax.tasks import TASKS, AnyTaskConfig, TaskConfig
 
 Fraction = Annotated[float, pydantic.Field(ge=0, le=1)]
@@ -36,6 +38,11 @@ def _read_template(value: str) -> str:
 
 
 Template = Annotated[str, pydantic.AfterValidator(_read_template)]
+Steps = Annotated[
+    tuple[AnyStep, ...],
+    pydantic.PlainValidator(parse_steps),
+    pydantic.PlainSerializer(dump_steps),
+]
 
 
 # The sections.
@@ -156,16 +163,17 @@ class PruneConfig:
     """Which traces are kept.
 
     Attributes:
-      keep: correct (right answer in any form), strict (right answer in the requested form), or any (right or wrong: the
-        paper's control).
-      max_per_question, max_traces: most traces kept per question and per round, drawn with the seed; null for no limit.
+      steps: what selects traces, in this order, then what trims them: a list of names, or of one-key mappings with a
+        step's options, [correct, unique_calculations, {shortest: {count: 1}}]. README.md has a table of all steps.
+      max_per_question, max_traces: most traces kept per question and per round: the first samples of a question, and
+        the first questions in an order drawn from the seed; null for no limit.
       num_workers: checker processes; null for one per processor core.
       seconds_per_trace: time limit of a check; past it the trace is judged wrong. The task sets the default.
       run_code_without_sandbox: run model-written programs with your own user rights on hosts without a sandbox. Such a
         program can read and delete everything that you can.
     """
 
-    keep: Keep = "correct"
+    steps: Steps = DEFAULT_STEPS
     max_per_question: PositiveInt = 1
     max_traces: PositiveInt | None = 2_000
     num_workers: PositiveInt | None = None
@@ -282,7 +290,7 @@ def load_config(path: str | os.PathLike[str], overrides: Mapping[str, Any] | Non
     A file may build on another one: `extends: quickstart.yaml`, a path relative to its own folder.
 
     Args:
-      overrides: values by dotted key, e.g. {"train.rows": "8", "num_rounds": 1, "prune": {"keep": "any"}}. Text is
+      overrides: values by dotted key, e.g. {"train.rows": "8", "num_rounds": 1, "prune": {"steps": ["any"]}}. Text is
         parsed as YAML, as on the command line, unless the option itself holds text or a path. Other values are used
         unchanged; a mapping is merged into its section.
 
@@ -411,12 +419,15 @@ def _enter(tree: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
 
 
 def _parse_text(key: str, text: str, tree: Mapping[str, Any]) -> Any:
-    """An override's value: the text itself where the option holds text, since YAML would read "#" as a comment."""
+    """An override's value: the text itself where the option holds text, since YAML would read "#" as a comment.
+
+    Steps are parsed with the config: names with commas are no YAML.
+    """
     *sections, last = key.split(".")
     section = _section(RunConfig, sections, _task_name(tree))
     types = {field.name: field.type for field in dataclasses.fields(section)} if section else {}
     expected = types.get(last)
-    if expected in (str, Path) or (expected in (str | None, Path | None) and text != "null"):
+    if expected in (str, Path, Steps) or (expected in (str | None, Path | None) and text != "null"):
         return text
     try:
         return yaml.safe_load(text)

@@ -14,8 +14,8 @@ from tpt_jax.library.model import Model
 from tpt_jax.library.sampling import sample, sampling_settings
 from tpt_jax.library.tasks import Questions, as_question_set
 from tpt_jax.loop.run_folder import RunFolder
-from tpt_jax.loop.setup import set_up
 from tpt_jax.loop.sampling import Pass, sample_all
+from tpt_jax.loop.setup import set_up
 from tpt_jax.records import CheckerSpec
 from tpt_jax.runtime import environment, hosts
 

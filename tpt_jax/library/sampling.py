@@ -10,15 +10,15 @@ from tpt_jax.config import PromptConfig, SamplingConfig, Seed, check_value, sett
 from tpt_jax.errors import UserError
 from tpt_jax.library.model import Model
 from tpt_jax.library.tasks import Questions, as_question_set
-from tpt_jax.loop.setup import CONTRACT_QUESTIONS, plan_prompts
 from tpt_jax.loop.sampling import reshard
+from tpt_jax.loop.setup import CONTRACT_QUESTIONS, plan_prompts
 from tpt_jax.prompts import Prompt
 from tpt_jax.records import QuestionSet, Trace, Traces
 from tpt_jax.runtime import hosts, preemption
 from tpt_jax.terminal import listed, percent, progress, say
 from tpt_jax.think.engine import Engine, Statistics
-from tpt_jax.think.sampler import SamplerProgram
 from tpt_jax.think.requests import FixedSchedule
+from tpt_jax.think.sampler import SamplerProgram
 from tpt_jax.think.sampling_plan import SamplingPlan
 from tpt_jax.think.stop_strings import StopStrings, make_stop_strings
 

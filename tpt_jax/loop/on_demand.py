@@ -1,11 +1,11 @@
 """The schedule of the think stage: what the training set still needs is asked for next."""
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 
 from tpt_jax.config import RunConfig
 from tpt_jax.loop.seeds import derive_seed
+from tpt_jax.prune.apply import SCORES
 from tpt_jax.prune.demand import Demand, TraceName, asks_one_by_one, sample_levels
 from tpt_jax.prune.order import question_order
 from tpt_jax.prune.pipeline import Pipeline
@@ -58,36 +58,31 @@ def think_shape(shape: SlotShape, config: RunConfig, num_slots: int) -> SlotShap
     """
     think, pipeline = config.think, make_pipeline(config, round_index=1)
     levels = sample_levels(think.num_samples, think.max_samples)
-    scores = pipeline.needs & {"token_logprobs", "token_entropies"}
     return dataclasses.replace(
         shape,
         num_slots=min(num_slots, shape.num_questions * levels[-1]),
         num_traces=shape.num_questions * levels[-1],
         prefills_per_question=levels[-1] if asks_one_by_one(pipeline, think.until) else len(levels),
-        token_scores=think.token_scores or bool(scores),
+        token_scores=think.token_scores or not pipeline.needs.isdisjoint(SCORES),
     )
 
 
-@dataclasses.dataclass(frozen=True)
 class OnDemand:
     """Asks a `Demand` for requests; see think.requests.Schedule."""
 
-    plan: SamplingPlan
-    demand: Demand
-    names: Sequence[str]
-
-    @functools.cached_property
-    def prompts(self) -> Mapping[str, tuple[int, ...]]:
-        return {name: self.plan.prompt_ids[name] for name in self.names}
+    def __init__(self, plan: SamplingPlan, demand: Demand):
+        self.prompts: Mapping[str, tuple[int, ...]] = {name: plan.prompt_ids[name] for name in demand.names}
+        self._plan = plan
+        self._demand = demand
 
     def take(self, shard: int, count: int, num_idle: int) -> list[Request]:
-        return [self.plan.request(name, samples) for name, samples in self.demand.take(shard, count, num_idle)]
+        return [self._plan.request(name, samples) for name, samples in self._demand.take(shard, count, num_idle)]
 
     def has_more(self, shard: int) -> bool:
-        return self.demand.has_more(shard)
+        return self._demand.has_more(shard)
 
     def is_needed(self, name: TraceName) -> bool:
-        return self.demand.is_needed(name)
+        return self._demand.is_needed(name)
 
     def is_done(self, num_left: int) -> bool:
-        return self.demand.is_settled
+        return self._demand.is_settled

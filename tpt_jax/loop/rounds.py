@@ -14,9 +14,9 @@ from tpt_jax.evaluation import evaluate_traces
 from tpt_jax.loop.metrics import MetricsLog
 from tpt_jax.loop.recovery import Facts, RoundState
 from tpt_jax.loop.run_folder import RunFolder, Stage
+from tpt_jax.loop.sampling import Pass, sample_all, sample_on_demand
 from tpt_jax.loop.seeds import derive_seed
 from tpt_jax.loop.setup import Setup
-from tpt_jax.loop.sampling import Pass, sample_all, sample_on_demand
 from tpt_jax.loop.stages import Trained, fine_tune, select_traces
 from tpt_jax.loop.training_set import check_training_set
 from tpt_jax.loop.weights import Weights
@@ -88,9 +88,10 @@ class Loop:
         return dataclasses.asdict(sampled)
 
     def _prune(self, index: int) -> Facts:
-        config = self.setup.config
-        seed = derive_seed(config.seed, index, "select")
-        return hosts.broadcast(f"round {index} prune", lambda: select_traces(self.folder, index, config.prune, seed))
+        names = [question.id for question in self._training_questions(index)]
+        return hosts.broadcast(
+            f"round {index} prune", lambda: select_traces(self.folder, index, self.setup.config, names)
+        )
 
     def _train(self, state: RoundState) -> Facts:
         """Makes the round's parameters, in round 0 the base model's, and starts writing their checkpoint."""

@@ -156,7 +156,7 @@ def sample_on_demand(sampling_pass: Pass) -> Sampled:
                     add(lines)
                 advance(demand.num_decided - before)
 
-            figures = _sample(sampling_pass, OnDemand(sampling_pass.plan, demand, names), on_judged)
+            figures = _sample(sampling_pass, OnDemand(sampling_pass.plan, demand), on_judged)
 
     def count_surplus(judged: Sequence[JudgedTrace]) -> int:
         needed = needed_traces(setup.config, index, judged, names)
@@ -190,9 +190,7 @@ def _sample(sampling_pass: Pass, schedule: Schedule, on_judged: Callable[[list[J
         temperature=sampling_pass.settings.temperature,
         should_stop=preemption.should_stop,
     )
-    writer = sampling_pass.folder.trace_writer(
-        sampling_pass.round_index, sampling_pass.sampling, jax.process_index()
-    )
+    writer = sampling_pass.folder.trace_writer(sampling_pass.round_index, sampling_pass.sampling, jax.process_index())
     with preemption.defer():
         for judged in judge_while_sampling(batches, setup.pool, sampling_pass.questions):
             if judged:

@@ -9,11 +9,12 @@ from typing import Any
 from flax import nnx
 
 from tpt_jax.checkpoints.training import TrainingCheckpoints
-from tpt_jax.config import PruneConfig, TrainConfig
+from tpt_jax.config import RunConfig, TrainConfig
 from tpt_jax.io.paths import Path
+from tpt_jax.loop.on_demand import make_pipeline, needed_traces
 from tpt_jax.loop.run_folder import RunFolder
 from tpt_jax.prompts import Example
-from tpt_jax.prune.selection import select
+from tpt_jax.prune.apply import select
 from tpt_jax.prune.summary import count_labels
 from tpt_jax.runtime import preemption
 from tpt_jax.terminal import listed, progress, say
@@ -22,16 +23,14 @@ from tpt_jax.train.data import split_by_length
 from tpt_jax.train.fine_tuning import FineTuning, StepRecord
 
 
-def select_traces(folder: RunFolder, round_index: int, config: PruneConfig, seed: int) -> dict[str, Any]:
-    """Selects the traces to train on, writes them to the run folder, and returns the figures."""
+def select_traces(folder: RunFolder, round_index: int, config: RunConfig, names: Sequence[str]) -> dict[str, Any]:
+    """Selects the traces to train on, writes them to the run folder, and returns the figures.
+
+    Args:
+      names: ids of the questions that the think stage asked, or would have.
+    """
     judged = folder.traces(round_index, "think")
-    selection = select(
-        judged,
-        max_per_question=config.max_per_question,
-        max_traces=config.max_traces,
-        seed=seed,
-        keep=config.keep,
-    )
+    selection = select(make_pipeline(config, round_index), needed_traces(config, round_index, judged, names))
     folder.write_training(round_index, selection.kept)
     return {
         "num_traces": len(judged),

@@ -86,7 +86,7 @@ class Demand:
             four times as many and so on, and up to this many at most. None for no further samples.
           num_shards: question i belongs to shard i % num_shards.
         """
-        self._names = names
+        self.names = names
         self._pipeline = pipeline
         self._questions = [_Question() for _ in names]
         self._positions = {name: position for position, name in enumerate(names)}
@@ -126,7 +126,7 @@ class Demand:
     @property
     def num_expected(self) -> int:
         """Kept traces that the round will end with at most, or all samples if it asks for everything."""
-        return len(self._names) * self._levels[0] if self._max_traces is None else self._max_traces
+        return len(self.names) * self._levels[0] if self._max_traces is None else self._max_traces
 
     @property
     def num_decided(self) -> int:
@@ -159,7 +159,7 @@ class Demand:
                 if num_taken >= limit:
                     break
                 self._questions[position].requested.update(samples)
-                taken.append((self._names[position], samples))
+                taken.append((self.names[position], samples))
                 num_taken += len(samples)
         return taken
 
@@ -248,4 +248,3 @@ class Demand:
         """Samples that have not been requested, up to the next number at which the question may be settled."""
         level = next(level for level in self._levels if level > question.num_tried)
         return tuple(each for each in range(level) if each not in question.requested and each not in question.judged)
-

@@ -202,7 +202,7 @@ class Engine:
         found = self._stop_strings.find(token_ids) if self._stop_strings else None
         if found is not None:
             token_ids = token_ids[: found[0]]
-        num_scored = len(token_ids)
+        num_scored = min(len(token_ids), self._program.shape.num_scored_tokens)
         return Trace(
             id=question_id,
             sample=sample,
@@ -214,6 +214,7 @@ class Engine:
             entropy=float(finished.entropy[row]),
             token_logprobs=tuple(finished.token_logprobs[row, :num_scored].tolist()),
             token_entropies=tuple(finished.token_entropies[row, :num_scored].tolist()),
+            token_ends=self._prompt.token_ends(token_ids) if num_scored else (),
         )
 
 

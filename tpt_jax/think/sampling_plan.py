@@ -34,9 +34,9 @@ class SamplingPlan:
     def requests(self, question_ids: Iterable[str], done: Collection[tuple[str, int]]) -> list[Request]:
         """Requests for the samples that are not done, given as (question id, sample); skips prompts that do not fit."""
         return [
-            self.request(question_id, tuple(each for each in range(self.num_samples) if (question_id, each) not in done))
-            for question_id in question_ids
-            if question_id in self.prompt_ids
+            self.request(name, tuple(sample for sample in range(self.num_samples) if (name, sample) not in done))
+            for name in question_ids
+            if name in self.prompt_ids
         ]
 
 

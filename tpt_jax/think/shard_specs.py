@@ -113,9 +113,7 @@ def abstract_queue(shape: SlotShape, layout: Layout) -> Queue:
     return Queue(**_abstract(fields, queue_specs(layout), layout))
 
 
-def _abstract(
-    fields: dict[str, tuple[tuple[int, ...], Any]], specs: Prompts | Queue, layout: Layout
-) -> dict[str, Any]:
+def _abstract(fields: dict[str, tuple[tuple[int, ...], Any]], specs: Prompts | Queue, layout: Layout) -> dict[str, Any]:
     return {
         name: jax.ShapeDtypeStruct(dims, dtype, sharding=NamedSharding(layout.mesh, getattr(specs, name)))
         for name, (dims, dtype) in fields.items()
