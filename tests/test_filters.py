@@ -100,7 +100,7 @@ def test_filters_match_transformers(logits: np.ndarray, temperature: float, filt
     assert set(np.unique((filtered - logits)[np.isfinite(filtered)])) == {0.0}
     chosen = np.arange(ROWS), tokens
     assert np.isfinite(filtered[chosen]).all()
-    _, unfiltered, _ = results(logits, temperature, Filters())
+    _, unfiltered, *_ = results(logits, temperature, Filters())
     is_kept = np.isfinite(filtered[np.arange(ROWS), unfiltered])
     np.testing.assert_array_equal(tokens[is_kept], unfiltered[is_kept])
     np.testing.assert_allclose(logprobs, np.log(softmax(logits)[chosen]), rtol=1e-6, atol=LOGPROB_ERROR)
