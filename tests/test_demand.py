@@ -15,7 +15,7 @@ from tpt_jax.prune.demand import Demand, sample_levels
 from tpt_jax.prune.order import question_order
 from tpt_jax.prune.pipeline import Pipeline
 from tpt_jax.prune.registry import parse_steps
-from tpt_jax.records import Trace, Until, Verdict
+from tpt_jax.records import Trace, Verdict
 
 Name = tuple[str, int]
 
@@ -185,7 +185,7 @@ def test_a_step_that_looks_at_the_round_gets_everything() -> None:
 
 
 def test_kept_traces_are_distributed_as_in_a_selection_from_all_samples() -> None:
-    """Over 200 seeds, against a draw that knows nothing of demand: shuffled questions, a random right sample of each."""
+    """Over 200 seeds, against a draw that knows nothing of demand: shuffled questions, a random right trace of each."""
     ours: list[tuple[float, int]] = []
     drawn: list[tuple[float, int]] = []
     ranks: Counter[int] = Counter()

@@ -132,7 +132,7 @@ def test_ties_by_hand() -> None:
         (0.65, 0, 0, 2),
         (1e-9, 0, 0, 1),
     ):
-        filtered, _, _ = results(np.tile(row, (ROWS, 1)), 1.0, Filters(top_k=5, top_p=top_p))
+        filtered, *_ = results(np.tile(row, (ROWS, 1)), 1.0, Filters(top_k=5, top_p=top_p))
         kept = [np.flatnonzero(row == value)[:count] for value, count in ((0, zeros), (1, ones), (3, threes))]
         np.testing.assert_array_equal(np.flatnonzero(np.isfinite(filtered[0])), np.sort(np.concatenate(kept)))
 
