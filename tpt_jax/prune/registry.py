@@ -21,6 +21,7 @@ from tpt_jax.prune.steps.lengths import FewestSteps, MedianLength, Shortest
 from tpt_jax.prune.steps.own import Own
 from tpt_jax.prune.steps.scores import HighestLogprob, LowestEntropy, LowestLogprob, LowestSurprisal
 from tpt_jax.prune.steps.texts import UniqueCalculations, UniqueTexts
+from tpt_jax.prune.steps.trims import TrimAfterAnswer, TrimSteps
 from tpt_jax.prune.steps.verdicts import AnyVerdict, Correct, Strict
 
 STEPS: Mapping[str, type[AnyStep]] = {
@@ -43,6 +44,8 @@ STEPS: Mapping[str, type[AnyStep]] = {
         Diverse,
         Random,
         Own,
+        TrimAfterAnswer,
+        TrimSteps,
     )
 }
 DEFAULT_STEPS: tuple[AnyStep, ...] = (Correct(), UniqueTexts())
