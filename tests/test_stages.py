@@ -39,7 +39,7 @@ class FakeEngine:
     def sample(self, parameters: Any, schedule: Schedule, **options: Any) -> Iterator[list[Trace]]:
         del options["should_stop"]
         FakeEngine.options = options
-        while not schedule.is_done(0):
+        while not schedule.is_done(num_left=1):
             requests = schedule.take(0, count=1, num_idle=0)
             FakeEngine.requested += [(request.id, request.samples) for request in requests]
             yield [
