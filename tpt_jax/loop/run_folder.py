@@ -83,7 +83,7 @@ class RunFolder:
                     f"{path}: holds a run with another config ({difference}); "
                     "give another --run_dir, or the config the folder was made with"
                 )
-        elif not is_remote(path) and path.exists() and not _is_empty(path):
+        elif not is_remote(path) and path.exists() and not is_empty(path):
             raise UserError(f"{path}: is neither a run folder nor empty; give another --run_dir")
         return cls(path, verb)
 
@@ -279,7 +279,8 @@ def _read_object(path: Path) -> dict[str, Any] | None:
     return value
 
 
-def _is_empty(path: Path) -> bool:
+def is_empty(path: Path) -> bool:
+    """Whether a path is a folder with nothing in it but what a killed process was writing."""
     return path.is_dir() and all(child.name.endswith(".tmp") for child in path.iterdir())
 
 

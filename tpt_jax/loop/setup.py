@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
@@ -86,35 +87,37 @@ class Workshop:
     def set_up(self, config: RunConfig, samplings: Sequence[Sampling]) -> Setup:
         """What a run needs; see the function `set_up`."""
         started = time.monotonic()
-        model = self.model(config)
-        task, pool = self._task(config), self._pool(config)
-        of_prompt = (config.model, config.prompt, config.task)
+        model, task, pool, mesh = self._model(config), self._task(config), self._pool(config), self._mesh(config)
+        of_prompt = (config.model, config.prompt, _of_pool(config))
         prompt = self._build("prompt", of_prompt, lambda: _checked_prompt(config.prompt, model, task))
         stop_strings = self._build(
             "stop strings",
             of_prompt,
             lambda: make_stop_strings(prompt.stop, prompt.tokenizer, model.config.vocab_size),
         )
-        mesh = self._mesh(config)
-        asked: dict[Sampling, QuestionSet] = {"think": task.train, "evaluate": task.test}
-        plans: dict[Sampling, SamplingPlan] = {}
-        for sampling in samplings:
-            settings = getattr(config, sampling)
-            plans[sampling] = self._build(
-                f"plan to {sampling}",
-                (*of_prompt, _of_pool(config), config.mesh, settings),
-                lambda sampling=sampling, settings=settings: plan_prompts(
-                    {question.id: question.question for question in asked[sampling]},
-                    prompt.prompt_ids,
-                    settings,
-                    mesh,
-                    option=f"{sampling}.",
-                    stop_strings=stop_strings,
-                ),
+
+        def plan(sampling: Sampling) -> SamplingPlan:
+            questions = task.train if sampling == "think" else task.test
+            return plan_prompts(
+                {question.id: question.question for question in questions},
+                prompt.prompt_ids,
+                getattr(config, sampling),
+                mesh,
+                option=f"{sampling}.",
+                stop_strings=stop_strings,
             )
+
+        plans: dict[Sampling, SamplingPlan] = {
+            sampling: self._build(
+                f"plan of {sampling}",
+                (of_prompt, config.mesh, getattr(config, sampling)),
+                functools.partial(plan, sampling),
+            )
+            for sampling in samplings
+        }
         shapes = {sampling: plan.shape for sampling, plan in plans.items()}
 
-        def compile_now() -> SamplerProgram:
+        def compile_programs() -> SamplerProgram:
             say(
                 f"{config.name}: {model.config.num_parameters / 1e6:,.1f}M parameters, mesh {dict(mesh.shape)}, "
                 f"{len(task.train)} training questions, {len(task.test)} held out; compiling"
@@ -129,18 +132,8 @@ class Workshop:
             say(f"sampler ready after {time.monotonic() - started:.0f} s")
             return sampler
 
-        sampler = self._build("sampler", (config.model, config.mesh, shapes, prompt.stop_ids), compile_now)
+        sampler = self._build("sampler", (config.model, config.mesh, shapes, prompt.stop_ids), compile_programs)
         return Setup(config, model, task, prompt, stop_strings, mesh, plans, sampler, pool, self._compilations)
-
-    def model(self, config: RunConfig) -> ModelFolder:
-        """The folder of the config's model; its weights fit its config."""
-
-        def open_folder() -> ModelFolder:
-            model = ModelFolder.open(config.model.path, config.model.source)
-            model.check_weights()
-            return model
-
-        return self._build("model", config.model, open_folder)
 
     def trainer(self, config: RunConfig) -> TrainerProgram:
         """The compiled train stage."""
@@ -149,9 +142,19 @@ class Workshop:
             "trainer",
             (config.model, config.mesh, train),
             lambda: compile_trainer(
-                self.model(config).config, self._mesh(config), compute_dtype=config.model.compute_dtype, train=train
+                self._model(config).config, self._mesh(config), compute_dtype=config.model.compute_dtype, train=train
             ),
         )
+
+    def _model(self, config: RunConfig) -> ModelFolder:
+        """The folder of the model; its weights fit its config."""
+
+        def open_folder() -> ModelFolder:
+            model = ModelFolder.open(config.model.path, config.model.source)
+            model.check_weights()
+            return model
+
+        return self._build("model", config.model, open_folder)
 
     def _mesh(self, config: RunConfig) -> Mesh:
         return self._build("mesh", config.mesh, lambda: make_mesh(config.mesh))

@@ -153,8 +153,8 @@ class Sharing:
                 link_file(path, mine / "traces" / path.name)
 
     def _write(self, index: int, stage: Stage, noted: StageKey | None) -> None:
-        keys = {**self._folder.stage_keys(index), stage: noted}
-        self._folder.write_stage_keys(index, {stage: noted for stage, noted in keys.items() if noted is not None})
+        keys: dict[Stage, StageKey] = {name: each for name, each in self._folder.stage_keys(index).items() if name != stage}
+        self._folder.write_stage_keys(index, keys if noted is None else {**keys, stage: noted})
 
     def _training_digest(self, index: int) -> str:
         """Of what a training reads of a round's kept traces, in their order."""
