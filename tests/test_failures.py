@@ -26,11 +26,11 @@ HINT = " (TPT_TRACEBACK=1 shows where)"
 FAILING_RUN = f"""
 import sys, jax
 from tpt_jax.commands.main import main
-from tpt_jax.library import run
+from tpt_jax.loop import setup
 from tpt_jax.think import engine
 def fail(*_): raise jax.errors.JaxRuntimeError({XLA_ERROR!r})
 engine._fetch = fail
-run.compile_trainer = lambda *_, **options: None
+setup.compile_trainer = lambda *_, **options: None
 sys.exit(main(sys.argv[1:]))
 """
 CONFIG = f"""{EASY_TASK}

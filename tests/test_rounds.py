@@ -183,7 +183,10 @@ def test_a_round_stops_when_there_is_nothing_to_train_on(calls: Calls, tmp_path:
     folder = RunFolder.open(tmp_path / "run", settings)
     for _ in range(2):
         states = [RoundState(index, folder.stages(index)) for index in range(4)]
-        with pytest.raises(UserError, match=r"^round 1: no trace was kept: 0 of 4 correct \(wrong answer: 4\); none was left after correct; set"):
+        with pytest.raises(
+            UserError,
+            match=r"^round 1: no trace was kept: 0 of 4 correct \(wrong answer: 4\); none was left after correct; set",
+        ):
             list(make_loop(settings, calls, folder).run(states))
     assert [len(folder.traces(1, "think")), calls.made.count(("think", 1, ["train/0", "train/1"]))] == [4, 1]
     assert (set(folder.stages(0)), set(folder.stages(1))) == ({"train", "evaluate"}, {"think", "prune"})

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from tpt_jax.library.sample_file import sample_file
     from tpt_jax.library.sampling import sample
     from tpt_jax.library.show_prompts import show_file_prompts, show_run_prompts
+    from tpt_jax.library.sweep import Sweep, sweep
     from tpt_jax.library.tasks import load_task, own_task
     from tpt_jax.library.training import finetune
     from tpt_jax.records import JudgedTrace, Question, QuestionSet, Shot, Trace, Traces, Verdict
@@ -53,6 +54,7 @@ _MODULES = {
     "library.sample_file": ("sample_file",),
     "library.sampling": ("sample",),
     "library.show_prompts": ("show_file_prompts", "show_run_prompts"),
+    "library.sweep": ("Sweep", "sweep"),
     "library.tasks": ("load_task", "own_task"),
     "library.training": ("finetune",),
     "records": ("JudgedTrace", "Question", "QuestionSet", "Shot", "Trace", "Traces", "Verdict"),
@@ -70,6 +72,7 @@ __all__ = [
     "Run",
     "RunConfig",
     "Shot",
+    "Sweep",
     "Task",
     "Trace",
     "Traces",
@@ -95,6 +98,7 @@ __all__ = [
     "select",
     "show_file_prompts",
     "show_run_prompts",
+    "sweep",
     "write_report",
 ]
 

@@ -3,6 +3,7 @@
 A dataclass field is the only declaration of an option: its name, type, default and meaning.
 """
 
+import copy
 import dataclasses
 import functools
 import os
@@ -26,6 +27,7 @@ Seed = Annotated[int, pydantic.Field(ge=0, lt=2**32)]
 Sampling = Literal["think", "evaluate"]  # the sections that configure a sampling pass
 Section = TypeVar("Section")
 PLAIN_TEMPLATE_NAME = "plain"
+SWEEP = "sweep"  # the section of a file that `tpt sweep` reads, besides those of a run
 
 
 def _read_template(value: str) -> str:
@@ -297,8 +299,29 @@ def load_config(path: str | os.PathLike[str], overrides: Mapping[str, Any] | Non
     Raises:
       UserError: the file is missing or invalid; or a key is unknown or its value invalid (names the first one).
     """
-    tree = _read_tree(Path(path), extended_by=())
-    for key, value in (overrides or {}).items():
+    tree = read_tree(path)
+    if SWEEP in tree:
+        raise UserError(f"{path}: describes a sweep; run it with `tpt sweep --config {path}`")
+    return override(tree, overrides or {})
+
+
+def read_tree(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The plain values of a YAML file and of those that it extends, before they are checked.
+
+    Raises:
+      UserError: the file is missing, or is not YAML.
+    """
+    return _read_tree(Path(path), extended_by=())
+
+
+def override(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> RunConfig:
+    """The config of plain values, after overrides as in `load_config`; the values themselves stay as they are.
+
+    Raises:
+      UserError: a key is unknown or its value invalid; names the first one.
+    """
+    tree = copy.deepcopy(dict(tree))
+    for key, value in overrides.items():
         section, name = _enter(tree, key)
         section[name] = _parse_text(key, value, tree) if isinstance(value, str) else _merge(section.get(name), value)
     return parse_config(tree)
@@ -349,7 +372,19 @@ def check_value(name: str, value: Any, kind: Any) -> Any:
 
 def dump_config(config: RunConfig) -> str:
     """YAML that parse_config turns back into the same config."""
-    return yaml.safe_dump(_adapter(RunConfig).dump_python(config, mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(plain_values(config), sort_keys=False, allow_unicode=True)
+
+
+def plain_values(section: Any) -> dict[str, Any]:
+    """A config or a section of it as nested plain values, as in a YAML file."""
+    return _adapter(type(section)).dump_python(section, mode="json")
+
+
+def flat(tree: Any, path: str = "") -> dict[str, Any]:
+    """The leaves of nested values by dotted key: {"train": {"rows": 8}} as {"train.rows": 8}."""
+    if not isinstance(tree, dict):
+        return {path: tree}
+    return {key: leaf for name in tree for key, leaf in flat(tree[name], f"{path}.{name}".lstrip(".")).items()}
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:

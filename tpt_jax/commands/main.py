@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
-from tpt_jax.commands import bench, evaluate, export, plan, prune, report, run, sample, sft
+from tpt_jax.commands import bench, evaluate, export, plan, prune, report, run, sample, sft, sweep
 from tpt_jax.commands.arguments import OneLineParser
 from tpt_jax.errors import HostsError, MachineError, Stopped, UserError
 
-RESUMABLE = ("run", "eval", "sample", "sft")
+RESUMABLE = ("run", "eval", "sample", "sft", "sweep")
 TRACEBACK = "TPT_TRACEBACK"
 
 AddArguments = Callable[[argparse.ArgumentParser], None]
@@ -101,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(prog="tpt", description="Think, Prune, Train: self-improving language models.")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     _add_verb(verbs, "run", run.add_arguments, run.main, "Run or resume rounds of think, prune, train and evaluate.")
+    _add_verb(verbs, "sweep", sweep.add_arguments, sweep.main, "Run or resume a grid of configs, and compare them.")
     _add_verb(verbs, "eval", evaluate.add_arguments, evaluate.main, "Pass@k of a model on the held-out questions.")
     _add_verb(verbs, "sample", sample.add_arguments, sample.main, "Sample completions of a file of prompts, or resume.")
     _add_verb(verbs, "prune", prune.add_arguments, prune.main, "Judge a file of traces and mark those to keep.")

@@ -20,7 +20,7 @@ from tpt_jax.runtime.mesh import make_mesh
 from tpt_jax.runtime.sharding import TRAIN_RULES, Layout
 from tpt_jax.think.sampler import SamplerProgram, compile_sampler
 from tpt_jax.think.state import SlotShape
-from tpt_jax.train.compile import TrainerProgram, compile_trainer
+from tpt_jax.train.compile import TrainerProgram, compile_trainer, compiled_settings
 
 
 class Programs:
@@ -44,14 +44,7 @@ class Programs:
 
     def trainer(self, model: "Model", config: TrainConfig) -> TrainerProgram:
         """Optimizer state and train step; the learning rate and the number of steps are not compiled in."""
-        defaults = TrainConfig()
-        rates = {name: getattr(defaults.optimizer, name) for name in ("learning_rate", "warmup_fraction")}
-        compiled = dataclasses.replace(
-            config,
-            num_epochs=defaults.num_epochs,
-            max_steps=defaults.max_steps,
-            optimizer=dataclasses.replace(config.optimizer, **rates),
-        )
+        compiled = compiled_settings(config)
         return self._get(
             (model.arithmetic, compiled),
             lambda: compile_trainer(model.folder.config, model.mesh, compute_dtype=model.compute_dtype, train=compiled),

@@ -16,11 +16,11 @@ from tpt_jax.loop.metrics import MetricsLog, import_wandb, round_table
 from tpt_jax.loop.recovery import RoundState, make_line_filter, recover
 from tpt_jax.loop.rounds import Loop
 from tpt_jax.loop.run_folder import RunFolder
-from tpt_jax.loop.setup import set_up
+from tpt_jax.loop.setup import Workshop
+from tpt_jax.loop.sharing import Sharing
 from tpt_jax.loop.weights import Weights
 from tpt_jax.report import write_report
 from tpt_jax.runtime import environment, hosts
-from tpt_jax.train.compile import compile_trainer
 
 Metrics = Mapping[str, Any]  # a round's figures, as in its metrics.json
 
@@ -72,22 +72,38 @@ def run(
     folder = RunFolder.open(run_dir or os.path.join("runs", config.name), config)
     if config.wandb_project is not None and hosts.is_first():
         import_wandb(config.wandb_project)  # now, rather than after the compilation
-    rounds: tuple[Metrics, ...] = ()
-    with set_up(config, ("think", "evaluate")) as setup:
-        trainer = compile_trainer(
-            setup.model.config, setup.mesh, compute_dtype=config.model.compute_dtype, train=config.train
-        )
-        if hosts.is_first():
-            folder.begin(config)
-        recovered = recover(folder, config)
-        with _metrics_log(folder, config, recovered) as log:
-            for states in Loop(setup, trainer, folder, Weights(setup, folder), log).run(recovered):
-                rounds = tuple(state.metrics for state in states if state.metrics is not None)
-                if hosts.is_first():
-                    on_round(rounds)
-                    write_report([folder.path], folder.report)
+    with Workshop() as workshop:
+        rounds = run_rounds(config, folder, workshop, on_round)
         hosts.barrier("end of the run")
     return Run(folder.path, rounds, folder.report)
+
+
+def run_rounds(
+    config: RunConfig,
+    folder: RunFolder,
+    workshop: Workshop,
+    on_round: Callable[[Sequence[Metrics]], None],
+    sharing: Sharing | None = None,
+) -> tuple[Metrics, ...]:
+    """Runs or resumes all rounds in a run folder, and writes its report; returns the figures of each round.
+
+    Args:
+      sharing: if the run is part of a sweep.
+    """
+    setup, trainer = workshop.set_up(config, ("think", "evaluate")), workshop.trainer(config)
+    if hosts.is_first():
+        folder.begin(config)
+    recovered = recover(folder, config)
+    if sharing is not None:
+        sharing.begin()
+    rounds: tuple[Metrics, ...] = ()
+    with _metrics_log(folder, config, recovered) as log:
+        for states in Loop(setup, trainer, folder, Weights(setup, folder), log, sharing).run(recovered):
+            rounds = tuple(state.metrics for state in states if state.metrics is not None)
+            if hosts.is_first():
+                on_round(rounds)
+                write_report([folder.path], folder.report)
+    return rounds
 
 
 @contextlib.contextmanager

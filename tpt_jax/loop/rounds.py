@@ -6,7 +6,7 @@ the same command resumes.
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from tpt_jax.errors import Stopped
@@ -17,6 +17,7 @@ from tpt_jax.loop.run_folder import RunFolder, Stage
 from tpt_jax.loop.sampling import Pass, sample_all, sample_on_demand
 from tpt_jax.loop.seeds import derive_seed
 from tpt_jax.loop.setup import Setup
+from tpt_jax.loop.sharing import Sharing
 from tpt_jax.loop.stages import Trained, fine_tune, select_traces
 from tpt_jax.loop.training_set import check_training_set
 from tpt_jax.loop.weights import Weights
@@ -25,7 +26,6 @@ from tpt_jax.prune.summary import count_labels
 from tpt_jax.records import QuestionSet
 from tpt_jax.runtime import hosts
 from tpt_jax.train.compile import TrainerProgram
-from tpt_jax.train.fine_tuning import StepRecord
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Loop:
 
     Attributes:
       log: the curves, on the first host only.
+      sharing: the stages that other runs of a sweep have; None if the run is alone.
     """
 
     setup: Setup
@@ -41,6 +42,7 @@ class Loop:
     folder: RunFolder
     weights: Weights
     log: MetricsLog | None
+    sharing: Sharing | None = None
 
     def run(self, states: list[RoundState]) -> Iterator[list[RoundState]]:
         """Finishes each round that is not done; yields the states up to that round, done ones included."""
@@ -65,11 +67,14 @@ class Loop:
         if hosts.is_first():
             self.folder.write_questions(index, [*self._training_questions(index), *self._test_questions()])
         if index > 0 and "think" not in state.stages:
-            state = self._record(state, "think", _timed(lambda: self._think(index)))
+            state = self._record(state, "think", self._shared(index, "think") or _timed(lambda: self._think(index)))
         if index > 0 and "prune" not in state.stages:
-            state = self._record(state, "prune", _timed(lambda: self._prune(index)))
-        trained = None if "train" in state.stages else self._train(state)
-        evaluated = None if "evaluate" in state.stages else _timed(lambda: self._evaluate(index))
+            state = self._record(state, "prune", self._shared(index, "prune") or _timed(lambda: self._prune(index)))
+        trained = evaluated = None
+        if "train" not in state.stages:
+            trained = self._shared(index, "train") or self._train(state)
+        if "evaluate" not in state.stages:
+            evaluated = self._shared(index, "evaluate") or _timed(lambda: self._evaluate(index))
         self.weights.wait()
         if trained is not None:
             state = self._record(state, "train", trained)
@@ -77,6 +82,10 @@ class Loop:
         if evaluated is not None:
             state = self._record(state, "evaluate", evaluated)
         return state if state.metrics is not None else self._summarize(state)
+
+    def _shared(self, index: int, stage: Stage) -> Facts | None:
+        """Takes a stage over from another run of the sweep that has it; None if there is none."""
+        return self.sharing.take(index, stage, lambda *step: self._log_step(index, *step)) if self.sharing else None
 
     # Stages. Each returns the facts about what it did.
 
@@ -109,11 +118,6 @@ class Loop:
         config, index = self.setup.config, state.index
         examples = self._examples(index)
         check_training_set(examples, index, state.stages["prune"], config)
-
-        def log_step(record: StepRecord) -> None:
-            if self.log is not None:
-                self.log.log(index, "train", record.step, record.curves)
-
         return fine_tune(
             self.trainer,
             lambda: self.weights.take(index - 1 if config.train.start_from == "previous" else 0),
@@ -122,8 +126,12 @@ class Loop:
             seed=derive_seed(config.seed, index, "train"),
             label=f"round {index} train",
             saves=self.folder.training_saves(index),
-            on_step=log_step,
+            on_step=lambda record: self._log_step(index, record.step, record.curves),
         )
+
+    def _log_step(self, index: int, step: int, curves: Mapping[str, float]) -> None:
+        if self.log is not None:
+            self.log.log(index, "train", step, curves)
 
     def _examples(self, index: int) -> list[Example]:
         """The round's training examples, those of earlier rounds too if train.traces_of is "all"."""
@@ -166,6 +174,8 @@ class Loop:
 
     def _record(self, state: RoundState, stage: Stage, facts: Facts) -> RoundState:
         """Marks a stage as done, in the state and in the run folder."""
+        if self.sharing is not None:
+            self.sharing.note(state.index, stage)
         state = state.with_stage(stage, facts)
         if hosts.is_first():
             self.folder.write_stages(state.index, state.stages)

@@ -9,6 +9,7 @@ rounds/NNN/traces/think-HHH-PPPPP.jsonl, evaluate-HHH-PPPPP.jsonl    judged trac
 rounds/NNN/training.jsonl         the traces trained on
 rounds/NNN/training/              the state of an unfinished training
 rounds/NNN/stages.json            the finished stages, with their seconds and counts
+rounds/NNN/keys.json              in a sweep: what each stage depended on, and the run that it was taken over from
 rounds/NNN/metrics.json           the round's figures; written last
 
 On several hosts the first one reads and writes everything but traces and checkpoints.
@@ -25,7 +26,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
-from tpt_jax.config import RunConfig, Sampling, dump_config, parse_config
+from tpt_jax.config import RunConfig, Sampling, dump_config, flat, parse_config, plain_values
 from tpt_jax.errors import UserError
 from tpt_jax.io.files import read_jsonl, write_atomically, write_jsonl
 from tpt_jax.io.paths import Path, is_remote, to_path
@@ -40,6 +41,20 @@ NUM_READERS = 16  # a bucket is slow, but answers many requests at once
 MAY_CHANGE = re.compile(
     r"num_rounds|keep_checkpoints|mesh\.\w+|\w+\.num_slots|prune\.num_workers|wandb_project|train\.(offload|save_every|remat|attention)"
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class StageKey:
+    """What a stage depended on, as a key, and where its files came from.
+
+    Attributes:
+      taken_from: the run of the sweep that computed them; None if this one did.
+      seconds_saved: the time it took there.
+    """
+
+    key: str
+    taken_from: str | None = None
+    seconds_saved: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +83,7 @@ class RunFolder:
                     f"{path}: holds a run with another config ({difference}); "
                     "give another --run_dir, or the config the folder was made with"
                 )
-        elif not is_remote(path) and path.exists() and not _is_empty(path):
+        elif not is_remote(path) and path.exists() and not is_empty(path):
             raise UserError(f"{path}: is neither a run folder nor empty; give another --run_dir")
         return cls(path, verb)
 
@@ -136,6 +151,15 @@ class RunFolder:
 
     def write_stages(self, round_index: int, stages: Mapping[Stage, Mapping[str, Any]]) -> None:
         write_atomically(self.round_path(round_index) / "stages.json", json.dumps(stages, indent=2) + "\n")
+
+    def stage_keys(self, round_index: int) -> dict[Stage, StageKey]:
+        """The keys of a round's stages, finished or not; empty unless the run is part of a sweep."""
+        keys: Any = _read_object(self.round_path(round_index) / "keys.json") or {}
+        return {stage: StageKey(**noted) for stage, noted in keys.items()}
+
+    def write_stage_keys(self, round_index: int, keys: Mapping[Stage, StageKey]) -> None:
+        values = {stage: dataclasses.asdict(noted) for stage, noted in keys.items()}
+        write_atomically(self.round_path(round_index) / "keys.json", json.dumps(values, indent=2) + "\n")
 
     # Traces.
 
@@ -255,7 +279,8 @@ def _read_object(path: Path) -> dict[str, Any] | None:
     return value
 
 
-def _is_empty(path: Path) -> bool:
+def is_empty(path: Path) -> bool:
+    """Whether a path is a folder with nothing in it but what a killed process was writing."""
     return path.is_dir() and all(child.name.endswith(".tmp") for child in path.iterdir())
 
 
@@ -273,14 +298,13 @@ def _first_difference(written: Path, config: RunConfig) -> str | None:
         tree = yaml.safe_load(written.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{written}: cannot be read; give another --run_dir") from error
-    there, here = (_flat(yaml.safe_load(dump_config(each))) for each in (parse_config(tree), config))
+    return first_difference(plain_values(parse_config(tree)), plain_values(config))
+
+
+def first_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
+    """The first setting that affects results and differs between two configs' plain values; None if there is none."""
+    there, here = flat(dict(there)), flat(dict(here))
     for key in {**there, **here}:
         if there.get(key) != here.get(key) and not MAY_CHANGE.fullmatch(key):
             return f"{key} is {there.get(key)} there, {here.get(key)} here"
     return None
-
-
-def _flat(tree: Any, path: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {path: tree}
-    return {key: leaf for name in tree for key, leaf in _flat(tree[name], f"{path}.{name}".lstrip(".")).items()}

@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Self
 
 from flax import nnx
 from jax.sharding import Mesh
@@ -27,13 +29,14 @@ from tpt_jax.think.sampler import SamplerProgram, compile_sampler
 from tpt_jax.think.sampling import Filters
 from tpt_jax.think.sampling_plan import SamplingPlan, plan_sampling
 from tpt_jax.think.stop_strings import StopStrings, make_stop_strings
+from tpt_jax.train.compile import TrainerProgram, compile_trainer, compiled_settings
 
 CONTRACT_QUESTIONS = 16  # of each split, on which the prompt format is checked at start-up
 
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """Everything that sampling and judging need; created once, at start-up."""
+    """Everything that sampling and judging need."""
 
     config: RunConfig
     model: ModelFolder
@@ -61,32 +64,55 @@ def set_up(config: RunConfig, samplings: Sequence[Sampling]) -> Iterator[Setup]:
     Raises:
       UserError: something the config names is missing or does not fit.
     """
-    compilations = CompilationCounter()
-    started = time.monotonic()
-    model = ModelFolder.open(config.model.path, config.model.source)
-    model.check_weights()
-    task = load_task(config.task)
-    if task.num_contaminated:
-        say(f"{config.name}: leaving out {task.num_contaminated} training questions that are also test questions")
-    checker = task.train.checker
-    if config.prune.run_code_without_sandbox:
-        checker = without_sandbox(checker)
-    with CheckerPool(checker, config.prune.num_workers, config.prune.seconds_per_trace) as pool:
-        task = without_unreadable(task, pool)
-        prompt = make_prompt(config.prompt, model, task)
-        questions = (*task.train[:CONTRACT_QUESTIONS], *task.test[:CONTRACT_QUESTIONS])
-        prompt.check_contract(questions, model.config.vocab_size)
-        stop_strings = make_stop_strings(prompt.stop, prompt.tokenizer, model.config.vocab_size)
-        mesh = make_mesh(config.mesh)
-        asked: dict[Sampling, QuestionSet] = {"think": task.train, "evaluate": task.test}
-        plans: dict[Sampling, SamplingPlan] = {
-            sampling: plan_prompts(
-                {question.id: question.question for question in asked[sampling]},
+    with Workshop() as workshop:
+        yield workshop.set_up(config, samplings)
+
+
+class Workshop:
+    """Makes setups, and builds what several of them have in common only once: all but the config is shared.
+
+    Its checkers work until the `with` block ends.
+    """
+
+    def __init__(self) -> None:
+        self._built: dict[str, Any] = {}
+        self._stack = contextlib.ExitStack()
+        self._compilations = CompilationCounter()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+
+    def set_up(self, config: RunConfig, samplings: Sequence[Sampling]) -> Setup:
+        """What a run needs; see the function `set_up`."""
+        started = time.monotonic()
+        model, task, pool, mesh = self._model(config), self._task(config), self._pool(config), self._mesh(config)
+        of_prompt = (config.model, config.prompt, _of_pool(config))
+        prompt = self._build("prompt", of_prompt, lambda: _checked_prompt(config.prompt, model, task))
+        stop_strings = self._build(
+            "stop strings",
+            of_prompt,
+            lambda: make_stop_strings(prompt.stop, prompt.tokenizer, model.config.vocab_size),
+        )
+
+        def plan(sampling: Sampling) -> SamplingPlan:
+            questions = task.train if sampling == "think" else task.test
+            return plan_prompts(
+                {question.id: question.question for question in questions},
                 prompt.prompt_ids,
                 getattr(config, sampling),
                 mesh,
                 option=f"{sampling}.",
                 stop_strings=stop_strings,
+            )
+
+        plans: dict[Sampling, SamplingPlan] = {
+            sampling: self._build(
+                f"plan of {sampling}",
+                (of_prompt, config.mesh, getattr(config, sampling)),
+                functools.partial(plan, sampling),
             )
             for sampling in samplings
         }
@@ -95,19 +121,95 @@ def set_up(config: RunConfig, samplings: Sequence[Sampling]) -> Iterator[Setup]:
             plans["think"] = dataclasses.replace(
                 plans["think"], shape=think_shape(plans["think"].shape, config, num_slots)
             )
-        say(
-            f"{config.name}: {model.config.num_parameters / 1e6:,.1f}M parameters, mesh {dict(mesh.shape)}, "
-            f"{len(task.train)} training questions, {len(task.test)} held out; compiling"
+        shapes = {sampling: plan.shape for sampling, plan in plans.items()}
+
+        def compile_programs() -> SamplerProgram:
+            say(
+                f"{config.name}: {model.config.num_parameters / 1e6:,.1f}M parameters, mesh {dict(mesh.shape)}, "
+                f"{len(task.train)} training questions, {len(task.test)} held out; compiling"
+            )
+            sampler = compile_sampler(
+                model.config,
+                mesh,
+                compute_dtype=config.model.compute_dtype,
+                shapes=shapes,
+                stop_ids=prompt.stop_ids,
+            )
+            say(f"sampler ready after {time.monotonic() - started:.0f} s")
+            return sampler
+
+        sampler = self._build("sampler", (config.model, config.mesh, shapes, prompt.stop_ids), compile_programs)
+        return Setup(config, model, task, prompt, stop_strings, mesh, plans, sampler, pool, self._compilations)
+
+    def trainer(self, config: RunConfig) -> TrainerProgram:
+        """The compiled train stage."""
+        train = compiled_settings(config.train)
+        return self._build(
+            "trainer",
+            (config.model, config.mesh, train),
+            lambda: compile_trainer(
+                self._model(config).config, self._mesh(config), compute_dtype=config.model.compute_dtype, train=train
+            ),
         )
-        sampler = compile_sampler(
-            model.config,
-            mesh,
-            compute_dtype=config.model.compute_dtype,
-            shapes={sampling: plan.shape for sampling, plan in plans.items()},
-            stop_ids=prompt.stop_ids,
+
+    def _model(self, config: RunConfig) -> ModelFolder:
+        """The folder of the model; its weights fit its config."""
+
+        def open_folder() -> ModelFolder:
+            model = ModelFolder.open(config.model.path, config.model.source)
+            model.check_weights()
+            return model
+
+        return self._build("model", config.model, open_folder)
+
+    def _mesh(self, config: RunConfig) -> Mesh:
+        return self._build("mesh", config.mesh, lambda: make_mesh(config.mesh))
+
+    def _task(self, config: RunConfig) -> Task:
+        """The task, without questions that its checkers cannot read."""
+        return self._build(
+            "readable task", _of_pool(config), lambda: without_unreadable(self._whole_task(config), self._pool(config))
         )
-        say(f"sampler ready after {time.monotonic() - started:.0f} s")
-        yield Setup(config, model, task, prompt, stop_strings, mesh, plans, sampler, pool, compilations)
+
+    def _whole_task(self, config: RunConfig) -> Task:
+        def load() -> Task:
+            task = load_task(config.task)
+            if task.num_contaminated:
+                say(
+                    f"{config.name}: leaving out {task.num_contaminated} training questions that are test questions too"
+                )
+            return task
+
+        return self._build("task", config.task, load)
+
+    def _pool(self, config: RunConfig) -> CheckerPool:
+        def start() -> CheckerPool:
+            checker, prune = self._whole_task(config).train.checker, config.prune
+            if prune.run_code_without_sandbox:
+                checker = without_sandbox(checker)
+            return self._stack.enter_context(CheckerPool(checker, prune.num_workers, prune.seconds_per_trace))
+
+        return self._build("pool", _of_pool(config), start)
+
+    def _build(self, part: str, needs: Any, build: Callable[[], Any]) -> Any:
+        """What `build` returned when it was first called for this part and these needs."""
+        key = f"{part}: {needs!r}"
+        if key not in self._built:
+            self._built[key] = build()
+        return self._built[key]
+
+
+def _of_pool(config: RunConfig) -> tuple[Any, ...]:
+    """What the checkers, and the questions that they can read, depend on."""
+    prune = config.prune
+    return config.task, prune.num_workers, prune.seconds_per_trace, prune.run_code_without_sandbox
+
+
+def _checked_prompt(config: PromptConfig, model: ModelFolder, task: Task) -> Prompt:
+    prompt = make_prompt(config, model, task)
+    questions = (*task.train[:CONTRACT_QUESTIONS], *task.test[:CONTRACT_QUESTIONS])
+    prompt.check_contract(questions, model.config.vocab_size)
+    return prompt
 
 
 def without_unreadable(task: Task, pool: CheckerPool) -> Task:

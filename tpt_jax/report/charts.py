@@ -1,4 +1,4 @@
-"""Kinds of charts: lines with error bars, curves, grouped and stacked bars, histograms."""
+"""Kinds of charts: lines with error bars, curves, grouped and stacked bars, histograms, intervals beside zero."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -14,6 +14,8 @@ DODGE = 5.0  # horizontal distance between the error bars of neighbouring lines
 MARK_WIDTH = 64.0  # of a mark's name
 MAX_MARKERS = 40  # per line; more would hide it
 MAX_BINS = 36  # of a histogram, roughly
+ROW_HEIGHT, ROW_MARGIN = 38.0, 22.0  # of a row of intervals: its name above its interval
+MAX_ROW_NAME = 62  # characters that fit above it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +140,41 @@ def histogram(title: str, groups: Sequence[tuple[str, Sequence[int]]], *, unit: 
         keys.append((name, tag("polyline", class_=f"line {style}", points="4,12 4,2 20,2 20,12")))
     means = "; ".join(f"{name}: mean {sum(values) / len(values):.0f}" for name, values in groups)
     return figure(title, parts, keys=keys, summary=f"{x_name}. {means}.", note="")
+
+
+def interval_rows(title: str, rows: Sequence[tuple[str, Point]], *, unit: Unit, x_name: str, note: str = "") -> Markup:
+    """A row for each named difference, with its interval beside a line at zero; y is the difference, x the colour."""
+    ends = [end for _, point in rows for end in (point.y, *(point.interval or ()))]
+    ticks = round_ticks(min(0.0, *ends), max(0.0, *ends))
+    height = svg.TOP + ROW_HEIGHT * len(rows) + svg.BOTTOM
+
+    def x(value: float) -> float:
+        return ROW_MARGIN + (svg.WIDTH - 2 * ROW_MARGIN) * (value - ticks[0]) / (ticks[-1] - ticks[0])
+
+    parts = []
+    for tick in ticks:
+        style = "zero" if abs(tick) < 1e-12 else "grid"
+        parts.append(tag("line", class_=style, x1=x(tick), x2=x(tick), y1=svg.TOP, y2=height - svg.BOTTOM))
+        parts.append(
+            tag("text", unit.tick(tick), class_="tick", x=x(tick), y=height - svg.BOTTOM + 18, text_anchor="middle")
+        )
+    parts.append(tag("text", x_name, class_="tick axis", x=svg.WIDTH / 2, y=height - 6, text_anchor="middle"))
+    for index, (name, point) in enumerate(rows):
+        top, color = svg.TOP + ROW_HEIGHT * index, round(point.x)
+        short = name if len(name) <= MAX_ROW_NAME else f"{name[:MAX_ROW_NAME]}…"
+        parts.append(tag("text", short, class_="tick", x=ROW_MARGIN, y=top + 13))
+        y = top + 25
+        if point.interval is not None:
+            low, high = map(x, point.interval)
+            parts.append(tag("line", class_=f"interval {color_class(color)}", x1=low, x2=high, y1=y, y2=y))
+        parts.append(marker(color, False, x(point.y), y, tag("title", _row_as_text(name, point, unit))))
+    summary = " ".join(f"{_row_as_text(name, point, unit)}." for name, point in rows)
+    return figure(title, parts, keys=(), summary=summary, note=note, height=height)
+
+
+def _row_as_text(name: str, point: Point, unit: Unit) -> str:
+    interval = f" ({' to '.join(map(unit.value, point.interval))})" if point.interval else ""
+    return f"{name}: {unit.value(point.y)}{interval}"
 
 
 # Lines.

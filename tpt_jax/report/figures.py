@@ -54,6 +54,11 @@ def comparison_charts(runs: Sequence[Run]) -> list[Markup]:
     return [chart for chart in charts if chart is not None]
 
 
+def time_scale(longest: float) -> tuple[int, str]:
+    """The unit for an axis of times up to the longest one, in seconds: its length, and its name."""
+    return next((size, name) for size, name in TIME_UNITS if longest >= 2 * size or size == 1)
+
+
 def _line_chart(title: str, lines: Sequence[Line], *, x_name: str = ROUND_AXIS, **settings: Any) -> Markup | None:
     with_points = [line for line in lines if line.points]
     return line_chart(title, with_points, x_name=x_name, **settings) if with_points else None
@@ -138,8 +143,7 @@ def _seconds(run: Run) -> Markup | None:
     timed = {stage for result in run.rounds for stage in result.seconds}
     if not timed:
         return None
-    longest = max(sum(result.seconds.values()) for result in run.rounds)
-    size, name = next((size, name) for size, name in TIME_UNITS if longest >= 2 * size or size == 1)
+    size, name = time_scale(max(sum(result.seconds.values()) for result in run.rounds))
     scaled = [{stage: seconds / size for stage, seconds in result.seconds.items()} for result in run.rounds]
     layers = [
         Layer(stage, [values.get(stage) for values in scaled], color)

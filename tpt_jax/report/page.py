@@ -9,12 +9,12 @@ from tpt_jax.report.figures import comparison_charts, run_charts
 from tpt_jax.report.headline import comparison, facts, headline
 from tpt_jax.report.read import STAGES, Run
 
-FILTERS = ("percent", "interval", "count", "number", "duration", "stage_of_model", "label", "visible")
+FILTERS = ("percent", "interval", "points", "count", "number", "duration", "stage_of_model", "label", "visible")
 MAX_NAMES_IN_TITLE = 3
 
 
-def render(runs: Sequence[Run]) -> str:
-    """The report as HTML. It loads nothing from the network, and its security policy forbids that too."""
+def template(name: str) -> jinja2.Template:
+    """A template of a page; its values are escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("tpt_jax.report", "."),
         autoescape=True,
@@ -23,7 +23,12 @@ def render(runs: Sequence[Run]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {name: getattr(words, name) for name in FILTERS}
-    return environment.get_template("page.html").render(
+    return environment.get_template(name)
+
+
+def render(runs: Sequence[Run]) -> str:
+    """The report as HTML. It loads nothing from the network, and its security policy forbids that too."""
+    return template("page.html").render(
         title=", ".join(run.label for run in runs) if len(runs) <= MAX_NAMES_IN_TITLE else f"{len(runs)} runs",
         runs=[{"run": run, "headline": headline(run), "facts": facts(run), "charts": run_charts(run)} for run in runs],
         comparison=comparison(runs),

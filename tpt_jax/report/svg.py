@@ -126,13 +126,21 @@ def legend(keys: Sequence[tuple[str, Markup]]) -> Markup:
     return tag("ul", *items, class_="legend")
 
 
-def figure(title: str, parts: Iterable[str], *, keys: Sequence[tuple[str, Markup]], summary: str, note: str) -> Markup:
+def figure(
+    title: str,
+    parts: Iterable[str],
+    *,
+    keys: Sequence[tuple[str, Markup]],
+    summary: str,
+    note: str,
+    height: float = HEIGHT,
+) -> Markup:
     """A chart with a title; `summary` gives its values as text for screen readers."""
     description = tag("title", title), tag("desc", summary)
     return tag(
         "figure",
         tag("figcaption", title),
         legend(keys),
-        tag("svg", *description, *parts, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img"),
+        tag("svg", *description, *parts, viewBox=f"0 0 {WIDTH} {pixels(height)}", role="img"),
         tag("p", note, class_="note") if note else "",
     )

@@ -100,6 +100,18 @@ def compile_trainer(config: ModelConfig, mesh: Mesh, *, compute_dtype: str, trai
     return TrainerProgram(layout, batch_shape, state, init_optimizer, compiled_step)
 
 
+def compiled_settings(train: TrainConfig) -> TrainConfig:
+    """The settings that a compiled trainer holds, the others at their defaults: equal ones can share a trainer."""
+    defaults = TrainConfig()
+    rates = {name: getattr(defaults.optimizer, name) for name in ("learning_rate", "warmup_fraction")}
+    free = ("start_from", "traces_of", "num_epochs", "max_steps", "offload", "save_every")
+    return dataclasses.replace(
+        train,
+        optimizer=dataclasses.replace(train.optimizer, **rates),
+        **{name: getattr(defaults, name) for name in free},
+    )
+
+
 def suggest_smaller_step(need: MemoryNeed | None, train: TrainConfig, layout: Layout) -> str:
     """The error message for a training step that does not fit in memory, with settings that need less."""
     rows = train.rows // 2 // layout.batch_ways * layout.batch_ways
