@@ -49,6 +49,11 @@ def needed_traces(
     return [each for each in judged if demand.is_needed((each.trace.id, each.trace.sample))]
 
 
+def keeps_token_scores(config: RunConfig) -> bool:
+    """Whether the think stage keeps token scores: on request, or because pruning needs them."""
+    return config.think.token_scores or not make_pipeline(config, round_index=1).needs.isdisjoint(SCORES)
+
+
 def think_shape(shape: SlotShape, config: RunConfig, num_slots: int) -> SlotShape:
     """A pass over fixed requests turned into one on demand: with room for all samples and prefills that may be needed.
 
@@ -63,7 +68,7 @@ def think_shape(shape: SlotShape, config: RunConfig, num_slots: int) -> SlotShap
         num_slots=min(num_slots, shape.num_questions * levels[-1]),
         num_traces=shape.num_questions * levels[-1],
         prefills_per_question=levels[-1] if asks_one_by_one(pipeline, think.until) else len(levels),
-        token_scores=think.token_scores or not pipeline.needs.isdisjoint(SCORES),
+        token_scores=keeps_token_scores(config),
     )
 
 

@@ -29,6 +29,11 @@ def asks_one_by_one(pipeline: Pipeline, until: Until) -> bool:
     return until == "enough" and pipeline.scope == "trace" and pipeline.max_per_question is not None
 
 
+def takes_all_samples(pipeline: Pipeline, until: Until) -> bool:
+    """Whether every question is sampled, as often as all others."""
+    return until == "all" or pipeline.scope == "round" or (pipeline.max_traces is None and pipeline.scope == "question")
+
+
 def sample_levels(num_samples: int, max_samples: int | None) -> list[int]:
     """The numbers of samples at which a question may be given up: num_samples, twice as many, ... and max_samples."""
     levels = [num_samples]
@@ -92,7 +97,7 @@ class Demand:
         self._positions = {name: position for position, name in enumerate(names)}
         self._levels = sample_levels(num_samples, max_samples)
         self._num_shards = num_shards
-        self._max_traces = pipeline.max_traces if until == "enough" and pipeline.scope != "round" else None
+        self._max_traces = None if takes_all_samples(pipeline, until) else pipeline.max_traces
         self.is_one_by_one = asks_one_by_one(pipeline, until)
         self._enough = pipeline.max_per_question if self.is_one_by_one else None  # kept traces of a question
         self._largest_yield = pipeline.max_per_question or num_samples
