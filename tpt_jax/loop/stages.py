@@ -1,7 +1,10 @@
 """The stages of a round that follow sampling: select and fine-tune; the library also uses them alone."""
 
+import collections
 import contextlib
 import dataclasses
+import math
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,12 +13,15 @@ from flax import nnx
 
 from tpt_jax.checkpoints.training import TrainingCheckpoints
 from tpt_jax.config import RunConfig, TrainConfig
+from tpt_jax.evaluation import mean_interval
 from tpt_jax.io.paths import Path
 from tpt_jax.loop.on_demand import make_pipeline, needed_traces
 from tpt_jax.loop.run_folder import RunFolder
 from tpt_jax.prompts import Example
 from tpt_jax.prune.apply import select
+from tpt_jax.prune.demand import asks_one_by_one
 from tpt_jax.prune.summary import count_labels
+from tpt_jax.records import JudgedTrace
 from tpt_jax.runtime import preemption
 from tpt_jax.terminal import listed, progress, say
 from tpt_jax.train.compile import TrainerProgram
@@ -30,9 +36,17 @@ def select_traces(folder: RunFolder, round_index: int, config: RunConfig, names:
       names: ids of the questions that the think stage asked, or would have.
     """
     judged = folder.traces(round_index, "think")
-    selection = select(make_pipeline(config, round_index), needed_traces(config, round_index, judged, names))
+    pipeline = make_pipeline(config, round_index)
+    needed = needed_traces(config, round_index, judged, names)
+    selection = select(pipeline, needed)
     folder.write_training(round_index, selection.kept)
+    is_estimate = asks_one_by_one(pipeline, config.think.until)
+    rates = training_rates(needed, first_samples_only=is_estimate)
     return {
+        "train_pass_at_1": statistics.fmean(rates) if rates else None,
+        "train_interval": mean_interval(rates),
+        "train_is_estimate": is_estimate,
+        "difficulty": difficulty(needed, selection.kept),
         "num_traces": len(judged),
         "num_correct": sum(trace.verdict.correct for trace in judged),
         "num_strict": sum(trace.verdict.strict for trace in judged),
@@ -41,6 +55,37 @@ def select_traces(folder: RunFolder, round_index: int, config: RunConfig, names:
         "verdicts": count_labels(judged),
         "mean_think_tokens": sum(len(trace.trace.token_ids) for trace in judged) / max(1, len(judged)),
     }
+
+
+def training_rates(judged: Sequence[JudgedTrace], *, first_samples_only: bool) -> list[float]:
+    """Pass@1 of each training question whose verdicts are known.
+
+    Args:
+      first_samples_only: if questions are sampled until a trace is right, their other samples would bias the rate.
+    """
+    by_question: dict[str, list[bool]] = {}
+    for each in judged:
+        if not each.verdict.unknown and (each.trace.sample == 0 or not first_samples_only):
+            by_question.setdefault(each.trace.id, []).append(each.verdict.correct)
+    return [statistics.fmean(verdicts) for verdicts in by_question.values()]
+
+
+def difficulty(judged: Sequence[JudgedTrace], kept: Sequence[JudgedTrace]) -> dict[str, int]:
+    """Kept traces by how many samples their question took until the first right one: "1", "2", "3-4", "5-8", ...
+
+    Traces of questions without a right one, as the paper's control keeps them, count under "none".
+    """
+    firsts: dict[str, int] = {}
+    for each in judged:
+        if each.verdict.correct:
+            firsts[each.trace.id] = min(each.trace.sample + 1, firsts.get(each.trace.id, each.trace.sample + 1))
+    counts = collections.Counter(firsts.get(each.trace.id, 0) for each in kept)
+    groups: dict[str, int] = {}
+    for first in sorted(counts, key=lambda count: count or math.inf):
+        top = 1 << (first - 1).bit_length() if first else 0
+        name = f"{top // 2 + 1}-{top}" if top > 2 else str(top) if top else "none"
+        groups[name] = groups.get(name, 0) + counts[first]
+    return groups
 
 
 @dataclasses.dataclass(frozen=True)
