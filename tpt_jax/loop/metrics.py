@@ -117,7 +117,7 @@ def round_table(rounds: Sequence[Mapping[str, Any]]) -> Table:
 
 def monitor_table(rounds: Sequence[Mapping[str, Any]]) -> Table:
     """What the rounds so far did to the model's variety, for the terminal; see loop/monitors.py."""
-    table = _table("round", "change", "95%", "won", "lost", "answers", "calculations", "entropy", "tokens")
+    table = _table("round", "change", "95%", "won", "lost", "answers", "equations", "entropy", "tokens")
     for metrics in rounds:
         mean, low, high = metrics["paired"].get("pass_at_1", (None, None, None))
         table.add_row(
@@ -137,5 +137,5 @@ def monitor_table(rounds: Sequence[Mapping[str, Any]]) -> Table:
 def _table(*headings: str) -> Table:
     table = Table(box=rich.box.SIMPLE, padding=(0, 1, 0, 0))  # ten columns fit into 80 characters
     for heading in headings:
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     return table

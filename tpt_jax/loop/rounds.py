@@ -6,7 +6,7 @@ the same command resumes.
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tpt_jax.errors import Stopped
