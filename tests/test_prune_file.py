@@ -22,7 +22,8 @@ from tpt_jax.commands.main import main
 from tpt_jax.errors import UserError
 from tpt_jax.io.files import read_jsonl
 from tpt_jax.library import judge_file as module
-from tpt_jax.library.judge_file import judge_file, read_traces_to_judge
+from tpt_jax.library.judge_file import judge_file
+from tpt_jax.library.trace_files import read_traces_to_judge
 from tpt_jax.prune.apply import select
 from tpt_jax.prune.pipeline import Pipeline
 from tpt_jax.prune.registry import DEFAULT_STEPS

@@ -75,9 +75,9 @@ class Calls:
         folder.trace_writer(index, sampling, 0).write(judged)
         return Sampled(1, 0, None, None)
 
-    def select_traces(self, folder: RunFolder, index: int, config: Any, seed: int) -> dict[str, Any]:
+    def select_traces(self, setup: Any, folder: RunFolder, index: int, seed: int) -> dict[str, Any]:
         self.made.append(("select", index, seed))
-        return select_traces(folder, index, config, seed)
+        return select_traces(setup, folder, index, seed)
 
     def fine_tune(self, trainer: Any, load: Any, examples: Any, config: Any, **options: Any) -> Trained:
         rounds_of_traces = sorted({example.tokens[0] for example in examples})
@@ -182,7 +182,10 @@ def test_a_round_stops_when_there_is_nothing_to_train_on(calls: Calls, tmp_path:
     folder = RunFolder.open(tmp_path / "run", settings)
     for _ in range(2):
         states = [RoundState(index, folder.stages(index)) for index in range(4)]
-        with pytest.raises(UserError, match=r"^round 1: no trace was kept: 0 of 4 correct \(wrong answer: 4\); set"):
+        with pytest.raises(
+            UserError,
+            match=r"^round 1: no trace was kept: 0 of 4 correct \(wrong answer: 4\); none",
+        ):
             list(make_loop(settings, calls, folder).run(states))
     assert [len(folder.traces(1, "think")), calls.made.count(("think", 1, ["train/0", "train/1"]))] == [4, 1]
     assert (set(folder.stages(0)), set(folder.stages(1))) == ({"train", "evaluate"}, {"think", "prune"})

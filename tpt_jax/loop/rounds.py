@@ -87,9 +87,8 @@ class Loop:
         return dataclasses.asdict(sampled)
 
     def _prune(self, index: int) -> Facts:
-        config = self.setup.config
-        seed = derive_seed(config.seed, index, "select")
-        return hosts.broadcast(f"round {index} prune", lambda: select_traces(self.folder, index, config.prune, seed))
+        seed = derive_seed(self.setup.config.seed, index, "select")
+        return hosts.broadcast(f"round {index} prune", lambda: select_traces(self.setup, self.folder, index, seed))
 
     def _train(self, state: RoundState) -> Facts:
         """Makes the round's parameters, in round 0 the base model's, and starts writing their checkpoint."""

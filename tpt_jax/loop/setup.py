@@ -15,6 +15,7 @@ from tpt_jax.config import PromptConfig, RunConfig, Sampling, SamplingConfig
 from tpt_jax.errors import UserError
 from tpt_jax.io.record_files import MAX_BROKEN_SHARE
 from tpt_jax.prompts import Prompt, load_prompt
+from tpt_jax.prune.pipeline import Pipeline
 from tpt_jax.records import QuestionSet, Trace
 from tpt_jax.runtime import hosts
 from tpt_jax.runtime.compilations import CompilationCounter
@@ -62,6 +63,7 @@ def set_up(config: RunConfig, samplings: Sequence[Sampling]) -> Iterator[Setup]:
     """
     compilations = CompilationCounter()
     started = time.monotonic()
+    Pipeline.from_config(config.prune, config.seed).require()
     model = ModelFolder.open(config.model.path, config.model.source)
     model.check_weights()
     task = load_task(config.task)

@@ -13,7 +13,7 @@ from flax import nnx
 from tpt_jax.checkpoints.training import TrainingCheckpoints
 from tpt_jax.checks.pool import CheckerPool
 from tpt_jax.checks.registry import checker_name
-from tpt_jax.config import PruneConfig, Sampling, TrainConfig
+from tpt_jax.config import Sampling, TrainConfig
 from tpt_jax.errors import Stopped, UserError
 from tpt_jax.io.paths import Path
 from tpt_jax.loop.run_folder import RunFolder
@@ -22,6 +22,7 @@ from tpt_jax.prompts import Example
 from tpt_jax.prune.apply import select
 from tpt_jax.prune.pipeline import Pipeline
 from tpt_jax.prune.summary import count_labels, failed_on_all
+from tpt_jax.prune.trim import trim
 from tpt_jax.records import JudgedTrace, Question, QuestionSet, Trace, Verdict
 from tpt_jax.runtime import hosts, preemption
 from tpt_jax.terminal import listed, percent, progress, say
@@ -197,20 +198,39 @@ def judge_while_sampling(
         raise stopped
 
 
-def select_traces(folder: RunFolder, round_index: int, config: PruneConfig, seed: int) -> dict[str, Any]:
-    """Selects the traces to train on, writes them to the run folder, and returns the figures."""
+def select_traces(setup: Setup, folder: RunFolder, round_index: int, seed: int) -> dict[str, Any]:
+    """Selects the traces to train on, trims them, writes them to the run folder, and returns the figures."""
     judged = folder.traces(round_index, "think")
-    selection = select(Pipeline.from_config(config, seed), judged)
-    folder.write_training(round_index, selection.kept)
+    pipeline = Pipeline.from_config(setup.config.prune, seed)
+    selection = select(pipeline, judged)
+    kept = _trim(setup, pipeline, selection.kept)
+    folder.write_training(round_index, kept)
     return {
         "num_traces": len(judged),
         "num_correct": sum(trace.verdict.correct for trace in judged),
         "num_strict": sum(trace.verdict.strict for trace in judged),
         "num_kept": len(selection.kept),
         "num_dropped": selection.num_dropped,
+        "num_trimmed": sum(new is not old for new, old in zip(kept, selection.kept, strict=True)),
         "verdicts": count_labels(judged),
         "mean_think_tokens": sum(len(trace.trace.token_ids) for trace in judged) / max(1, len(judged)),
     }
+
+
+def _trim(setup: Setup, pipeline: Pipeline, kept: Sequence[JudgedTrace]) -> Sequence[JudgedTrace]:
+    """The kept traces, trimmed if the pipeline says so, tokenized anew and judged again."""
+    if not pipeline.trims:
+        return kept
+    questions = {question.id: question for question in setup.task.train}
+
+    def encode(trace: Trace) -> tuple[int, ...] | None:
+        is_faithful = setup.prompt.is_faithful(questions[trace.id].question, trace.completion)
+        return setup.prompt.completion_ids(trace.completion) if is_faithful else None
+
+    def judge(traces: Sequence[Trace]) -> Iterator[Verdict]:
+        return setup.pool.judge((questions[trace.id], trace) for trace in traces)
+
+    return trim(pipeline, kept, judge, encode)
 
 
 @dataclasses.dataclass(frozen=True)
