@@ -12,13 +12,14 @@ _SPELLINGS = (
     (re.compile(r"\\(?:times|cdot)(?![A-Za-z])|[×·]"), "*"),
     (re.compile(r"\\div(?![A-Za-z])|÷"), "/"),
     (re.compile(r"[−–]"), "-"),
-    (re.compile(r"(?<=[\d)])\s*[xX]\s*(?=[$(]*\d)"), "*"),
+    (re.compile(r"(?:(?<=[\d)])\s*|(?<=\s))[xX]\s*(?=[$(]*\.?\d)"), "*"),
+    (re.compile(r"[/-](?=[A-Za-z])"), " "),  # of a unit: "$40/night", "5-year"
     (re.compile(r"\*\*+"), " "),  # bold
     (re.compile(r"\\[,;:!]|[$€£{}\[\]\\]"), " "),
     (re.compile(r"(?<=\d),(?=\d{3}(?!\d))"), ""),
 )
 _TOKEN = re.compile(
-    r"(?P<number>\d+(?:\.\d+)?|\.\d+)|(?P<sign>[-+*/^=()%])|(?P<word>[A-Za-z][A-Za-z'.-]*)|(?P<end>\S|\n)"
+    r"(?P<number>\d+(?:\.\d+)?|\.\d+)|(?P<sign>[-+*/^=()%])|(?P<word>[A-Za-z][A-Za-z'.&-]*)|(?P<end>\S|\n)"
 )
 MAX_WORDS = 4  # of a unit, between a number and the next sign: "3 red apples each + 4"
 

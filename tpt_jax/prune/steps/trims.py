@@ -47,7 +47,8 @@ class TrimSteps(Trim):
 
     def drop(self, trace: Trace) -> Sequence[Span]:
         steps = reasoning_steps(trace.completion)
-        start, end = answer_span(trace.completion) or (steps[-1:] and steps[-1]) or (0, 0)
+        answer = answer_span(trace.completion)
+        start, end = answer if answer is not None else steps[-1] if steps else (0, 0)
         tokens = {step: tokens_of(step, trace.token_ends) for step in steps}
         droppable = [step for step in steps if step[1] <= start or step[0] >= end]
         droppable.sort(key=lambda step: sum(trace.token_entropies[index] for index in tokens[step]))
