@@ -156,6 +156,19 @@ def test_a_text_that_cannot_be_tokenized_faithfully_stays_whole() -> None:
     assert trim(AFTER_ANSWER, [long], judge, lambda trace: None) == [long]
 
 
+def test_select_trims_and_judges_again() -> None:
+    questions = tpt_jax.QuestionSet((Question("a", QUESTION, "7"),))
+    texts = ("3 + 4 = 7\n#### 7\nBye", "#### 7\nThat is wrong: it is 8.", "#### 8")
+    verdicts = [judge([Trace("a", 0, text)])[0] for text in texts]
+    traces = [JudgedTrace(Trace("a", sample, text), verdicts[sample]) for sample, text in enumerate(texts)]
+    judged = tpt_jax.Traces(tuple(traces), questions)
+    kept = tpt_jax.select(judged, steps=["any", "trim_after_answer"], max_per_question=None)
+    assert [each.trace.completion for each in kept] == ["3 + 4 = 7\n#### 7", *texts[1:]]
+    assert tpt_jax.select(judged, steps="correct, {pass_rate: {high: 0.2}}").num_dropped["pass_rate"] == 1
+    with pytest.raises(UserError, match="^select: the traces have no verdicts; give them"):
+        tpt_jax.select(tpt_jax.Traces((traces[0].trace,), questions))  # pyright: ignore[reportArgumentType]
+
+
 # Where tokens end.
 
 
