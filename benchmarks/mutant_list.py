@@ -376,14 +376,14 @@ PRUNE_AND_EVALUATION = (
         "prune/steps/trims.py",
         "step[1] <= start or step[0] >= end",
         "True",
-        f"{TRIM}::test_steps_of_lowest_entropy_go_until_the_share_is_left",
+        f"{TRIM}::test_steps_of_lowest_entropy_go_as_long_as_the_share_is_left",
     ),
     Mutant(
         "steps dropped beyond the share",
         "prune/steps/trims.py",
-        "if num_left <= self.share * len(trace.token_ends):",
+        "if num_left < self.share * len(trace.token_ends):",
         "if False:",
-        f"{TRIM}::test_whole_steps_are_dropped_and_no_more_than_needed",
+        f"{TRIM}::test_the_steps_dropped_are_the_first_by_entropy_that_fit",
     ),
     Mutant(
         "a trimmed trace with another verdict kept",

@@ -30,14 +30,14 @@ class TrimAfterAnswer(Trim):
 
 @dataclass(frozen=True, config=STRICT)
 class TrimSteps(Trim):
-    """Drops whole reasoning steps, those of lowest entropy first, until at most a share of the tokens is left.
+    """Drops whole reasoning steps, those of lowest entropy first, as long as a share of the tokens is left.
 
     A step's entropy is the sum of its tokens' entropies (Li et al., Compressing Chain-of-Thought in LLMs via Step
     Entropy, arXiv 2508.03346; they put a token in place of a dropped step, we put nothing). Steps that hold the final
     answer are never dropped; if none is announced, the last step is not.
 
     Attributes:
-      share: of the tokens of the whole completion.
+      share: of the tokens of the whole completion; at least so many stay.
     """
 
     share: Annotated[float, pydantic.Field(gt=0, lt=1)]
@@ -54,8 +54,8 @@ class TrimSteps(Trim):
         droppable.sort(key=lambda step: sum(trace.token_entropies[index] for index in tokens[step]))
         num_left, dropped = len(trace.token_ends), []
         for step in droppable:
-            if num_left <= self.share * len(trace.token_ends):
+            num_left -= len(tokens[step])
+            if num_left < self.share * len(trace.token_ends):
                 break
             dropped.append(step)
-            num_left -= len(tokens[step])
         return dropped
