@@ -17,9 +17,10 @@ from tpt_jax.loop.recovery import Facts, RoundState
 from tpt_jax.loop.run_folder import RunFolder, Stage
 from tpt_jax.loop.sampling import Pass, sample_all, sample_on_demand
 from tpt_jax.loop.seeds import derive_seed
+from tpt_jax.loop.selection import select_traces
 from tpt_jax.loop.setup import Setup
 from tpt_jax.loop.sharing import Sharing
-from tpt_jax.loop.stages import Trained, fine_tune, select_traces
+from tpt_jax.loop.training import Trained, fine_tune
 from tpt_jax.loop.training_set import check_training_set
 from tpt_jax.loop.weights import Weights
 from tpt_jax.prompts import Example
@@ -105,9 +106,7 @@ class Loop:
 
     def _prune(self, index: int) -> Facts:
         names = [question.id for question in self._training_questions(index)]
-        return hosts.broadcast(
-            f"round {index} prune", lambda: select_traces(self.folder, index, self.setup.config, names)
-        )
+        return hosts.broadcast(f"round {index} prune", lambda: select_traces(self.setup, self.folder, index, names))
 
     def _train(self, state: RoundState) -> Facts:
         """Makes the round's parameters, in round 0 the base model's, and starts writing their checkpoint."""
