@@ -153,7 +153,9 @@ class Sharing:
                 link_file(path, mine / "traces" / path.name)
 
     def _write(self, index: int, stage: Stage, noted: StageKey | None) -> None:
-        keys: dict[Stage, StageKey] = {name: each for name, each in self._folder.stage_keys(index).items() if name != stage}
+        keys: dict[Stage, StageKey] = {
+            name: each for name, each in self._folder.stage_keys(index).items() if name != stage
+        }
         self._folder.write_stage_keys(index, keys if noted is None else {**keys, stage: noted})
 
     def _training_digest(self, index: int) -> str:

@@ -1,0 +1,483 @@
+"""Sweeps: what each stage depends on, and runs that take stages over from each other end as they would alone."""
+
+import contextlib
+import json
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from processes import EASY_TASK, CommandHere
+
+import tpt_jax as tpt
+from tpt_jax.config import flat, load_config, override, plain_values, read_tree
+from tpt_jax.io.paths import to_path
+from tpt_jax.loop import rounds, setup, sharing, stage_keys
+from tpt_jax.loop.run_folder import RunFolder, TraceWriter
+from tpt_jax.loop.stage_keys import StageKeys
+from tpt_jax.loop.sweep_plan import make_plan, split_values
+from tpt_jax.runtime.mesh import make_mesh
+
+QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
+
+# What depends on a setting: the weights given (W0), and the stages of two rounds: think, prune, train (weights),
+# evaluate. The digests of the kept traces stay as they are here, so a training depends on the earlier ones only.
+NOTHING = ""
+AFTER_THINK = "T1 P1 T2 P2"
+AFTER_TRAIN = "W1 E1 T2 P2 W2 E2"
+ALL_BUT_BASE = f"E0 T1 P1 {AFTER_TRAIN}"
+SAMPLING: Mapping[str, Any] = {
+    "num_questions": 7, "num_samples": 3, "temperature": 0.3, "top_k": 5, "top_p": 0.9, "min_p": 0.1,
+    "max_prompt_tokens": 63, "max_new_tokens": 79, "num_slots": 8, "cache_type": "int8",
+}  # fmt: skip
+CHANGES: Mapping[str, tuple[str, Any]] = {
+    "name": (NOTHING, "other"),
+    "model.path": (f"W0 {ALL_BUT_BASE}", "other"),
+    "model.source": (NOTHING, "elsewhere"),
+    "model.compute_dtype": (ALL_BUT_BASE, "bfloat16"),
+    "task.name": (ALL_BUT_BASE, "gsm8k"),
+    "task.templates": (ALL_BUT_BASE, [43, 10]),
+    "task.max_number": (ALL_BUT_BASE, 41),
+    "task.num_train": (ALL_BUT_BASE, 7000),
+    "task.num_test": (ALL_BUT_BASE, 399),
+    "prompt.instruction": (ALL_BUT_BASE, "Think."),
+    "prompt.num_shots": (ALL_BUT_BASE, 1),
+    "prompt.template": (ALL_BUT_BASE, "plain"),
+    "prompt.stop": (ALL_BUT_BASE, ["###"]),
+    "seed": (ALL_BUT_BASE, 1),
+    "num_rounds": (NOTHING, 5),
+    "keep_checkpoints": (NOTHING, 1),
+    "mesh.data": (ALL_BUT_BASE, 2),
+    "mesh.fsdp": (ALL_BUT_BASE, 2),
+    "mesh.tensor": (ALL_BUT_BASE, 2),
+    **{f"think.{name}": (AFTER_THINK, value) for name, value in SAMPLING.items()},
+    **{f"evaluate.{name}": ("E0 E1 E2", value) for name, value in SAMPLING.items()},
+    "prune.keep": ("P1 P2", "any"),
+    "prune.max_per_question": ("P1 P2", 2),
+    "prune.max_traces": ("P1 P2", 7),
+    "prune.num_workers": (NOTHING, 3),
+    "prune.seconds_per_trace": (f"E0 {AFTER_THINK} E1 E2", 9.0),
+    "prune.run_code_without_sandbox": (f"E0 {AFTER_THINK} E1 E2", True),
+    "train.start_from": ("W2 E2", "base"),
+    "train.traces_of": ("W2 E2", "round"),
+    "train.num_epochs": (AFTER_TRAIN, 2),
+    "train.max_steps": (AFTER_TRAIN, 7),
+    "train.rows": (AFTER_TRAIN, 8),
+    "train.sequence_length": (AFTER_TRAIN, 128),
+    "train.micro_batches": (AFTER_TRAIN, 2),
+    "train.attention": (AFTER_TRAIN, "xla"),
+    "train.remat": (AFTER_TRAIN, "full"),
+    "train.offload": (NOTHING, True),
+    "train.save_every": (NOTHING, 7),
+    "train.loss.name": (AFTER_TRAIN, "focal"),
+    "train.loss.focal_gamma": (AFTER_TRAIN, 3.0),
+    "train.loss.clip_above": (AFTER_TRAIN, 0.8),
+    "train.optimizer.name": (AFTER_TRAIN, "adamw"),
+    "train.optimizer.learning_rate": (AFTER_TRAIN, 1e-4),
+    "train.optimizer.warmup_fraction": (AFTER_TRAIN, 0.2),
+    "train.optimizer.weight_decay": (AFTER_TRAIN, 0.1),
+    "train.optimizer.beta1": (AFTER_TRAIN, 0.8),
+    "train.optimizer.beta2": (AFTER_TRAIN, 0.9),
+    "train.optimizer.first_moment": (AFTER_TRAIN, "bfloat16"),
+    "train.optimizer.second_moment": (AFTER_TRAIN, "bfloat16"),
+    "train.optimizer.max_grad_norm": (AFTER_TRAIN, 2.0),
+    "wandb_project": (NOTHING, "project"),
+}
+
+
+def keys(changes: Mapping[str, Any], digests: tuple[str, str] = ("a", "b")) -> dict[str, str]:
+    """The keys of all stages of two rounds of the quickstart."""
+    tree = read_tree(QUICKSTART)
+    if "task.name" in changes:
+        tree["task"] = {}
+    of_run = StageKeys(override(tree, changes), lambda index: digests[index - 1])
+    made = {"W0": of_run.key(0, "train"), "E0": of_run.key(0, "evaluate")}
+    for index in (1, 2):
+        stages = (("T", "think"), ("P", "prune"), ("W", "train"), ("E", "evaluate"))
+        made |= {f"{letter}{index}": of_run.key(index, stage) for letter, stage in stages}
+    return made
+
+
+def changed(before: Mapping[str, str], after: Mapping[str, str]) -> set[str]:
+    return {stage for stage in before if before[stage] != after[stage]}
+
+
+# Keys.
+
+
+def test_every_setting_is_known_to_influence_some_stages() -> None:
+    assert flat(plain_values(load_config(QUICKSTART))).keys() == CHANGES.keys(), "say what a new setting influences"
+    assert len(set(keys({}).values())) == 10
+
+
+@pytest.mark.parametrize("setting", CHANGES)
+def test_a_setting_changes_the_keys_of_the_stages_that_read_it(setting: str) -> None:
+    stages, value = CHANGES[setting]
+    assert changed(keys({}), keys({setting: value})) == set(stages.split())
+
+
+def test_a_setting_that_is_not_listed_changes_every_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = {name: kinds for name, kinds in stage_keys.READ_BY.items() if name != "train.save_every"}
+    monkeypatch.setattr(stage_keys, "READ_BY", listed)
+    assert changed(keys({}), keys({"train.save_every": 7})) == keys({}).keys()
+
+
+def test_every_listed_setting_exists() -> None:
+    leaves = CHANGES.keys()
+    assert not [name for name in stage_keys.READ_BY if not any(f"{leaf}.".startswith(f"{name}.") for leaf in leaves)]
+
+
+def test_a_training_reads_the_traces_that_were_kept_and_not_how() -> None:
+    assert changed(keys({}), keys({}, ("other", "b"))) == set(AFTER_TRAIN.split())
+    assert changed(keys({}), keys({}, ("a", "other"))) == {"W2", "E2"}
+    one_round = keys({"train.traces_of": "round", "train.start_from": "base"})
+    other = keys({"train.traces_of": "round", "train.start_from": "base"}, ("other", "b"))
+    assert changed(one_round, other) == {"W1", "E1", "T2", "P2"}  # round 2 starts from the base, with its own traces
+
+
+# Plans.
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("500,1000, 2000", ["500", "1000", "2000"]),
+        ("[correct];[correct, {shortest: {count: 1}}]", ["[correct]", "[correct, {shortest: {count: 1}}]"]),
+        ("'a, b',\"c; d\"", ["a, b", "c; d"]),
+        ("don't,won't", ["don't", "won't"]),
+        ("{a: 'x], y'},null", ["{a: 'x], y'}", "null"]),
+    ],
+)
+def test_values_are_separated_outside_of_brackets_and_quotes(text: str, values: list[str]) -> None:
+    assert split_values(text) == values
+
+
+def test_a_grid_and_a_list_of_arms(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    section = "sweep: {seeds: 2, arms: {not pruned: {prune.keep: any}, pruned: {}}, vary: {train.rows: [16, 8]}}"
+    path.write_text(f"extends: {QUICKSTART}\nname: mine\nseed: 7\n{section}\n")
+    plan = make_plan(read_tree(path), {"num_rounds": "1"}, vary={"train.loss.name": ["focal"]}, seeds=3)
+    assert plan.seeds == (7, 8, 9)
+    assert [arm.name for arm in plan.arms] == [
+        f"{name} rows={rows} loss.name=focal" for name in ("not pruned", "pruned") for rows in (16, 8)
+    ]
+    assert [arm.config.prune.keep for arm in plan.arms] == ["any", "any", "correct", "correct"]
+    assert {arm.config.num_rounds for arm in plan.arms} == {1}
+    assert plan.arms[0].folder == "not-pruned-rows=16-loss.name=focal"
+
+
+def test_folders_of_arms_are_safe_and_differ() -> None:
+    names = ("../../x", "..", "a/b", "A b", "a b", "‮😀", "-rf", "x" * 300, "x" * 301)
+    arms = {name: {"train.rows": 2 * index + 2} for index, name in enumerate(names)}
+    folders = [arm.folder for arm in make_plan(read_tree(QUICKSTART), {}, arms=arms).arms]
+    assert all(re.fullmatch(r"[A-Za-z0-9=_][A-Za-z0-9=_.-]{0,90}", folder) for folder in folders), folders
+    assert len({folder.casefold() for folder in folders}) == len(names)
+
+
+MISTAKES = (
+    (["--vary", "train.row=8,9"], "train.row: unknown key; did you mean rows?"),
+    (["--vary", "train.rows=8,many"], "train.rows ('many'): input should be a valid integer"),
+    (["--vary", "train.rows=8,[9"], "'8,[9'): a bracket or a quote is open at the end"),
+    (["--vary", "train.rows=8,,9"], "a value is empty"),
+    (["--vary", "train.rows"], "write KEY=V1,V2"),
+    (["--vary", "train.rows=8", "--vary", "train.rows=9"], "train.rows: is varied twice"),
+    (["--vary", "train={rows: 8}", "--vary", "train.rows=9"], "train.rows: is varied twice, the other time as train"),
+    (["--vary", "train.rows=4,04"], "arms 'rows=4' and 'rows=04' are the same"),
+    (["--vary", "seed=1,2"], "give --seeds N"),
+    (["--vary", "name=a,b"], "name: each run is named after its arm"),
+    (["--seeds", "0"], "0 must be at least 1"),
+    (["--seeds", "2", "--seed", "4294967295"], "pass 2**32"),
+    (["--arm", "a train.rows=8"], "write 'NAME: KEY=V KEY=V'"),
+    (["--arm", "a: train.rows=8", "--arm", "a: train.rows=9"], "the name is given twice"),
+    (["--arm", "a:", "--arm", "b:"], "arms 'a' and 'b' are the same"),
+    (["--vary", "model.path=quickstart,none"], "arm 'path=none': none"),
+    (["--vary", "prompt.num_shots=0,9"], "arm 'num_shots=9': prompt.num_shots (9)"),
+    (["--vary", "train.rows=8,7"], "arm 'rows=7': train.rows (7) must be a multiple"),
+)
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES)
+def test_a_mistake_is_one_line_before_anything_is_computed(
+    arguments: list[str],
+    message: str,
+    tiny: Path,
+    tmp_path: Path,
+    tpt_here: CommandHere,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(setup, "make_mesh", lambda config: make_mesh(config, jax.devices()[:4]))  # four divide eight
+    monkeypatch.setattr(setup, "compile_sampler", lambda *arguments, **options: None)
+    compile_trainer = setup.compile_trainer
+    monkeypatch.setattr(  # its own check of the rows comes first
+        setup,
+        "compile_trainer",
+        lambda *a, train, **o: compile_trainer(*a, train=train, **o) if train.rows % 2 else None,
+    )
+    done = tpt_here("sweep", "--config", tiny, "--sweep_dir", tmp_path / "sweep", *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len([line for line in done.stderr.splitlines() if "tpt" in line]) == 1
+    assert not (tmp_path / "sweep").exists()
+
+
+# Sweeps.
+
+ARMS = {
+    "previous": {},
+    "base": {"train.start_from": "base"},
+    "few traces": {"prune.max_traces": 4},
+}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    path.write_text(f"""{EASY_TASK}
+name: tiny
+num_rounds: 2
+think: {{num_questions: 8, num_samples: 2, max_prompt_tokens: 32, num_slots: 8}}
+prune: {{num_workers: 1}}
+train: {{max_steps: 2, optimizer: {{learning_rate: 1.0e-3}}}}
+evaluate: {{num_questions: 8, num_samples: 2, max_prompt_tokens: 32, num_slots: 8}}
+""")
+    return path
+
+
+class Killed(BaseException):
+    """Ends a sweep as a kill does: nothing that it was about to write is written."""
+
+
+class Counts(dict[str, int]):
+    """Counts the stages that are computed."""
+
+    def wrap(self, patch: pytest.MonkeyPatch, name: str) -> None:
+        function = getattr(rounds, name)
+
+        def counted(*arguments: Any, **options: Any) -> Any:
+            stage = arguments[3] if name == "sample_and_judge" else name
+            self[stage] = self.get(stage, 0) + 1
+            return function(*arguments, **options)
+
+        patch.setattr(rounds, name, counted)
+
+
+@pytest.fixture(scope="module")
+def workshop() -> Iterator[setup.Workshop]:
+    """On one device. All tests share it, and with it what is compiled: another one takes ten seconds."""
+    with pytest.MonkeyPatch.context() as patch, setup.Workshop() as workshop:
+        patch.setattr(setup, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
+        for module in ("run", "sweep"):
+            patch.setattr(f"tpt_jax.library.{module}.Workshop", lambda: contextlib.nullcontext(workshop))
+        yield workshop
+
+
+@pytest.fixture(scope="module")
+def finished(
+    tiny: Path, workshop: setup.Workshop, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[tpt.Sweep, Counts]:
+    """A finished sweep, and how many stages it computed."""
+    counts = Counts()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("sample_and_judge", "select_traces", "fine_tune"):
+            counts.wrap(patch, name)
+        path = tmp_path_factory.mktemp("sweeps") / "finished"
+        sweep = tpt.sweep(tiny, arms=ARMS, seeds=2, sweep_dir=path)
+    return sweep, counts
+
+
+def run_folders(path: Path) -> list[Path]:
+    return sorted(Path(path).glob("arms/*/seed-*"))
+
+
+def results(folder: Path, num_rounds: int = 2) -> list[Any]:
+    """Everything that a run computed: metrics without those of the clock and process, traces, weights, curves."""
+    made: list[Any] = []
+    run = RunFolder(to_path(folder))
+    for index in range(num_rounds + 1):
+        clock = ("seconds", "compilations", "slot_occupancy", "device_idle")
+        made.append({name: value for name, value in (run.metrics(index) or {}).items() if name not in clock})
+        made += [run.traces(index, "think"), run.traces(index, "evaluate")]
+        made += [run.training(index)] if index else []
+        weights = ocp.StandardCheckpointer().restore((folder / f"checkpoints/{index:03}/parameters").resolve())
+        made += [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(weights)]
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [*made, [(line["round"], line["phase"], line["step"], line.get("loss")) for line in lines]]
+
+
+def test_equal_stages_are_computed_once(finished: tuple[tpt.Sweep, Counts]) -> None:
+    """Per seed: the base is evaluated and round 1 sampled once, and "base" is "previous" until round 2 trains."""
+    _, counts = finished
+    assert counts == {"think": 2 * 3, "select_traces": 2 * 4, "fine_tune": 2 * 5, "evaluate": 2 * 6}
+
+
+@pytest.mark.parametrize(
+    ("arm", "seed", "settings"),
+    [("base", 0, {"train": {"start_from": "base"}}), ("few-traces", 1, {"prune": {"max_traces": 4}})],
+)
+def test_a_run_of_a_sweep_ends_as_it_does_alone(
+    arm: str, seed: int, settings: dict[str, Any], finished: tuple[tpt.Sweep, Counts], tiny: Path, tmp_path: Path
+) -> None:
+    alone = tpt.run(tiny, run_dir=tmp_path / "alone", on_round=lambda rounds: None, seed=seed, **settings)
+    assert results(Path(finished[0].path) / "arms" / arm / f"seed-{seed}") == results(Path(alone.path))
+
+
+def test_a_sweep_reports_what_its_runs_hold(finished: tuple[tpt.Sweep, Counts]) -> None:
+    sweep, _ = finished
+    assert [arm.name for arm in sweep.arms] == list(ARMS)
+    for arm in sweep.arms:
+        metrics = [RunFolder(to_path(sweep.path) / "arms" / arm.folder / f"seed-{seed}").metrics(2) for seed in (0, 1)]
+        assert arm.final is not None
+        assert arm.final.mean == pytest.approx(np.mean([each["pass_at_1"] for each in metrics if each]))
+        assert (arm.difference is None) == (arm is sweep.arms[0])
+    first, base, _ = sweep.arms
+    assert base.difference is not None
+    assert base.difference.mean == pytest.approx(base.final.mean - first.final.mean)
+    assert base.total("seconds_saved") > first.total("seconds_saved")  # which shares the weights of round 0 at most
+    assert all((Path(sweep.path) / path).is_file() for arm in sweep.arms for path in arm.reports.values())
+
+
+def test_files_are_linked(finished: tuple[tpt.Sweep, Counts]) -> None:
+    arms = Path(finished[0].path) / "arms"
+    files = {arm: arms / arm / "seed-0/checkpoints/001/config.json" for arm in ("previous", "base", "few-traces")}
+    assert files["base"].samefile(files["previous"])
+    assert not files["few-traces"].samefile(files["previous"])
+
+
+def test_what_is_damaged_or_gone_is_computed_again(
+    finished: tuple[tpt.Sweep, Counts], tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "sweep"
+    shutil.copytree(finished[0].path, path)
+    shutil.rmtree(path / "arms/base/seed-0")
+    shutil.rmtree(path / "arms/previous/seed-0/checkpoints/000")  # as keep_checkpoints does; other runs have it
+    weights = max((path / "arms/previous/seed-0/checkpoints/001").rglob("*"), key=lambda file: file.stat().st_size)
+    weights.write_bytes(weights.read_bytes()[:-1])
+    counts = Counts()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("sample_and_judge", "select_traces", "fine_tune"):
+            counts.wrap(patch, name)
+        tpt.sweep(tiny, arms=ARMS, seeds=2, sweep_dir=path)
+    assert counts == {"fine_tune": 2, "evaluate": 1}  # round 1, which is damaged, and round 2, which is its own
+    assert "not shared: " in capsys.readouterr().err
+    assert results(path / "arms/base/seed-0") == results(Path(finished[0].path) / "arms/base/seed-0")
+
+
+def test_a_folder_keeps_its_plan(finished: tuple[tpt.Sweep, Counts], tiny: Path, tpt_here: CommandHere) -> None:
+    arms = ("--arm", "previous:", "--arm", "base: train.start_from=base", "--arm", "few traces: prune.max_traces=4")
+    command = ("sweep", "--config", tiny, "--sweep_dir", finished[0].path)
+    cases = {
+        (*arms, "--seeds", "3"): "another plan (seeds 0, 1 there, 0, 1, 2 here)",
+        (*arms[:4], "--seeds", "2"): "another plan (arm 'few traces' there, not here)",
+        (*arms, "--arm", "more: train.rows=8", "--seeds", "2"): "another plan (arm 'more' here, not there)",
+        (*arms, "--seeds", "2", "--train.max_steps", "3"): "arm 'previous': train.max_steps is 2 there, 3 here",
+    }
+    for arguments, message in cases.items():
+        done = tpt_here(*command, *arguments)
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+        assert message in done.stderr
+    done = tpt_here(*command, *arms, "--seeds", "2", "--prune.num_workers", "2")  # nothing is left to do
+    assert done.returncode == 0
+    assert done.stdout.count("previous") > 1
+    assert done.stdout.splitlines()[-1] == f"report: {finished[0].report}"
+
+
+def test_a_run_that_fails_does_not_stop_the_others(
+    workshop: setup.Workshop, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fine_tune = rounds.fine_tune
+
+    def diverging(*arguments: Any, **options: Any) -> Any:
+        if arguments[3].optimizer.learning_rate == 1.0:
+            raise FloatingPointError("the loss of step 1 is <not> finite")
+        return fine_tune(*arguments, **options)
+
+    monkeypatch.setattr(rounds, "fine_tune", diverging)
+    rates = {"train.optimizer.learning_rate": [1.0, 1e-3]}
+    sweep = tpt.sweep(tiny, vary=rates, sweep_dir=tmp_path / "sweep", num_rounds=1)
+    assert sweep.failures == {("learning_rate=1.0", 0): "the loss of step 1 is <not> finite"}
+    assert [arm.is_done for arm in sweep.arms] == [False, True]
+    page = Path(sweep.report).read_text()
+    assert "Seed 0 failed: <bdi>the loss of step 1 is &lt;not&gt; finite</bdi>" in page
+    monkeypatch.setattr(rounds, "fine_tune", fine_tune)
+    assert not tpt.sweep(tiny, vary=rates, sweep_dir=tmp_path / "sweep", num_rounds=1).failures
+
+
+class KillAt:
+    """Kills the process at the n-th call of a function, before it or after it."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, owner: Any, name: str, number: int, *, after: bool = False) -> None:
+        function, calls = getattr(owner, name), iter(range(1, 10**6))
+
+        def killing(*arguments: Any, **options: Any) -> Any:
+            is_last = next(calls) == number
+            if is_last and not after:
+                raise Killed
+            result = function(*arguments, **options)
+            if is_last:
+                raise Killed
+            return result
+
+        patch.setattr(owner, name, killing)
+
+
+def test_a_killed_sweep_ends_with_the_same_results(
+    finished: tuple[tpt.Sweep, Counts], tiny: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "killed"
+    kills = (
+        (TraceWriter, "write", 2, False),  # while it samples
+        (sharing, "link_file", 2, False),  # some of a stage's files are taken over
+        (sharing, "link_folder", 1, True),  # a checkpoint is taken over, but not noted
+        (RunFolder, "write_stages", 2, False),  # a stage is done, but not noted
+    )
+    for owner, name, number, after in kills:
+        with pytest.MonkeyPatch.context() as patch:
+            KillAt(patch, owner, name, number, after=after)
+            with pytest.raises(Killed):
+                tpt.sweep(tiny, arms=ARMS, sweep_dir=path)
+    tpt.sweep(tiny, arms=ARMS, sweep_dir=path)
+    assert len(run_folders(path)) == len(ARMS)
+    for folder in run_folders(path):
+        assert results(folder) == results(Path(finished[0].path) / folder.relative_to(path)), folder
+
+
+# What runs have in common is built once.
+
+
+@pytest.mark.parametrize(
+    ("setting", "values", "num_samplers", "num_trainers"),
+    [
+        ("train.optimizer.learning_rate", [1e-3, 1e-4], 1, 1),
+        ("train.max_steps", [1, 2], 1, 1),
+        ("train.rows", [4, 8], 1, 2),
+        ("train.loss.name", ["focal", "clipped"], 1, 2),
+        ("prune.max_traces", [1, 2], 1, 1),
+        ("think.temperature", [0.5, 0.6], 1, 1),
+        ("think.max_new_tokens", [8, 9], 2, 1),
+        ("model.compute_dtype", ["float32", "bfloat16"], 2, 2),
+    ],
+)
+def test_programs_are_compiled_once_for_equal_shapes(
+    setting: str, values: list[Any], num_samplers: int, num_trainers: int, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = {"sampler": 0, "trainer": 0}
+
+    def count(name: str) -> Any:
+        def compile_program(*arguments: Any, **options: Any) -> None:
+            compiled[name] += 1
+
+        return compile_program
+
+    monkeypatch.setattr(setup, "compile_sampler", count("sampler"))
+    monkeypatch.setattr(setup, "compile_trainer", count("trainer"))
+    with setup.Workshop() as workshop:
+        for value in values:
+            config = load_config(tiny, {setting: value})
+            assert workshop.set_up(config, ("think", "evaluate")).config == config
+            workshop.trainer(config)
+    assert compiled == {"sampler": num_samplers, "trainer": num_trainers}
