@@ -73,7 +73,7 @@ def prepare_ours(folder: Path, workload: Workload) -> Callable[[], None]:
     from tpt_jax.runtime.mesh import make_mesh
     from tpt_jax.runtime.sharding import TRAIN_RULES, Layout
     from tpt_jax.think.engine import Engine
-    from tpt_jax.think.requests import Request
+    from tpt_jax.think.requests import FixedSchedule, Request
     from tpt_jax.think.sampler import compile_sampler
     from tpt_jax.think.state import SlotShape
 
@@ -100,7 +100,7 @@ def prepare_ours(folder: Path, workload: Workload) -> Callable[[], None]:
     engine: Any = Engine(program.slots["bench"], NumberTokenizer(), (), 1)  # pyright: ignore[reportArgumentType]
 
     def run() -> None:
-        finished = engine.sample(parameters, requests, seed=0, round_index=0, temperature=1.0)
+        finished = engine.sample(parameters, FixedSchedule(requests, 1), seed=0, round_index=0, temperature=1.0)
         sampled = {(trace.id, trace.sample): len(trace.token_ids) for traces in finished for trace in traces}
         assert [sampled[str(row), sample] for row in range(NUM_PROMPTS) for sample in samples] == lengths
 

@@ -12,7 +12,7 @@ from tpt_jax.models.architecture import ModelConfig
 from tpt_jax.models.transformer import initialize_parameters
 from tpt_jax.runtime.sharding import Layout
 from tpt_jax.think.engine import Engine
-from tpt_jax.think.requests import Request
+from tpt_jax.think.requests import FixedSchedule, Request
 from tpt_jax.think.sampler import compile_sampler
 from tpt_jax.think.state import SlotShape
 
@@ -63,7 +63,9 @@ def test_sampling_after_a_shared_prefix_equals_the_fp32_forward_pass(
     program = compile_sampler(config, layout.mesh, compute_dtype=compute_dtype, shapes={"think": shape}, stop_ids=(0,))
     engine = Engine(program.slots["think"], Ids(), tuple(TOKENS[0, :NUM_PREFIX].tolist()), 1)  # pyright: ignore[reportArgumentType]
     requests = [Request(str(row), tuple(TOKENS[row].tolist()), (0,), (1,)) for row in range(NUM_PROMPTS)]
-    batches = engine.sample(program.reshard(parameters), requests, seed=0, round_index=0, temperature=0.0)
+    batches = engine.sample(
+        program.reshard(parameters), FixedSchedule(requests, 1), seed=0, round_index=0, temperature=0.0
+    )
     sampled = {int(trace.id): trace.logprob for batch in batches for trace in batch}
     positions = np.broadcast_to(np.arange(TOKENS.shape[1], dtype=np.int32), TOKENS.shape)
     logits = jit_forward(config, layout)(parameters, TOKENS, positions, np.ones_like(TOKENS))[:, -1]

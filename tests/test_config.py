@@ -23,6 +23,9 @@ from tpt_jax.config import (
 )
 from tpt_jax.errors import UserError
 from tpt_jax.loop.sweep_plan import make_plan
+from tpt_jax.prune.step import AnyStep
+from tpt_jax.prune.steps.lengths import Shortest
+from tpt_jax.prune.steps.verdicts import Correct
 from tpt_jax.tasks import FileConfig, Gsm8kConfig
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
@@ -56,7 +59,7 @@ def test_the_control_differs_from_the_quickstart_only_in_the_traces_it_keeps() -
     differences = [(ours, theirs) for ours, theirs in zip(quickstart, control, strict=True) if ours != theirs]
     assert [(ours.strip(), theirs.strip()) for ours, theirs in differences] == [
         ("name: quickstart", "name: quickstart_no_prune"),
-        ("keep: correct", "keep: any"),
+        ("- correct", "- any"),
     ]
 
 
@@ -154,6 +157,23 @@ def test_mistakes_in_settings_are_one_line(cls: type, values: dict[str, Any], op
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("correct,shortest", (Correct(), Shortest())),
+        ("correct", (Correct(),)),
+        ("[correct, {shortest: {count: 2}}]", (Correct(), Shortest(count=2))),
+        ("{shortest: {count: 2}}", (Shortest(count=2),)),
+        ("correct, shortest: {count: 2}", (Correct(), Shortest(count=2))),
+        ("[]", ()),
+    ],
+)
+def test_steps_are_names_with_commas_or_a_list_in_yaml(text: str, expected: tuple[AnyStep, ...]) -> None:
+    config = load_config(QUICKSTART, parse_overrides(["--prune.steps", text]))
+    assert config.prune.steps == expected
+    assert parse_config(yaml.safe_load(dump_config(config))) == config
+
+
 # Mistakes in a run's config.
 
 
@@ -172,7 +192,20 @@ def test_mistakes_in_settings_are_one_line(cls: type, values: dict[str, Any], op
         (["--think.temperature", ".inf"], r"think\.temperature \(inf\): input should be a finite number"),
         (["--think.num_samples", "["], r"think\.num_samples \('\['\): not YAML; quote it"),
         (["--seed", "4294967296"], r"seed \(4294967296\): input should be less than 4294967296"),
-        (["--prune.keep", "best"], r"prune\.keep \('best'\): input should be 'correct', 'strict' or 'any'"),
+        (["--prune.steps", "corect"], r"prune\.steps: unknown step 'corect'; did you mean correct\?"),
+        (
+            ["--prune.steps", "[correct, {shortest: {cont: 1}}]"],
+            r"shortest\.cont: unknown option; did you mean count\?",
+        ),
+        (["--prune.steps", "correct: {count: 1}"], r"prune\.steps\.correct\.count: unknown option; correct has none"),
+        (["--prune.steps", "shortest: {count: 0}"], r"shortest\.count \(0\): input should be greater than 0"),
+        (["--prune.steps", "pass_rate: {high: 2}"], r"pass_rate\.high \(2\): input should be less than or equal to 1"),
+        (["--prune.steps", "shortest: 2"], r"prune\.steps\.shortest \(2\): must be a mapping of its options: count"),
+        (["--prune.steps", "diverse"], r"prune\.steps\.diverse\.count: missing; it has no default"),
+        (["--prune.steps", "random"], r"prune\.steps\.random: give either count or share"),
+        (["--prune.steps", "[[correct]]"], r"prune\.steps \(\['correct'\]\): not a step; write a name, or"),
+        (["--prune.steps", "3"], r"prune\.steps \(3\): not a step"),
+        (["--prune.steps", "[correct"], r"prune\.steps \('\[correct'\): not a list; write names with commas, or"),
         (["--task.name", "gsm9k"], r"task\.name \('gsm9k'\): unknown; choose from .*'gsm8k', 'gsm_symbolic'"),
         (["--task.name", "null"], r"task\.name"),
         (["--task.num_test", "0"], r"task\.num_test \(0\): input should be greater than 0"),

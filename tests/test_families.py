@@ -19,7 +19,7 @@ from tpt_jax.models.transformer import initialize_parameters
 from tpt_jax.runtime.mesh import make_mesh
 from tpt_jax.runtime.sharding import TRAIN_RULES, Layout
 from tpt_jax.think.engine import Engine
-from tpt_jax.think.requests import Request
+from tpt_jax.think.requests import FixedSchedule, Request
 from tpt_jax.think.sampler import compile_sampler
 from tpt_jax.think.state import SlotShape
 
@@ -92,7 +92,9 @@ def test_decoding_has_the_options_of_the_forward_pass(monkeypatch: pytest.Monkey
     prompts = [tuple(tokens(4, 12)[row, : 6 + 2 * row].tolist()) for row in range(4)]
     engine = Engine(program.slots["s"], Text(), (), 1)  # pyright: ignore[reportArgumentType]
     requests = [Request(str(row), prompt, (0,), (12,)) for row, prompt in enumerate(prompts)]
-    batches = engine.sample(program.reshard(parameters), requests, seed=0, round_index=0, temperature=0.0)
+    batches = engine.sample(
+        program.reshard(parameters), FixedSchedule(requests, 1), seed=0, round_index=0, temperature=0.0
+    )
     sampled = {trace.id: trace.token_ids for batch in batches for trace in batch}
     forward = jit_forward(config, Layout(mesh, TRAIN_RULES))
     for row, prompt in enumerate(prompts):

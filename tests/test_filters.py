@@ -42,17 +42,16 @@ def batch_logits(draw: st.DrawFn) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnames="filters")
-def run(logits: jax.Array, temperature: jax.Array, filters: Filters) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The filtered logits, the drawn tokens and their log-probabilities."""
+def run(logits: jax.Array, temperature: jax.Array, filters: Filters) -> tuple[jax.Array, ...]:
+    """The filtered logits, the drawn tokens, their log-probabilities, and the entropies of the distributions."""
     rows = jnp.arange(ROWS, dtype=jnp.uint32)
     keys = trace_keys(jnp.uint32(0), jnp.uint32(0), rows, jnp.zeros_like(rows))
     drawn = sample_tokens(logits, keys, jnp.zeros(ROWS, jnp.int32), temperature, filters)
-    return filter_logits(logits, temperature, filters), *drawn
+    return filter_logits(logits, temperature, filters), drawn.token, drawn.logprob, drawn.entropy
 
 
-def results(logits: np.ndarray, temperature: float, filters: Filters) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    filtered, tokens, logprobs = run(jnp.asarray(logits), jnp.float32(temperature), filters)
-    return np.asarray(filtered), np.asarray(tokens), np.asarray(logprobs)
+def results(logits: np.ndarray, temperature: float, filters: Filters) -> tuple[np.ndarray, ...]:
+    return tuple(map(np.asarray, run(jnp.asarray(logits), jnp.float32(temperature), filters)))
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:
@@ -86,7 +85,7 @@ def transformers_scores(logits: np.ndarray, temperature: float, filters: Filters
 def test_filters_match_transformers(logits: np.ndarray, temperature: float, filters: Filters) -> None:
     """Same tokens, same probabilities; among tokens tied at top_p's cut, as many as transformers, lowest ids first."""
     expected, close = transformers_scores(logits, temperature, filters)
-    filtered, tokens, logprobs = results(logits, temperature, filters)
+    filtered, tokens, logprobs, entropies = results(logits, temperature, filters)
     for row in np.flatnonzero(~close):
         kept, expected_kept = np.isfinite(filtered[row]), np.isfinite(expected[row])
         by_rank = np.lexsort((np.arange(VOCAB), -logits[row]))
@@ -101,20 +100,23 @@ def test_filters_match_transformers(logits: np.ndarray, temperature: float, filt
     assert set(np.unique((filtered - logits)[np.isfinite(filtered)])) == {0.0}
     chosen = np.arange(ROWS), tokens
     assert np.isfinite(filtered[chosen]).all()
-    _, unfiltered, _ = results(logits, temperature, Filters())
+    _, unfiltered, *_ = results(logits, temperature, Filters())
     is_kept = np.isfinite(filtered[np.arange(ROWS), unfiltered])
     np.testing.assert_array_equal(tokens[is_kept], unfiltered[is_kept])
     np.testing.assert_allclose(logprobs, np.log(softmax(logits)[chosen]), rtol=1e-6, atol=LOGPROB_ERROR)
+    probabilities = softmax(logits)
+    by_hand = -(probabilities * np.log(np.maximum(probabilities, 1e-300))).sum(axis=-1)
+    np.testing.assert_allclose(entropies, by_hand, rtol=1e-5, atol=LOGPROB_ERROR)
 
 
 @settings(deadline=None, max_examples=100)
 @given(batch_logits(), st.sampled_from(FILTERS))
 def test_temperature_zero_is_greedy(logits: np.ndarray, filters: Filters) -> None:
     """Takes the first argmax; a temperature close to 0 does not overflow a filter either."""
-    _, tokens, logprobs = results(logits, 0.0, filters)
+    _, tokens, logprobs, *_ = results(logits, 0.0, filters)
     np.testing.assert_array_equal(tokens, logits.argmax(axis=-1))
     np.testing.assert_allclose(logprobs, np.log(softmax(logits).max(axis=-1)), rtol=1e-6, atol=LOGPROB_ERROR)
-    _, tokens, _ = results(logits, 1e-42, filters)
+    _, tokens, *_ = results(logits, 1e-42, filters)
     np.testing.assert_array_equal(logits[np.arange(ROWS), tokens], logits.max(axis=-1))
 
 
@@ -130,7 +132,7 @@ def test_ties_by_hand() -> None:
         (0.65, 0, 0, 2),
         (1e-9, 0, 0, 1),
     ):
-        filtered, _, _ = results(np.tile(row, (ROWS, 1)), 1.0, Filters(top_k=5, top_p=top_p))
+        filtered, *_ = results(np.tile(row, (ROWS, 1)), 1.0, Filters(top_k=5, top_p=top_p))
         kept = [np.flatnonzero(row == value)[:count] for value, count in ((0, zeros), (1, ones), (3, threes))]
         np.testing.assert_array_equal(np.flatnonzero(np.isfinite(filtered[0])), np.sort(np.concatenate(kept)))
 
@@ -142,7 +144,7 @@ def test_draws_follow_the_filtered_softmax() -> None:
     rows = jnp.broadcast_to(jnp.asarray(logits), (count, 10))
     draw = jax.jit(sample_tokens, static_argnames="filters")
     filters = Filters(top_k=8, top_p=0.97, min_p=0.08)
-    tokens, _ = draw(rows, keys, jnp.zeros(count, jnp.int32), jnp.float32(temperature), filters)
+    tokens = draw(rows, keys, jnp.zeros(count, jnp.int32), jnp.float32(temperature), filters).token
     observed = np.bincount(np.asarray(tokens), minlength=10)
     # A logit step of 1/3 is a factor of exp(-10/21) = 0.621 in probability. Of the eight tokens that top_k keeps, the
     # six likeliest have 0.963, so top_p keeps the seventh too; min_p removes it: it is 0.057 times as likely as the

@@ -220,7 +220,7 @@ def test_mistakes_are_user_errors_of_one_line(model: Any, traces: Any, tmp_path:
         "give the task too": lambda: tpt.judge(list(traces)),
         "has no question '": lambda: tpt.judge(traces, tpt.QuestionSet((tpt.Question("x", "1?", "1"),))),
         "num_workers": lambda: tpt.judge(traces, num_workers=0),
-        "keep": lambda: tpt.select(judged, keep="right"),  # pyright: ignore[reportArgumentType]
+        "steps": lambda: tpt.select(judged, steps=["right"]),
         "max_traces": lambda: tpt.select(judged, max_traces=-1),
         "dtype": lambda: model.export(tmp_path / "new", dtype="int8"),
         "is not empty": lambda: model.export(tmp_path / "full"),

@@ -1,8 +1,7 @@
-"""Selection and `tpt prune`, also with the user's own checker."""
+"""`tpt prune`, also with the user's own checker."""
 
 import argparse
 import json
-import random
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,163 +9,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tpt_jax.commands import prune as command
 from tpt_jax.errors import UserError
 from tpt_jax.io.files import read_jsonl
 from tpt_jax.library.judge_file import read_traces_to_judge
-from tpt_jax.prune.selection import Selection, select
 from tpt_jax.prune.summary import failed_on_all
-from tpt_jax.records import JudgedTrace, Keep, Question, Trace, Verdict
+from tpt_jax.records import JudgedTrace, Question, Trace, Verdict
 
 DATA = Path(__file__).parent / "data"
 SHARED = Path(__file__).parents[2] / "shared"
 
 CORRECT = Verdict("1", strict=True, correct=True)
-FORMAT_ONLY = Verdict("1", strict=False, correct=True)
 WRONG = Verdict("2", strict=False, correct=False)
-UNKNOWN = Verdict.unreadable()
 
 
-# Selection.
-
-JUDGED = st.lists(
-    st.builds(
-        JudgedTrace,
-        st.builds(
-            Trace,
-            id=st.sampled_from("abc"),
-            sample=st.integers(0, 99),
-            completion=st.sampled_from(["x", "y", "z"]),
-            finish_reason=st.sampled_from(["stop", "length"]),
-        ),
-        st.sampled_from([CORRECT, FORMAT_ONLY, WRONG, UNKNOWN]),
-    ),
-    unique_by=lambda judged: (judged.trace.id, judged.trace.sample),
-    max_size=40,
-)
-
-
-@given(
-    judged=JUDGED,
-    max_per_question=st.integers(1, 3),
-    max_traces=st.integers(1, 5),
-    seed=st.integers(0, 3),
-    order=st.randoms(),
-)
-def test_selection_is_as_large_as_the_limits_allow_and_ignores_the_order(
-    judged: list[JudgedTrace], max_per_question: int, max_traces: int, seed: int, order: random.Random
-) -> None:
-    def run(traces: list[JudgedTrace]) -> Selection:
-        return select(traces, max_per_question=max_per_question, max_traces=max_traces, seed=seed, keep="correct")
-
-    selection = run(judged)
-    texts = [(trace.trace.id, trace.trace.completion) for trace in selection.kept]
-    usable = {
-        (trace.trace.id, trace.trace.completion)
-        for trace in judged
-        if trace.verdict.correct and trace.trace.finish_reason == "stop"
-    }
-    assert len(texts) == len(set(texts))
-    assert set(texts) <= usable
-    counts = [sum(name == question for question, _ in usable) for name in "abc"]
-    assert len(texts) == min(max_traces, sum(min(max_per_question, count) for count in counts))
-    assert len(texts) + sum(selection.num_dropped.values()) == len(judged)
-    shuffled = judged[:]
-    order.shuffle(shuffled)
-    assert run(shuffled) == selection
-
-
-def trace(name: str, sample: int, text: str, verdict: Verdict = CORRECT, *, is_finished: bool = True) -> JudgedTrace:
-    return JudgedTrace(Trace(name, sample, text, finish_reason="stop" if is_finished else "length"), verdict)
-
-
-def keep_all(judged: list[JudgedTrace], keep: Keep, **options: Any) -> Selection:
-    limits = {"max_per_question": None, "max_traces": None, "seed": 0}
-    return select(judged, keep=keep, **{**limits, **options})
-
-
-def ids(selection: Selection) -> list[str]:
-    return [each.trace.name for each in selection.kept]
-
-
-MIXED = [
-    trace("b", 1, "one"),
-    trace("b", 0, "two"),
-    trace("b", 2, "two", FORMAT_ONLY),  # the text of b/0
-    trace("a", 0, "two"),  # the same text for another question
-    trace("a", 1, "three", is_finished=False),
-    trace("a", 2, "four", WRONG),
-    trace("a", 3, "five", UNKNOWN),
-    trace("c", 0, "six"),
-    trace("c", 1, "seven", is_finished=False),
-    trace("d", 0, "eight", FORMAT_ONLY),
-]
-
-
-def test_every_dropped_trace_is_counted_under_its_first_reason() -> None:
-    options = {"max_per_question": 1, "max_traces": 2, "is_held_out": lambda name: name == "c"}
-    selection = keep_all(MIXED, "correct", **options)
-    assert selection.num_dropped == {
-        "unfinished": 2,
-        "held out": 1,
-        "unknown": 1,
-        "wrong": 1,
-        "duplicate": 1,
-        "over max_per_question": 1,
-        "over max_traces": 1,
-    }
-    assert len(selection.kept) == 2
-    assert all(each.kept for each in selection.kept)
-
-
-def test_without_limits_everything_usable_is_kept_in_order() -> None:
-    b_texts = [["a/0", "b/0", "b/1"], ["a/0", "b/1", "b/2"]]  # either trace with b's repeated text
-    selection = keep_all(MIXED, "correct")
-    assert ids(selection) in [[*names, "c/0", "d/0"] for names in b_texts]
-    assert selection.num_dropped == {
-        "unfinished": 2,
-        "held out": 0,
-        "unknown": 1,
-        "wrong": 1,
-        "duplicate": 1,
-        "over max_per_question": 0,
-        "over max_traces": 0,
-    }
-
-
-@pytest.mark.parametrize(
-    ("keep", "expected"),
-    [("correct", ["a/0", "a/1"]), ("strict", ["a/0"]), ("any", ["a/0", "a/1", "a/2"])],
-)
-def test_keep_names_the_verdict_and_never_keeps_an_unknown_one(keep: Keep, expected: list[str]) -> None:
-    verdicts = (CORRECT, FORMAT_ONLY, WRONG, UNKNOWN)
-    selection = keep_all([trace("a", sample, str(sample), verdict) for sample, verdict in enumerate(verdicts)], keep)
-    assert ids(selection) == expected
-    assert (selection.num_dropped["unknown"], selection.num_dropped["wrong"]) == (1, 3 - len(expected))
-
-
-@pytest.mark.parametrize(("max_per_question", "max_traces"), [(1, None), (3, None), (None, 1), (None, 7), (2, 5)])
-def test_limits_are_used_up_exactly(max_per_question: int | None, max_traces: int | None) -> None:
-    judged = [trace(name, sample, str(sample)) for name in "abcd" for sample in range(4)]
-    selection = keep_all(judged, "correct", max_per_question=max_per_question, max_traces=max_traces)
-    within_questions = 4 * (max_per_question or 4)
-    assert len(selection.kept) == min(within_questions, max_traces or 16)
-    assert selection.num_dropped["over max_per_question"] == 16 - within_questions
-    assert selection.num_dropped["over max_traces"] == within_questions - len(selection.kept)
-    if max_traces is None:
-        assert [each.trace.id for each in selection.kept] == sorted("abcd" * (max_per_question or 4))
-
-
-@pytest.mark.parametrize("limit", ["max_per_question", "max_traces"])
-def test_the_seed_draws_each_trace_equally_often(limit: str) -> None:
-    judged = [trace("a", sample, str(sample)) for sample in range(4)]
-    drawn = [name for seed in range(400) for name in ids(keep_all(judged, "correct", seed=seed, **{limit: 1}))]
-    assert len(drawn) == 400
-    for name in ("a/0", "a/1", "a/2", "a/3"):
-        assert 66 <= drawn.count(name) <= 134  # 100 expected, four standard deviations either way
+def trace(name: str, sample: int, text: str, verdict: Verdict) -> JudgedTrace:
+    return JudgedTrace(Trace(name, sample, text), verdict)
 
 
 # The command.

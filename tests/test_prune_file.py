@@ -23,7 +23,9 @@ from tpt_jax.errors import UserError
 from tpt_jax.io.files import read_jsonl
 from tpt_jax.library import judge_file as module
 from tpt_jax.library.judge_file import judge_file, read_traces_to_judge
-from tpt_jax.prune.selection import select
+from tpt_jax.prune.apply import select
+from tpt_jax.prune.pipeline import Pipeline
+from tpt_jax.prune.registry import DEFAULT_STEPS
 from tpt_jax.records import JudgedTrace, Question, Trace, Verdict
 
 QUESTIONS = [{"id": "a", "question": "1 + 6?", "answer": "7"}, {"id": "b", "question": "4 + 4?", "answer": "8"}]
@@ -100,12 +102,16 @@ LINES = st.lists(
 )
 
 
-def drawn_by_hand(
+def chosen_by_hand(
     judged: list[JudgedTrace], max_per_question: int | None, max_traces: int | None, seed: int
 ) -> list[str]:
-    """The names of the kept traces: one walk through the traces in the order of their draw."""
+    """The names of the kept traces: one walk through the traces in the order of questions and samples."""
     kept: list[JudgedTrace] = []
-    for each in sorted(judged, key=lambda each: hashlib.sha256(f"{seed}/{each.trace.name}".encode()).digest()):
+
+    def place(each: JudgedTrace) -> tuple[bytes, int]:
+        return hashlib.sha256(f"{seed}/{each.trace.id}".encode()).digest(), each.trace.sample
+
+    for each in sorted(judged, key=place):
         same_question = [other for other in kept if other.trace.id == each.trace.id]
         is_repeated = any(other.trace.completion == each.trace.completion for other in same_question)
         has_room = max_per_question is None or len(same_question) < max_per_question
@@ -140,9 +146,9 @@ def test_a_files_traces_are_selected_as_those_in_memory(
         JudgedTrace(Trace(line["id"], line["sample"], line["completion"], finish_reason=line["finish_reason"]), verdict)
         for line, verdict in zip(lines, verdicts, strict=True)
     ]
-    selection = select(judged, keep="correct", **limits)
+    selection = select(Pipeline(DEFAULT_STEPS, **limits), judged)
     kept = sorted(f"{line['id']}/{line['sample']}" for line in out if line["kept"])
-    assert kept == sorted(each.trace.name for each in selection.kept) == drawn_by_hand(judged, **limits)
+    assert kept == sorted(each.trace.name for each in selection.kept) == chosen_by_hand(judged, **limits)
     assert result.choice.num_dropped == selection.num_dropped
     expected = [
         {**line, "extracted": verdict.extracted, "reason": verdict.reason}

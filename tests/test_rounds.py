@@ -2,7 +2,7 @@
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,8 +18,9 @@ from tpt_jax.errors import Stopped, UserError
 from tpt_jax.loop import rounds
 from tpt_jax.loop.recovery import RoundState
 from tpt_jax.loop.run_folder import RunFolder
+from tpt_jax.loop.sampling import Pass, Sampled, judge_while_sampling
 from tpt_jax.loop.seeds import derive_seed
-from tpt_jax.loop.stages import Sampled, Trained, judge_while_sampling, select_traces
+from tpt_jax.loop.stages import Trained, select_traces
 from tpt_jax.loop.weights import Weights
 from tpt_jax.prompts import Example
 from tpt_jax.records import JudgedTrace, Question, QuestionSet, Trace, Verdict
@@ -59,25 +60,24 @@ class Calls:
     def take_count(self) -> int:
         return 0
 
-    def sample_and_judge(
-        self, setup: Any, folder: RunFolder, index: int, sampling: Any, questions: QuestionSet, load: Any
-    ) -> Sampled:
-        self.made.append((sampling, index, [question.id for question in questions]))
-        load()
+    def sample(self, sampling_pass: Pass) -> Sampled:
+        config, index = sampling_pass.setup.config, sampling_pass.round_index
+        self.made.append((sampling_pass.sampling, index, [question.id for question in sampling_pass.questions]))
+        sampling_pass.load_parameters()
         judged = [
             JudgedTrace(
                 Trace(question.id, sample, f"{index}", (index, sample)),
                 Verdict("1", sample == 0, index not in self.wrong_rounds),
             )
-            for question in questions
-            for sample in range(setup.config.evaluate.num_samples)
+            for question in sampling_pass.questions
+            for sample in range(config.evaluate.num_samples)
         ]
-        folder.trace_writer(index, sampling, 0).write(judged)
-        return Sampled(1, 0, None, None)
+        sampling_pass.folder.trace_writer(index, sampling_pass.sampling, 0).write(judged)
+        return Sampled(1, 0, 0, 0, None, None)
 
-    def select_traces(self, folder: RunFolder, index: int, config: Any, seed: int) -> dict[str, Any]:
-        self.made.append(("select", index, seed))
-        return select_traces(folder, index, config, seed)
+    def select_traces(self, folder: RunFolder, index: int, config: RunConfig, names: Sequence[str]) -> dict[str, Any]:
+        self.made.append(("select", index, list(names)))
+        return select_traces(folder, index, config, names)
 
     def fine_tune(self, trainer: Any, load: Any, examples: Any, config: Any, **options: Any) -> Trained:
         rounds_of_traces = sorted({example.tokens[0] for example in examples})
@@ -95,7 +95,8 @@ def config(**overrides: Any) -> RunConfig:
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     calls = Calls()
-    monkeypatch.setattr(rounds, "sample_and_judge", calls.sample_and_judge)
+    monkeypatch.setattr(rounds, "sample_all", calls.sample)
+    monkeypatch.setattr(rounds, "sample_on_demand", calls.sample)
     monkeypatch.setattr(rounds, "select_traces", calls.select_traces)
     monkeypatch.setattr(rounds, "fine_tune", calls.fine_tune)
     return calls
@@ -129,7 +130,7 @@ def test_each_stage_works_with_the_parameters_and_traces_of_its_round(calls: Cal
     last_round = calls.made.index(("think", 2, ["train/2", "train/3"]))
     assert calls.made[last_round + 1 :] == [
         ("lend", 1),
-        ("select", 2, derive_seed(0, 2, "select")),
+        ("select", 2, ["train/2", "train/3"]),
         ("train", derive_seed(0, 2, "train"), [1, 2]),  # the quickstart trains on the traces of all rounds so far
         ("take", 1),
         ("put", 2),
@@ -182,7 +183,10 @@ def test_a_round_stops_when_there_is_nothing_to_train_on(calls: Calls, tmp_path:
     folder = RunFolder.open(tmp_path / "run", settings)
     for _ in range(2):
         states = [RoundState(index, folder.stages(index)) for index in range(4)]
-        with pytest.raises(UserError, match=r"^round 1: no trace was kept: 0 of 4 correct \(wrong answer: 4\); set"):
+        with pytest.raises(
+            UserError,
+            match=r"^round 1: no trace was kept: 0 of 4 correct \(wrong answer: 4\); none was left after correct; set",
+        ):
             list(make_loop(settings, calls, folder).run(states))
     assert [len(folder.traces(1, "think")), calls.made.count(("think", 1, ["train/0", "train/1"]))] == [4, 1]
     assert (set(folder.stages(0)), set(folder.stages(1))) == ({"train", "evaluate"}, {"think", "prune"})
@@ -258,9 +262,9 @@ def test_traces_get_their_own_verdicts_also_when_sampling_stops() -> None:
     judged: list[tuple[str, str | None]] = []
 
     def judge() -> None:
-        for traces, verdicts in judge_while_sampling(batches(), pool, questions):
-            judged.extend((trace.id, verdict.extracted) for trace, verdict in zip(traces, verdicts, strict=True))
-            assert len(submitted) == min(len(judged) // 2 + 1, 3)  # the next batch is on its way
+        for batch in judge_while_sampling(batches(), pool, questions):
+            judged.extend((each.trace.id, each.verdict.extracted) for each in batch)
+            assert len(judged) == 2 * len(submitted)  # verdicts that are there are not kept waiting
 
     with pytest.raises(Stopped):
         judge()

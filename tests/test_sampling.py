@@ -19,7 +19,7 @@ from tpt_jax.runtime.mesh import make_mesh
 from tpt_jax.runtime.sharding import TRAIN_RULES, Layout
 from tpt_jax.think import cache as kv_cache
 from tpt_jax.think.engine import Engine, Statistics
-from tpt_jax.think.requests import Request
+from tpt_jax.think.requests import FixedSchedule, Request
 from tpt_jax.think.sampler import SamplerProgram, compile_sampler
 from tpt_jax.think.sampling import Filters, question_hash, sample_tokens, trace_keys
 from tpt_jax.think.sampling_plan import SamplingPlan, common_prefix, plan_sampling
@@ -75,7 +75,11 @@ def sample(
     shards = program.layout.batch_ways
     engine = Engine(program.slots["think"], Ids(), prefix, shards)  # pyright: ignore[reportArgumentType]
     batches = engine.sample(
-        program.reshard(parameters), wanted, seed=seed, round_index=round_index, temperature=temperature
+        program.reshard(parameters),
+        FixedSchedule(wanted, shards),
+        seed=seed,
+        round_index=round_index,
+        temperature=temperature,
     )
     traces = [trace for batch in batches for trace in batch]
     by_name = {(trace.id, trace.sample): trace for trace in traces}
@@ -218,7 +222,8 @@ def test_a_trace_ends_in_the_step_that_completes_a_stop_string(
     shape = dataclasses.replace(SHAPE, num_stop_states=stop_strings.num_states)
     program = compiled(TINY["gemma2"], layout.mesh, shape)
     engine = Engine(program.slots["think"], Ids(), (), 1, stop_strings)  # pyright: ignore[reportArgumentType]
-    batches = engine.sample(program.reshard(tiny[1]), requests(PROMPTS), seed=0, round_index=1, temperature=1.0)
+    schedule = FixedSchedule(requests(PROMPTS), 1)
+    batches = engine.sample(program.reshard(tiny[1]), schedule, seed=0, round_index=1, temperature=1.0)
     num_decoded = num_ended = 0
     for trace in (trace for batch in batches for trace in batch):
         full = expected[trace.id, trace.sample]
@@ -343,7 +348,7 @@ def test_sampled_frequencies_follow_the_softmax() -> None:
     logits, count, temperature = np.linspace(-1.0, 2.0, 10).astype(np.float32), 20_000, 0.7
     keys = trace_keys(jnp.uint32(0), jnp.uint32(0), jnp.arange(count, dtype=jnp.uint32), jnp.zeros(count, jnp.uint32))
     rows = jnp.broadcast_to(jnp.asarray(logits), (count, 10))
-    drawn, _ = sample_tokens(rows, keys, jnp.zeros(count, jnp.int32), jnp.float32(temperature), Filters())
+    drawn = sample_tokens(rows, keys, jnp.zeros(count, jnp.int32), jnp.float32(temperature), Filters()).token
     expected = np.exp(logits / temperature)
     expected *= count / expected.sum()
     observed = np.bincount(np.asarray(drawn), minlength=10)

@@ -8,15 +8,16 @@ from typing import Any
 
 import pytest
 
-from tpt_jax.config import PruneConfig, RunConfig, Sampling, load_config
+from tpt_jax.config import RunConfig, Sampling, load_config
 from tpt_jax.errors import UserError
-from tpt_jax.loop import stages
+from tpt_jax.loop import sampling as loop_sampling
 from tpt_jax.loop.run_folder import RunFolder
-from tpt_jax.loop.stages import sample_and_judge, select_traces
+from tpt_jax.loop.sampling import Pass, Sampled, sample_all, sample_on_demand
+from tpt_jax.loop.stages import select_traces
 from tpt_jax.records import JudgedTrace, Question, QuestionSet, Trace, Verdict
 from tpt_jax.tasks import Task
 from tpt_jax.think.engine import Statistics
-from tpt_jax.think.requests import Request
+from tpt_jax.think.requests import Schedule
 from tpt_jax.think.sampling import Filters
 from tpt_jax.think.sampling_plan import plan_sampling
 
@@ -35,21 +36,28 @@ class FakeEngine:
     def __init__(self, *_: Any):
         self.statistics = Statistics(seconds=1.0, num_tokens=1)
 
-    def sample(self, parameters: Any, requests: Sequence[Request], **options: Any) -> Iterator[list[Trace]]:
+    def sample(self, parameters: Any, schedule: Schedule, **options: Any) -> Iterator[list[Trace]]:
         del options["should_stop"]
         FakeEngine.options = options
-        for request in requests:
-            FakeEngine.requested += [(request.id, request.samples)] if request.samples else []
-            if request.id in FakeEngine.own:
-                yield [Trace(request.id, sample, "x", (5,)) for sample in request.samples]
+        while not schedule.is_done(num_left=1):
+            requests = schedule.take(0, count=1, num_idle=0)
+            FakeEngine.requested += [(request.id, request.samples) for request in requests]
+            yield [
+                Trace(request.id, sample, f"{sample}", (5,))
+                for request in requests
+                for sample in request.samples
+                if request.id in FakeEngine.own
+            ]
+            if not requests:
+                return
 
 
 @pytest.fixture(autouse=True)
 def engine(monkeypatch: pytest.MonkeyPatch) -> type[FakeEngine]:
     monkeypatch.setattr(FakeEngine, "own", ("a", "b"))
     FakeEngine.requested = []
-    monkeypatch.setattr(stages, "Engine", FakeEngine)
-    monkeypatch.setattr(stages, "reshard", lambda program, parameters, label: parameters)
+    monkeypatch.setattr(loop_sampling, "Engine", FakeEngine)
+    monkeypatch.setattr(loop_sampling, "reshard", lambda program, parameters, label: parameters)
     return FakeEngine
 
 
@@ -100,31 +108,62 @@ def make_setup(config: RunConfig, verdict: Verdict = RIGHT) -> Any:
     )
 
 
+def evaluate(setup: Any, folder: RunFolder, load: Any = no_parameters) -> Sampled:
+    return sample_all(Pass(setup, folder, 2, "evaluate", QUESTIONS, load))
+
+
+def think(setup: Any, folder: RunFolder, load: Any = no_parameters) -> Sampled:
+    return sample_on_demand(Pass(setup, folder, 2, "think", QUESTIONS, load))
+
+
 def test_only_missing_traces_are_sampled(config: RunConfig, folder: RunFolder, engine: type[FakeEngine]) -> None:
     """An earlier process left one; its three tokens and end of turn count."""
-    folder.trace_writer(2, "think", 0).write([JudgedTrace(Trace("a", 1, "x", (6, 7, 8)), RIGHT)])
+    folder.trace_writer(2, "evaluate", 0).write([JudgedTrace(Trace("a", 1, "x", (6, 7, 8)), RIGHT)])
     num_loads = 0
 
     def load() -> Any:
         nonlocal num_loads
         num_loads += 1
 
-    setup = make_setup(config)
-    sampled = sample_and_judge(setup, folder, 2, "think", QUESTIONS, load)
+    sampled = evaluate(make_setup(config), folder, load)
     assert engine.requested == [("a", (0,)), ("b", (0, 1))]
     assert (sampled.tokens, sampled.num_prompts_too_long) == (3 * 2 + 4, 1)
-    names = [(judged.trace.name, judged.verdict) for judged in folder.traces(2, "think")]
+    names = [(judged.trace.name, judged.verdict) for judged in folder.traces(2, "evaluate")]
     assert names == [(name, RIGHT) for name in ("a/0", "a/1", "b/0", "b/1")]
-    assert sample_and_judge(setup, folder, 2, "think", QUESTIONS, load).tokens == sampled.tokens
+    assert evaluate(make_setup(config), folder, load).tokens == sampled.tokens
     assert (len(engine.requested), num_loads) == (2, 1)  # nothing was left to sample
+
+
+def test_a_question_is_asked_until_it_has_a_right_trace(
+    config: RunConfig, folder: RunFolder, engine: type[FakeEngine]
+) -> None:
+    """An earlier process left a right second sample of "a", which is surplus if the first one is right."""
+    folder.trace_writer(2, "think", 0).write([JudgedTrace(Trace("a", 1, "x", (6,)), RIGHT)])
+    sampled = think(make_setup(config), folder)
+    assert sorted(engine.requested) == [("a", (0,)), ("b", (0,))]
+    assert (sampled.num_surplus, sampled.num_prompts_too_long) == (1, 1)
+    assert think(make_setup(config), folder).tokens == sampled.tokens
+    assert len(engine.requested) == 2
+
+
+@pytest.mark.parametrize("until", ["enough", "all"])
+def test_a_question_without_a_right_trace_is_given_up(
+    config: RunConfig, folder: RunFolder, engine: type[FakeEngine], until: str
+) -> None:
+    wrong = Verdict.wrong("", "2")
+    settings = load_config(QUICKSTART, {"think": {"until": until, "num_samples": 2, "max_samples": 3}})
+    sampled = think(make_setup(settings, wrong), folder)
+    samples = [(name, sample) for name, group in engine.requested for sample in group]
+    assert sorted(samples) == [(name, sample) for name in "ab" for sample in range(3)]
+    assert (len(folder.traces(2, "think")), sampled.num_surplus) == (6, 0)
 
 
 @pytest.mark.parametrize(("sampling", "temperature"), [("think", 0.9), ("evaluate", 0.6)])
 def test_draws_depend_on_seed_round_and_the_stages_temperature(
     config: RunConfig, folder: RunFolder, engine: type[FakeEngine], sampling: Sampling, temperature: float
 ) -> None:
-    sample_and_judge(make_setup(config), folder, 3, sampling, QUESTIONS, no_parameters)
-    assert engine.options == {"seed": 5, "round_index": 3, "temperature": temperature}
+    (think if sampling == "think" else evaluate)(make_setup(config), folder)
+    assert engine.options == {"seed": 5, "round_index": 2, "temperature": temperature}
 
 
 def test_traces_of_another_host_that_are_not_in_the_folder_are_missed(
@@ -132,12 +171,12 @@ def test_traces_of_another_host_that_are_not_in_the_folder_are_missed(
 ) -> None:
     engine.own = ("a",)  # the other host samples "b", and writes it to a folder of its own
     with pytest.raises(UserError, match="holds 2 of 4 traces, because the hosts do not share it"):
-        sample_and_judge(make_setup(config), folder, 1, "think", QUESTIONS, no_parameters)
+        evaluate(make_setup(config), folder)
 
 
 def test_a_checker_that_fails_on_every_trace_ends_the_stage(config: RunConfig, folder: RunFolder) -> None:
     with pytest.raises(UserError, match=r"it failed on every trace \(checker died\)"):
-        sample_and_judge(make_setup(config, FAILED), folder, 1, "think", QUESTIONS, no_parameters)
+        think(make_setup(config, FAILED), folder)
 
 
 def test_a_rounds_selection_keeps_to_the_configs_limits(folder: RunFolder) -> None:
@@ -146,14 +185,15 @@ def test_a_rounds_selection_keeps_to_the_configs_limits(folder: RunFolder) -> No
     folder.trace_writer(1, "think", 0).write([*judged, JudgedTrace(Trace("e", 0, "0", (1,) * 11), Verdict.wrong(""))])
 
     def kept(seed: int, **limits: Any) -> list[str]:
-        figures = select_traces(folder, 1, PruneConfig(**limits), seed)
+        settings = load_config(QUICKSTART, {"seed": seed, "prune": limits})
+        figures = select_traces(folder, 1, settings, list("abcde"))
         names = [trace.trace.name for trace in folder.training(1)]
         assert (figures["num_traces"], figures["num_correct"], figures["num_kept"]) == (9, 8, len(names))
         assert figures["mean_think_tokens"] == 3.0
         return names
 
     assert len(kept(0, max_per_question=2, max_traces=None)) == 8
-    assert len(kept(0, max_per_question=2, max_traces=None, keep="any")) == 9
-    assert [name[0] for name in kept(0, max_per_question=1, max_traces=None)] == ["a", "b", "c", "d"]
+    assert len(kept(0, max_per_question=2, max_traces=None, steps="any")) == 9
+    assert kept(0, max_per_question=1, max_traces=None) == ["a/0", "b/0", "c/0", "d/0"]
     assert len(kept(0, max_per_question=1, max_traces=3)) == 3
     assert len({tuple(kept(seed, max_per_question=1, max_traces=3)) for seed in range(9)}) > 1

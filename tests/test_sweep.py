@@ -3,9 +3,9 @@
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -81,7 +81,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path.write_text(f"""{EASY_TASK}
 name: tiny
 num_rounds: 2
-think: {{num_questions: 8, num_samples: 2, max_prompt_tokens: 32, num_slots: 8}}
+think: {{until: all, num_questions: 8, num_samples: 2, max_prompt_tokens: 32, num_slots: 8}}
 prune: {{num_workers: 1}}
 train: {{max_steps: 2, optimizer: {{learning_rate: 1.0e-3}}}}
 evaluate: {{num_questions: 8, num_samples: 2, max_prompt_tokens: 32, num_slots: 8}}
@@ -93,18 +93,24 @@ class Killed(BaseException):
     """Ends a sweep as a kill does: nothing that it was about to write is written."""
 
 
+# What computes a stage, if it is not taken over.
+COMPUTING = {"think": "sample_on_demand", "prune": "select_traces", "train": "fine_tune", "evaluate": "sample_all"}
+
+
 class Counts(dict[str, int]):
     """Counts the stages that are computed."""
 
-    def wrap(self, patch: pytest.MonkeyPatch, name: str) -> None:
-        function = getattr(rounds, name)
+    def of(self, patch: pytest.MonkeyPatch) -> Self:
+        for stage, name in COMPUTING.items():
+            patch.setattr(rounds, name, self._counted(stage, getattr(rounds, name)))
+        return self
 
+    def _counted(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*arguments: Any, **options: Any) -> Any:
-            stage = arguments[3] if name == "sample_and_judge" else name
             self[stage] = self.get(stage, 0) + 1
             return function(*arguments, **options)
 
-        patch.setattr(rounds, name, counted)
+        return counted
 
 
 @pytest.fixture(scope="module")
@@ -122,10 +128,8 @@ def finished(
     tiny: Path, workshop: setup.Workshop, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[tpt.Sweep, Counts]:
     """A finished sweep, and how many stages it computed."""
-    counts = Counts()
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("sample_and_judge", "select_traces", "fine_tune"):
-            counts.wrap(patch, name)
+        counts = Counts().of(patch)
         path = tmp_path_factory.mktemp("sweeps") / "finished"
         sweep = tpt.sweep(tiny, arms=ARMS, seeds=2, sweep_dir=path)
     return sweep, counts
@@ -153,7 +157,7 @@ def results(folder: Path, num_rounds: int = 2) -> list[Any]:
 def test_equal_stages_are_computed_once(finished: tuple[tpt.Sweep, Counts]) -> None:
     """Per seed: the base is evaluated and round 1 sampled once, and "base" is "previous" until round 2 trains."""
     _, counts = finished
-    assert counts == {"think": 2 * 3, "select_traces": 2 * 4, "fine_tune": 2 * 5, "evaluate": 2 * 6}
+    assert counts == {"think": 2 * 3, "prune": 2 * 4, "train": 2 * 5, "evaluate": 2 * 6}
 
 
 @pytest.mark.parametrize(
@@ -200,12 +204,10 @@ def test_what_is_damaged_or_gone_is_computed_again(
     shutil.rmtree(path / "arms/previous/seed-0/checkpoints/000")  # as keep_checkpoints does; other runs have it
     weights = max((path / "arms/previous/seed-0/checkpoints/001").rglob("*"), key=lambda file: file.stat().st_size)
     weights.write_bytes(weights.read_bytes()[:-1])
-    counts = Counts()
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("sample_and_judge", "select_traces", "fine_tune"):
-            counts.wrap(patch, name)
+        counts = Counts().of(patch)
         tpt.sweep(tiny, arms=ARMS, seeds=2, sweep_dir=path)
-    assert counts == {"fine_tune": 2, "evaluate": 1}  # round 1, which is damaged, and round 2, which is its own
+    assert counts == {"train": 2, "evaluate": 1}  # round 1, which is damaged, and round 2, which is its own
     assert "not shared: " in capsys.readouterr().err
     assert results(path / "arms/base/seed-0") == results(Path(finished[0].path) / "arms/base/seed-0")
 

@@ -25,6 +25,7 @@ SAMPLING: Mapping[str, Any] = {
     "num_questions": 7, "num_samples": 3, "temperature": 0.3, "top_k": 5, "top_p": 0.9, "min_p": 0.1,
     "max_prompt_tokens": 63, "max_new_tokens": 79, "num_slots": 8, "cache_type": "int8",
 }  # fmt: skip
+PRUNING: Mapping[str, Any] = {"steps": ["any"], "max_per_question": 2, "max_traces": 7}
 CHANGES: Mapping[str, tuple[str, Any]] = {
     "name": (NOTHING, "other"),
     "model.path": (f"W0 {ALL_BUT_BASE}", "other"),
@@ -46,10 +47,11 @@ CHANGES: Mapping[str, tuple[str, Any]] = {
     "mesh.fsdp": (ALL_BUT_BASE, 2),
     "mesh.tensor": (ALL_BUT_BASE, 2),
     **{f"think.{name}": (AFTER_THINK, value) for name, value in SAMPLING.items()},
+    "think.until": (AFTER_THINK, "all"),
+    "think.max_samples": (AFTER_THINK, 8),
+    "think.token_scores": (AFTER_THINK, True),
     **{f"evaluate.{name}": ("E0 E1 E2", value) for name, value in SAMPLING.items()},
-    "prune.keep": ("P1 P2", "any"),
-    "prune.max_per_question": ("P1 P2", 2),
-    "prune.max_traces": ("P1 P2", 7),
+    **{f"prune.{name}": (AFTER_THINK, value) for name, value in PRUNING.items()},  # it says when there is enough
     "prune.num_workers": (NOTHING, 3),
     "prune.seconds_per_trace": (f"E0 {AFTER_THINK} E1 E2", 9.0),
     "prune.run_code_without_sandbox": (f"E0 {AFTER_THINK} E1 E2", True),
@@ -116,6 +118,12 @@ def test_a_setting_changes_the_keys_of_the_stages_that_read_it(setting: str) -> 
     assert changed(BEFORE, keys({setting: value})) == set(stages.split())
 
 
+@pytest.mark.parametrize("setting", PRUNING)
+def test_if_all_samples_are_taken_they_are_the_same_whatever_is_kept(setting: str) -> None:
+    take_all = {"think.until": "all"}
+    assert changed(keys(take_all), keys({**take_all, f"prune.{setting}": PRUNING[setting]})) == {"P1", "P2"}
+
+
 def test_a_setting_that_is_not_listed_changes_every_key(monkeypatch: pytest.MonkeyPatch) -> None:
     listed = {name: kinds for name, kinds in stage_keys.READ_BY.items() if name != "train.save_every"}
     monkeypatch.setattr(stage_keys, "READ_BY", listed)
@@ -154,16 +162,18 @@ def test_values_are_separated_outside_of_brackets_and_quotes(text: str, values: 
 
 def test_a_grid_and_a_list_of_arms(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
-    section = "sweep: {seeds: 2, arms: {not pruned: {prune.keep: any}, pruned: {}}, vary: {train.rows: [16, 8]}}"
+    section = "sweep: {seeds: 2, arms: {not pruned: {prune.steps: [any]}, pruned: {}}, vary: {train.rows: [16, 8]}}"
     path.write_text(f"extends: {QUICKSTART}\nname: mine\nseed: 7\n{section}\n")
     plan = make_plan(read_tree(path), {"num_rounds": "1"}, vary={"train.loss.name": ["focal"]}, seeds=3)
     assert plan.seeds == (7, 8, 9)
     assert [arm.name for arm in plan.arms] == [
         f"{name} rows={rows} loss.name=focal" for name in ("not pruned", "pruned") for rows in (16, 8)
     ]
-    assert [arm.config.prune.keep for arm in plan.arms] == ["any", "any", "correct", "correct"]
+    assert [len(arm.config.prune.steps) for arm in plan.arms] == [1, 1, 2, 2]
     assert {arm.config.num_rounds for arm in plan.arms} == {1}
     assert plan.arms[0].folder == "not-pruned-rows=16-loss.name=focal"
+    (arm,) = make_plan(read_tree(QUICKSTART), {}, vary={"prune.steps": ["[correct, {shortest: {count: 1}}]"]}).arms
+    assert arm.folder == "steps=correct-shortest-count-1"
 
 
 def test_folders_of_arms_are_safe_and_differ() -> None:

@@ -17,7 +17,9 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 from pydantic.dataclasses import dataclass
 
 from tpt_jax.errors import STRICT, UserError, suggestion
-from tpt_jax.records import Keep
+from tpt_jax.prune.registry import DEFAULT_STEPS, dump_steps, parse_steps
+from tpt_jax.prune.step import AnyStep
+from tpt_jax.records import Until
 from tpt_jax.tasks import TASKS, AnyTaskConfig, TaskConfig
 
 Fraction = Annotated[float, pydantic.Field(ge=0, le=1)]
@@ -38,6 +40,11 @@ def _read_template(value: str) -> str:
 
 
 Template = Annotated[str, pydantic.AfterValidator(_read_template)]
+Steps = Annotated[
+    tuple[AnyStep, ...],
+    pydantic.PlainValidator(parse_steps),
+    pydantic.PlainSerializer(dump_steps),
+]
 
 
 # The sections.
@@ -123,6 +130,30 @@ class SamplingConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
+class ThinkConfig(SamplingConfig):
+    """How traces to train on are sampled.
+
+    Attributes:
+      until: enough (a question is sampled until it has prune.max_per_question kept traces, num_samples times at most,
+        and the round until it has prune.max_traces; questions go in an order drawn from the seed) or all (every
+        question num_samples times). The training set is the same. Steps of prune.steps that compare the samples of a
+        question, or look at the whole round, need all of theirs.
+      max_samples: a question with no kept trace among num_samples is sampled on, up to twice, four times ... as many,
+        and this many at most, so that hard questions are trained on too; null for no further samples.
+      token_scores: keep the log-probability of every sampled token and the entropy of its distribution in the trace
+        files, some 14 bytes a token; steps of prune.steps that need them switch this on.
+    """
+
+    until: Until = "enough"
+    max_samples: PositiveInt | None = None
+    token_scores: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_samples is not None and self.max_samples < self.num_samples:
+            raise ValueError(f"max_samples must be at least num_samples ({self.num_samples})")
+
+
+@dataclass(frozen=True, config=STRICT)
 class EvaluateConfig(SamplingConfig):
     """How held-out questions are answered: SamplingConfig with another default temperature."""
 
@@ -134,16 +165,17 @@ class PruneConfig:
     """Which traces are kept.
 
     Attributes:
-      keep: correct (right answer in any form), strict (right answer in the requested form), or any (right or wrong: the
-        paper's control).
-      max_per_question, max_traces: most traces kept per question and per round, drawn with the seed; null for no limit.
+      steps: what selects traces, in this order, then what trims them: a list of names, or of one-key mappings with a
+        step's options, [correct, unique_calculations, {shortest: {count: 1}}]. README.md has a table of all steps.
+      max_per_question, max_traces: most traces kept per question and per round: the first samples of a question, and
+        the first questions in an order drawn from the seed; null for no limit.
       num_workers: checker processes; null for one per processor core.
       seconds_per_trace: time limit of a check; past it the trace is judged wrong. The task sets the default.
       run_code_without_sandbox: run model-written programs with your own user rights on hosts without a sandbox. Such a
         program can read and delete everything that you can.
     """
 
-    keep: Keep = "correct"
+    steps: Steps = DEFAULT_STEPS
     max_per_question: PositiveInt = 1
     max_traces: PositiveInt | None = 2_000
     num_workers: PositiveInt | None = None
@@ -244,7 +276,7 @@ class RunConfig:
     num_rounds: PositiveInt = 4
     keep_checkpoints: PositiveInt | None = None
     mesh: MeshConfig = MeshConfig()
-    think: SamplingConfig = SamplingConfig()
+    think: ThinkConfig = ThinkConfig()
     prune: PruneConfig = PruneConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -260,7 +292,7 @@ def load_config(path: str | os.PathLike[str], overrides: Mapping[str, Any] | Non
     A file may build on another one: `extends: quickstart.yaml`, a path relative to its own folder.
 
     Args:
-      overrides: values by dotted key, e.g. {"train.rows": "8", "num_rounds": 1, "prune": {"keep": "any"}}. Text is
+      overrides: values by dotted key, e.g. {"train.rows": "8", "num_rounds": 1, "prune": {"steps": ["any"]}}. Text is
         parsed as YAML, as on the command line, unless the option itself holds text or a path. Other values are used
         unchanged; a mapping is merged into its section.
 
@@ -422,12 +454,15 @@ def _enter(tree: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
 
 
 def _parse_text(key: str, text: str, tree: Mapping[str, Any]) -> Any:
-    """An override's value: the text itself where the option holds text, since YAML would read "#" as a comment."""
+    """An override's value: the text itself where the option holds text, since YAML would read "#" as a comment.
+
+    Steps are parsed with the config: names with commas are no YAML.
+    """
     *sections, last = key.split(".")
     section = _section(RunConfig, sections, _task_name(tree))
     types = {field.name: field.type for field in dataclasses.fields(section)} if section else {}
     expected = types.get(last)
-    if expected in (str, Path) or (expected in (str | None, Path | None) and text != "null"):
+    if expected in (str, Path, Steps) or (expected in (str | None, Path | None) and text != "null"):
         return text
     try:
         return yaml.safe_load(text)

@@ -6,6 +6,8 @@ loss on:                                                                      ^^
 """
 
 import dataclasses
+import functools
+import itertools
 import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,7 +16,7 @@ from tpt_jax.config import PLAIN_TEMPLATE_NAME
 from tpt_jax.errors import UserError
 from tpt_jax.io.paths import AnyPath
 from tpt_jax.records import Question, Shot
-from tpt_jax.tokenizer import load_tokenizer, read_eos_ids, render
+from tpt_jax.tokenizer import load_tokenizer, read_eos_ids, render, token_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -120,6 +122,19 @@ class Prompt:
     def text(self, token_ids: Sequence[int]) -> str:
         """Decodes token ids, special tokens included: left out, "42<eos>195" would become another number."""
         return str(self.tokenizer.decode(list(token_ids), clean_up_tokenization_spaces=False))
+
+    def token_ends(self, token_ids: Sequence[int]) -> tuple[int, ...]:
+        """Where each token ends in the text of all, in characters; a character ends with its last byte."""
+        pieces = [self._token_bytes[token] for token in token_ids]
+        text = self.text(token_ids)
+        # Decoding drops the space before the first word of a sentencepiece text.
+        dropped = sum(map(len, pieces)) - len(text.encode("utf-8", "surrogatepass"))
+        encoded, ends = b"".join(pieces), itertools.accumulate(map(len, pieces))
+        return tuple(len(encoded[max(0, dropped) : end].decode("utf-8", "ignore")) for end in ends)
+
+    @functools.cached_property
+    def _token_bytes(self) -> tuple[bytes, ...]:
+        return token_bytes(self.tokenizer)
 
     def check_contract(self, questions: Iterable[Question], vocab_size: int) -> None:
         """Checks prompts and training examples, token by token, against the chat template's own rendering.

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Generic, Literal, Self, TypeVar, overload
 
 FinishReason = Literal["stop", "length"]
+TOKEN_FIELDS = ("token_ids", "token_logprobs", "token_entropies", "token_ends")  # of a Trace: one value a sampled token
 CHECKERS_FAULT = "checker"  # prefix of reasons that are not the trace's fault
-Keep = Literal["correct", "strict", "any"]  # which traces to train on: any form, requested form, right or wrong
+Until = Literal["enough", "all"]  # when to stop sampling: once there is enough to train on, or never
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class Trace:
     entropy: float = 0.0  # sum of the next-token distributions' entropies over the sampled tokens, nats, temperature 1
     token_logprobs: tuple[float, ...] = ()  # of token_ids, at temperature 1, in float16; () if not kept
     token_entropies: tuple[float, ...] = ()  # as token_logprobs
+    token_ends: tuple[int, ...] = ()  # where each of token_ids ends in the completion, in characters; () if not kept
 
     @property
     def name(self) -> str:
@@ -97,7 +99,7 @@ class JudgedTrace:
 
     @classmethod
     def from_json(cls, line: Mapping[str, Any]) -> Self:
-        lists = {name: tuple(line.get(name, ())) for name in ("token_ids", "token_logprobs", "token_entropies")}
+        lists: dict[str, Any] = {name: tuple(line.get(name, ())) for name in TOKEN_FIELDS}
         trace = {field.name: line[field.name] for field in dataclasses.fields(Trace) if field.name not in lists}
         verdict = Verdict(**{field.name: line[field.name] for field in dataclasses.fields(Verdict)})
         return cls(Trace(**trace, **lists), verdict, line["kept"])

@@ -17,7 +17,7 @@ from tpt_jax.terminal import percent
 from tpt_jax.think.cache import CacheType
 from tpt_jax.think.cost_probes import compile_decode_step, least_step_bytes
 from tpt_jax.think.engine import Engine, Statistics
-from tpt_jax.think.requests import Request
+from tpt_jax.think.requests import FixedSchedule, Request
 from tpt_jax.think.sampler import SamplerProgram, compile_sampler
 from tpt_jax.think.state import SlotShape
 
@@ -118,7 +118,8 @@ class _NoTokenizer:
 
 def _sample(program: SamplerProgram, parameters: nnx.State, requests: Sequence[Request]) -> Statistics:
     engine = Engine(program.slots[SECTION], _NoTokenizer(), (), program.layout.batch_ways)  # pyright: ignore[reportArgumentType]
-    for _ in engine.sample(parameters, requests, seed=0, round_index=0, temperature=1.0):
+    schedule = FixedSchedule(requests, program.layout.batch_ways)
+    for _ in engine.sample(parameters, schedule, seed=0, round_index=0, temperature=1.0):
         pass
     return engine.statistics
 

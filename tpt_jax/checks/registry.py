@@ -43,9 +43,9 @@ def get_checker(spec: CheckerSpec) -> Checker:
     if not isinstance(spec, str):
         return _wrap(checker_name(spec), spec)
     if spec in CHECKERS:
-        return _import(CHECKERS[spec])
+        return import_function("checker", CHECKERS[spec])
     if ":" in spec:
-        return _wrap(spec, _import(spec))
+        return _wrap(spec, import_function("checker", spec))
     raise UserError(f"checker {spec!r}: unknown; {suggestion(spec, [*CHECKERS, 'module:function'])}")
 
 
@@ -68,7 +68,15 @@ def checker_name(spec: CheckerSpec) -> str:
     return spec if isinstance(spec, str) else getattr(spec, "__name__", type(spec).__name__)
 
 
-def _import(name: str) -> Any:
+def import_function(kind: str, name: str) -> Any:
+    """Imports what "module:function" names.
+
+    Args:
+      kind: what it is to the user, for messages: "checker".
+
+    Raises:
+      UserError: it cannot be imported.
+    """
     module, _, attribute = name.partition(":")
     if os.getcwd() not in sys.path:  # a user's module may be in the folder where the command runs
         sys.path.append(os.getcwd())
@@ -77,7 +85,7 @@ def _import(name: str) -> Any:
     except (Exception, SystemExit) as error:  # importing a user's module can raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(
-            f"checker {name!r}: {reason}; write module:function of a function that can be imported"
+            f"{kind} {name!r}: {reason}; write module:function of a function that can be imported"
         ) from error
 
 

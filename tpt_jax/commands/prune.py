@@ -2,10 +2,8 @@
 
 import argparse
 from pathlib import Path
-from typing import get_args
 
 from tpt_jax.commands.arguments import natural, positive, positive_number
-from tpt_jax.records import Keep
 
 
 def add_input_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,9 +38,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_input_arguments(parser)
     parser.add_argument("--output", type=Path, required=True, help="the traces with their verdicts, JSON lines")
     parser.add_argument("--held_out", help="questions of an evaluation; their traces are not kept")
-    parser.add_argument("--keep", choices=get_args(Keep), default="correct", help="the verdict that counts")
-    parser.add_argument("--max_per_question", type=positive, help="most traces kept, chosen with the seed")
-    parser.add_argument("--max_traces", type=positive, help="most traces kept, chosen with the seed")
+    parser.add_argument(
+        "--steps",
+        default="correct,unique_texts",
+        help='what selects traces, in order: names, or a list in YAML, "[correct, {shortest: {count: 1}}]"; README.md '
+        "has a table of all steps",
+    )
+    parser.add_argument("--max_per_question", type=positive, help="most traces kept: the first samples")
+    parser.add_argument(
+        "--max_traces", type=positive, help="most traces kept: those of the first questions, in an order from the seed"
+    )
     parser.add_argument("--seed", type=natural, default=0)
 
 
@@ -61,7 +66,7 @@ def main(args: argparse.Namespace) -> int:
         args.output,
         held_out=args.held_out,
         checker=args.checker,
-        keep=args.keep,
+        steps=args.steps,
         max_per_question=args.max_per_question,
         max_traces=args.max_traces,
         seed=args.seed,

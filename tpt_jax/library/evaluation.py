@@ -14,8 +14,8 @@ from tpt_jax.library.model import Model
 from tpt_jax.library.sampling import sample, sampling_settings
 from tpt_jax.library.tasks import Questions, as_question_set
 from tpt_jax.loop.run_folder import RunFolder
+from tpt_jax.loop.sampling import Pass, sample_all
 from tpt_jax.loop.setup import set_up
-from tpt_jax.loop.stages import sample_and_judge
 from tpt_jax.records import CheckerSpec
 from tpt_jax.runtime import environment, hosts
 
@@ -80,7 +80,7 @@ def evaluate_checkpoint(
         if hosts.is_first():
             folder.begin(config)
             folder.write_questions(0, questions)
-        sample_and_judge(setup, folder, 0, "evaluate", questions, lambda: setup.load(setup.model))
+        sample_all(Pass(setup, folder, 0, "evaluate", questions, lambda: setup.load(setup.model)))
         figures = None
         if hosts.is_first():
             figures = evaluate_traces(folder.traces(0, "evaluate"), k=config.evaluate.num_samples)

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import json
 import os
 import pathlib
@@ -24,10 +23,12 @@ from tpt_jax.io.record_files import (
     stream_records,
 )
 from tpt_jax.io.record_formats import RecordFile, open_records, plain_name
-from tpt_jax.library.judging import judge_pairs
-from tpt_jax.prune.selection import Candidate, Choice, choose
+from tpt_jax.library.judging import StepsToParse, judge_pairs
+from tpt_jax.prune.candidate import Candidate
+from tpt_jax.prune.pipeline import Choice, Pipeline
+from tpt_jax.prune.registry import DEFAULT_STEPS, parse_steps
 from tpt_jax.prune.summary import failed_on_all
-from tpt_jax.records import Keep, Question, Trace, Verdict
+from tpt_jax.records import Question, Trace, Verdict
 from tpt_jax.tasks import task_class
 from tpt_jax.tasks.decontamination import normalised, normalised_texts
 from tpt_jax.terminal import listed
@@ -82,7 +83,7 @@ def judge_file(
     *,
     held_out: str | os.PathLike[str] | None = None,
     checker: str | None = None,
-    keep: Keep = "correct",
+    steps: StepsToParse = DEFAULT_STEPS,
     max_per_question: int | None = None,
     max_traces: int | None = None,
     seed: int = 0,
@@ -98,12 +99,13 @@ def judge_file(
     Args:
       task: the task of these questions; its checker judges unless `checker` names another.
       questions, traces, held_out: JSON lines; see `tpt prune --help`. Traces of held-out questions are not kept.
-      keep, max_per_question, max_traces, seed: as in `select`.
+      steps, max_per_question, max_traces, seed: as in `select`.
       num_workers, seconds_per_trace, run_code_without_sandbox: as in `judge`.
 
     Raises:
       UserError: an unknown task or checker, an invalid file, or an output that cannot be written.
     """
+    pipeline = Pipeline(parse_steps(steps, "steps"), max_per_question, max_traces, seed)
     output = pathlib.Path(output)
     check_output(output, [to_path(path) for path in (questions, traces, held_out) if path is not None])
     read = read_traces_to_judge(
@@ -113,21 +115,14 @@ def judge_file(
     tested = normalised_texts(held_out_questions.values())
     # Without a name: it vanishes with this process.
     with tempfile.TemporaryFile("w+", encoding="utf-8", dir=os.path.dirname(os.path.realpath(output))) as judged_lines:
-        judged = _judge_lines(read, num_workers, judged_lines)
-        choice = choose(
-            judged,
-            max_per_question=max_per_question,
-            max_traces=max_traces,
-            seed=seed,
-            keep=keep,
-            is_held_out=functools.cache(lambda name: normalised(read.questions[name].question) in tested),
-        )
+        judged = _judge_lines(read, pipeline, num_workers, judged_lines)
+        choice = pipeline.choose(judged, lambda name: normalised(read.questions[name].question) in tested)
         write_pieces(output, _with_kept(judged_lines, choice))
     fault = find_fault(judged)
     return JudgedFile(judged, choice, None if fault is None else f"checker {read.checker!r}: {fault}")
 
 
-def _judge_lines(read: TracesToJudge, num_workers: int | None, output: IO[str]) -> list[Candidate]:
+def _judge_lines(read: TracesToJudge, pipeline: Pipeline, num_workers: int | None, output: IO[str]) -> list[Candidate]:
     """Judges traces, and writes their lines with the verdicts, but without `kept`."""
     waiting: deque[tuple[Line, Trace]] = deque()  # for their verdicts
 
@@ -144,7 +139,7 @@ def _judge_lines(read: TracesToJudge, num_workers: int | None, output: IO[str]) 
             line = {**line, **{name: getattr(verdict, name) for name in VERDICT_FIELDS}}
             line.pop("kept", None)
             output.write(json.dumps(line, default=str) + "\n")  # a Parquet file may hold dates and decimals
-            judged.append(Candidate.of(trace, verdict))
+            judged.append(pipeline.candidate(trace, verdict))
     return judged
 
 

@@ -1,7 +1,8 @@
 """`judge`, `select` and `score`: verdicts on traces, without JAX."""
 
 import dataclasses
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from typing import Any
 
 from pydantic import PositiveFloat, PositiveInt
 
@@ -10,12 +11,17 @@ from tpt_jax.checks.registry import without_sandbox
 from tpt_jax.config import check_value
 from tpt_jax.errors import UserError
 from tpt_jax.evaluation import Evaluation, evaluate_traces
-from tpt_jax.prune import selection
+from tpt_jax.prune import apply
+from tpt_jax.prune.pipeline import Pipeline
+from tpt_jax.prune.registry import DEFAULT_STEPS, parse_steps
+from tpt_jax.prune.step import AnyStep
 from tpt_jax.prune.summary import failed_on_all
-from tpt_jax.records import CheckerSpec, JudgedTrace, Keep, Question, QuestionSet, Trace, Traces, Verdict
+from tpt_jax.records import CheckerSpec, JudgedTrace, Question, QuestionSet, Trace, Traces, Verdict
 from tpt_jax.tasks import Task
 from tpt_jax.tasks.decontamination import normalised, normalised_texts
 from tpt_jax.terminal import progress
+
+StepsToParse = str | Sequence[str | Mapping[str, Any] | AnyStep]
 
 
 def judge(
@@ -101,34 +107,38 @@ def select(
     *,
     max_per_question: int | None = 1,
     max_traces: int | None = None,
-    keep: Keep = "correct",
+    steps: StepsToParse = DEFAULT_STEPS,
     seed: int = 0,
     held_out: Iterable[QuestionSet] = (),
 ) -> Traces[JudgedTrace]:
-    """Selects the traces to train on, as the prune stage does; unfinished and duplicate traces are never kept.
+    """Selects the traces to train on, as the prune stage does; unfinished ones are never kept.
 
     Args:
-      max_per_question, max_traces: at most this many, chosen with the seed; None for no limit.
-      keep: the verdict that counts: "correct", "strict", or "any".
+      max_per_question, max_traces: at most this many: the first samples of a question, and the first questions in an
+        order drawn from the seed; None for no limit.
+      steps: as prune.steps in a config: ["correct", "unique_calculations", {"shortest": {"count": 1}}].
       held_out: questions of an evaluation; their traces are not kept.
 
     Returns:
-      The kept traces, sorted by question and sample; `num_dropped` counts the others by reason.
+      The kept traces, sorted by question and sample; `num_dropped` counts the others by what dropped them: a guard
+      ("unfinished", "held out", "unknown"), a step, or a limit, in this order.
+
+    Raises:
+      UserError: a step or option is unknown, the traces have no verdicts or lack what a step needs, or your own step
+        failed.
     """
-    if not isinstance(judged, Traces):
-        raise UserError("select: give the traces as `judge` returns them")
-    check_value("keep", keep, Keep)
+    if not isinstance(judged, Traces) or not all(isinstance(each, JudgedTrace) for each in judged):
+        raise UserError("select: the traces have no verdicts; give them as `judge` returns them")
+    parsed = parse_steps(steps, "steps")
     check_value("max_per_question", max_per_question, PositiveInt | None)
     check_value("max_traces", max_traces, PositiveInt | None)
     tested = frozenset[str]().union(*(normalised_texts(questions) for questions in held_out))
     texts = {question.id: question.question for question in judged.questions}
-    selected = selection.select(
+    selected = apply.select(
+        Pipeline(parsed, max_per_question, max_traces, seed),
         judged,
-        max_per_question=max_per_question,
-        max_traces=max_traces,
-        seed=seed,
-        keep=keep,
         is_held_out=lambda name: normalised(texts[name]) in tested,
+        option="steps",
     )
     return Traces(selected.kept, judged.questions, selected.num_dropped)
 

@@ -10,13 +10,14 @@ from tpt_jax.config import PromptConfig, SamplingConfig, Seed, check_value, sett
 from tpt_jax.errors import UserError
 from tpt_jax.library.model import Model
 from tpt_jax.library.tasks import Questions, as_question_set
+from tpt_jax.loop.sampling import reshard
 from tpt_jax.loop.setup import CONTRACT_QUESTIONS, plan_prompts
-from tpt_jax.loop.stages import reshard
 from tpt_jax.prompts import Prompt
 from tpt_jax.records import QuestionSet, Trace, Traces
 from tpt_jax.runtime import hosts, preemption
 from tpt_jax.terminal import listed, percent, progress, say
 from tpt_jax.think.engine import Engine, Statistics
+from tpt_jax.think.requests import FixedSchedule
 from tpt_jax.think.sampler import SamplerProgram
 from tpt_jax.think.sampling_plan import SamplingPlan
 from tpt_jax.think.stop_strings import StopStrings, make_stop_strings
@@ -135,7 +136,7 @@ def sample_batches(
     engine = Engine(program.slots["sample"], prompt, plan.prefix, program.layout.batch_ways, stop_strings)
     batches = engine.sample(
         reshard(program.reshard, load_parameters(), "sample"),
-        requests,
+        FixedSchedule(requests, program.layout.batch_ways),
         seed=seed,
         round_index=0,
         temperature=temperature,

@@ -14,10 +14,11 @@ from tpt_jax.evaluation import evaluate_traces
 from tpt_jax.loop.metrics import MetricsLog
 from tpt_jax.loop.recovery import Facts, RoundState
 from tpt_jax.loop.run_folder import RunFolder, Stage
+from tpt_jax.loop.sampling import Pass, sample_all, sample_on_demand
 from tpt_jax.loop.seeds import derive_seed
 from tpt_jax.loop.setup import Setup
 from tpt_jax.loop.sharing import Sharing
-from tpt_jax.loop.stages import Trained, fine_tune, sample_and_judge, select_traces
+from tpt_jax.loop.stages import Trained, fine_tune, select_traces
 from tpt_jax.loop.training_set import check_training_set
 from tpt_jax.loop.weights import Weights
 from tpt_jax.prompts import Example
@@ -90,15 +91,16 @@ class Loop:
 
     def _think(self, index: int) -> Facts:
         questions = self._training_questions(index)
-        sampled = sample_and_judge(
-            self.setup, self.folder, index, "think", questions, lambda: self.weights.lend(index - 1)
+        sampled = sample_on_demand(
+            Pass(self.setup, self.folder, index, "think", questions, lambda: self.weights.lend(index - 1))
         )
         return dataclasses.asdict(sampled)
 
     def _prune(self, index: int) -> Facts:
-        config = self.setup.config
-        seed = derive_seed(config.seed, index, "select")
-        return hosts.broadcast(f"round {index} prune", lambda: select_traces(self.folder, index, config.prune, seed))
+        names = [question.id for question in self._training_questions(index)]
+        return hosts.broadcast(
+            f"round {index} prune", lambda: select_traces(self.folder, index, self.setup.config, names)
+        )
 
     def _train(self, state: RoundState) -> Facts:
         """Makes the round's parameters, in round 0 the base model's, and starts writing their checkpoint."""
@@ -147,9 +149,8 @@ class Loop:
 
     def _evaluate(self, index: int) -> Facts:
         """Samples and judges the held-out questions, then waits for the round's checkpoint."""
-        questions = self._test_questions()
-        sampled = sample_and_judge(
-            self.setup, self.folder, index, "evaluate", questions, lambda: self.weights.lend(index)
+        sampled = sample_all(
+            Pass(self.setup, self.folder, index, "evaluate", self._test_questions(), lambda: self.weights.lend(index))
         )
         self.weights.wait()
         return dataclasses.asdict(sampled)

@@ -16,6 +16,7 @@ from tpt_jax.checks.registry import checker_name, without_sandbox
 from tpt_jax.config import PromptConfig, RunConfig, Sampling, SamplingConfig
 from tpt_jax.errors import UserError
 from tpt_jax.io.record_files import MAX_BROKEN_SHARE
+from tpt_jax.loop.on_demand import think_shape
 from tpt_jax.prompts import Prompt, load_prompt
 from tpt_jax.records import QuestionSet, Trace
 from tpt_jax.runtime import hosts
@@ -115,6 +116,11 @@ class Workshop:
             )
             for sampling in samplings
         }
+        if "think" in plans:
+            num_slots = config.think.num_slots // Layout(mesh, DECODE_RULES).batch_ways
+            plans["think"] = dataclasses.replace(
+                plans["think"], shape=think_shape(plans["think"].shape, config, num_slots)
+            )
         shapes = {sampling: plan.shape for sampling, plan in plans.items()}
 
         def compile_programs() -> SamplerProgram:

@@ -11,8 +11,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from tpt_jax.config import RunConfig, flat, plain_values
+from tpt_jax.loop.on_demand import keeps_token_scores, make_pipeline
 from tpt_jax.loop.run_folder import Stage
 from tpt_jax.loop.seeds import derive_seed
+from tpt_jax.prune.demand import sample_levels, takes_all_samples
+from tpt_jax.prune.registry import dump_steps
+from tpt_jax.prune.step import Step
 
 Kind = Literal["base", "think", "prune", "train", "evaluate"]  # base: round 0's weights, the model as given
 
@@ -42,9 +46,10 @@ READ_BY: Mapping[str, frozenset[Kind]] = {
     "num_rounds": NO_STAGE,
     "keep_checkpoints": NO_STAGE,
     "mesh": ON_DEVICES,
-    **_only("think", _SAMPLING_SETTINGS),
+    **_only("think", f"{_SAMPLING_SETTINGS} until max_samples"),
+    "think.token_scores": NO_STAGE,  # the think stage reads it together with the pruning, in `_pruning_read_by_think`
     **_only("evaluate", _SAMPLING_SETTINGS),
-    **_only("prune", "keep max_per_question max_traces"),
+    **_only("prune", "steps max_per_question max_traces"),
     "prune.num_workers": NO_STAGE,
     "prune.seconds_per_trace": SAMPLING,
     "prune.run_code_without_sandbox": SAMPLING,
@@ -58,8 +63,15 @@ READ_BY: Mapping[str, frozenset[Kind]] = {
 
 
 def pruning_read_by_think(config: RunConfig) -> Mapping[str, Any]:
-    """What sampling must know of the pruning: nothing, since all samples are taken whatever is kept."""
-    return {}
+    """What sampling must know of the pruning: what is enough to train on, and whether steps need token scores."""
+    think, prune = config.think, config.prune
+    pipeline = make_pipeline(config, round_index=1)
+    scores = keeps_token_scores(config)
+    if takes_all_samples(pipeline, think.until) and len(sample_levels(think.num_samples, think.max_samples)) == 1:
+        return {"token_scores": scores}
+    selecting = [step for step in prune.steps if isinstance(step, Step)]
+    steps = dump_steps(tuple(selecting))
+    return {"token_scores": scores, "steps": steps, "limits": [prune.max_per_question, prune.max_traces]}
 
 
 def readers(setting: str) -> frozenset[Kind]:

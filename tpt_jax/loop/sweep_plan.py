@@ -271,7 +271,7 @@ def _as_text(value: Any) -> str:
 
 def _folder_name(name: str, made: Sequence[Arm]) -> str:
     """The name without what file systems and shells treat specially, unlike those of the other arms."""
-    plain = re.sub(r"[^A-Za-z0-9=_.]+", "-", name).strip("-.")[:MAX_FOLDER_NAME] or "arm"
+    plain = re.sub(r"[^A-Za-z0-9=_.]+", "-", name).replace("=-", "=").strip("-.")[:MAX_FOLDER_NAME] or "arm"
     taken = {arm.folder.casefold() for arm in made}
     numbered = (f"{plain}-{number}" for number in itertools.count(2))
     return next(each for each in itertools.chain([plain], numbered) if each.casefold() not in taken)

@@ -44,10 +44,24 @@ def _why_none_was_kept(pruned: Mapping[str, Any], config: RunConfig) -> str:
         counts += f" ({', '.join(reasons[:NUM_REASONS])})"
     if num_cut:
         counts += f", {num_cut} cut at think.max_new_tokens ({config.think.max_new_tokens})"
+    emptied = _emptied_by(pruned)
+    counts += f"; none was left after {emptied}" if emptied else ""
     if 2 * num_cut >= num_traces:
         advice = "raise think.max_new_tokens, or give in prompt.stop a text that follows an answer"
-    elif num_correct and config.prune.keep == "strict":
-        advice = "set prune.keep: correct"
+    elif num_correct and emptied == "strict":
+        advice = "set correct instead of it in prune.steps"
+    elif num_correct and emptied not in ("correct", None):
+        advice = "leave it out of prune.steps, or change its options"
     else:
         advice = "set prompt.num_shots, ask easier questions, or sample more (think.num_questions, think.num_samples)"
     return f"{counts}; {advice}"
+
+
+def _emptied_by(pruned: Mapping[str, Any]) -> str | None:
+    """The guard or step that dropped the last trace; None if there was none to drop."""
+    num_left = pruned["num_traces"]
+    for name, count in pruned["num_dropped"].items():
+        num_left -= count
+        if not num_left:
+            return name if count else None
+    return None

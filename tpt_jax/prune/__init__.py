@@ -1,1 +1,1 @@
-"""Pure functions of judged traces: which are kept, and summaries of the verdicts."""
+"""Which judged traces are trained on: a pipeline of named steps, and summaries of the verdicts."""

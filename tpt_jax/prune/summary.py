@@ -7,7 +7,8 @@ from rich.console import Console
 from rich.table import Table
 
 from tpt_jax.evaluation import mean_interval, pass_at_k
-from tpt_jax.prune.selection import Candidate, Choice
+from tpt_jax.prune.candidate import Candidate
+from tpt_jax.prune.pipeline import Choice
 from tpt_jax.records import CHECKERS_FAULT, JudgedTrace, Verdict
 from tpt_jax.terminal import listed
 

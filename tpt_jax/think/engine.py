@@ -1,4 +1,4 @@
-"""The host's side of sampling: takes requests, yields finished traces as they finish.
+"""The host's side of sampling: hands requests to the device, and yields traces as they finish.
 
 One chunk is always queued behind the running one, so the device keeps decoding while the host fetches, detokenizes,
 checks and writes the last chunk's traces.
@@ -9,6 +9,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,9 +18,9 @@ from flax import nnx
 from tpt_jax.errors import Stopped
 from tpt_jax.prompts import Prompt
 from tpt_jax.records import Trace
-from tpt_jax.think.requests import Request, make_request_batch
+from tpt_jax.think.requests import Schedule, ShardQueue, make_prompts
 from tpt_jax.think.slot_program import SlotProgram
-from tpt_jax.think.state import Finished, RequestBatch
+from tpt_jax.think.state import Finished, Prompts, Queue
 from tpt_jax.think.stop_strings import StopStrings
 
 CHUNKS_IN_FLIGHT = 2  # one running, one queued
@@ -33,8 +34,11 @@ class Statistics:
     idle_seconds: float = 0.0  # device finished a chunk before the next one was queued
     num_steps: int = 0
     num_tokens: int = 0  # sampled, stop tokens included
-    num_full_steps: int = 0  # summed over data shards: steps with traces waiting for a slot
+    num_full_steps: int = 0  # summed over data shards: steps with traces waiting for a slot, or still to be requested
     num_full_tokens: int = 0  # decoded in those steps
+    num_shard_steps: int = 0  # summed over data shards: all steps
+    num_cancelled: int = 0  # traces
+    num_cancelled_tokens: int = 0
 
     @classmethod
     def combine(cls, hosts: Sequence[Mapping[str, float]]) -> "Statistics":
@@ -55,6 +59,7 @@ class Statistics:
     def add_chunk(self, shards: Sequence[Finished]) -> None:
         """Adds the counters of one chunk, given the results of this host's data shards."""
         self.num_steps += max((int(shard.num_steps[0]) for shard in shards), default=0)
+        self.num_shard_steps += sum(int(shard.num_steps[0]) for shard in shards)
         self.num_tokens += sum(int(shard.num_decoded[0]) for shard in shards)
         self.num_full_steps += sum(int(shard.num_full_steps[0]) for shard in shards)
         self.num_full_tokens += sum(int(shard.num_full_decoded[0]) for shard in shards)
@@ -105,18 +110,18 @@ class Engine:
     def sample(
         self,
         parameters: nnx.State,
-        requests: Sequence[Request],
+        schedule: Schedule,
         *,
         seed: int,
         round_index: int,
         temperature: float,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> Iterator[list[Trace]]:
-        """Yields the traces finished by each chunk.
+        """Yields the traces finished by each chunk; the schedule is asked again after each.
 
         Args:
           parameters: decoding parameters, as the reshard returns them.
-          requests: prompts must start with the prefix and fit the program's shape.
+          schedule: its prompts must start with the prefix and fit the program's shape.
           should_stop: polled after every chunk.
 
         Raises:
@@ -124,8 +129,8 @@ class Engine:
           Stopped: should_stop returned True; unfinished traces are lost.
         """
         self.statistics = Statistics()
-        batch, names = make_request_batch(
-            requests,
+        prompts = make_prompts(
+            schedule.prompts,
             self._program.shape,
             num_shards=self._num_shards,
             seed=seed,
@@ -135,38 +140,54 @@ class Engine:
         )
         started = time.monotonic()
         with ThreadPoolExecutor(max_workers=1) as fetcher:
-            for chunk in self._chunks(parameters, self._program.place_batch(batch), fetcher):
-                yield [
-                    self._trace(chunk.shards[shard], row, *names[shard][trace])
-                    for shard in chunk.reported
-                    for row, trace in enumerate(_finished_rows(chunk.shards[shard]))
-                ]
+            pass_ = _Pass(self._program, schedule, self._program.place_prompts(prompts), self._num_shards)
+            for chunk in self._chunks(parameters, pass_, fetcher):
+                yield self._take_traces(chunk, pass_.queues)
                 self.statistics.seconds = time.monotonic() - started
-                if chunk.num_left and should_stop():
+                if not schedule.is_done(chunk.num_left) and should_stop():
                     raise Stopped
 
-    def _chunks(self, parameters: nnx.State, batch: RequestBatch, fetcher: ThreadPoolExecutor) -> Iterator[ChunkResult]:
-        """Decodes chunk after chunk until no trace is left."""
+    def _chunks(self, parameters: nnx.State, pass_: "_Pass", fetcher: ThreadPoolExecutor) -> Iterator[ChunkResult]:
+        """Decodes chunk after chunk until the schedule is done."""
         ready_at = time.monotonic()
         slots = self._program.start(parameters, self._program.place_prefix(self._prefix))
         in_flight: collections.deque[tuple[float, Future[ChunkResult]]] = collections.deque()
         num_left = 1
-        while num_left:
+        while not pass_.schedule.is_done(num_left):
             while len(in_flight) < CHUNKS_IN_FLIGHT:
-                slots, finished = self._program.decode_chunk(parameters, batch, slots)
+                slots, finished = self._program.decode_chunk(parameters, pass_.prompts, pass_.next_queue(), slots)
                 in_flight.append((time.monotonic(), fetcher.submit(_fetch, finished, self._num_shards)))
             queued_at, future = in_flight.popleft()
             self.statistics.idle_seconds += max(0.0, queued_at - ready_at)
             chunk = future.result()
             num_left, ready_at = chunk.num_left, chunk.ready_at
             self.statistics.add_chunk([chunk.shards[shard] for shard in chunk.reported])
+            for shard, queue in pass_.queues.items():
+                queue.num_started = int(chunk.shards[shard].num_started[0])
             yield chunk
         for _, future in in_flight:  # wait for the queued chunk, so that the caller gets the devices to itself
             future.result()
 
+    def _take_traces(self, chunk: ChunkResult, queues: Mapping[int, ShardQueue]) -> list[Trace]:
+        """The traces of a chunk that this host yields, without the cancelled ones."""
+        traces = []
+        for shard, queue in queues.items():
+            finished = chunk.shards[shard]
+            rows = _finished_rows(finished)
+            queue.finish(rows)
+            if shard not in chunk.reported:
+                continue
+            for index, row in enumerate(rows):
+                if queue.is_cancelled(row):
+                    self.statistics.num_cancelled += 1
+                    self.statistics.num_cancelled_tokens += int(finished.length[index])
+                else:
+                    traces.append(self._trace(finished, index, *queue.names[row]))
+        return traces
+
     def _stop_table(self) -> np.ndarray:
         if self._stop_strings is None:
-            return np.zeros(self._program.abstract_batch.stop_table.shape, np.uint8)
+            return np.zeros(self._program.abstract_prompts.stop_table.shape, np.uint8)
         return self._stop_strings.table
 
     def _trace(self, finished: Finished, row: int, question_id: str, sample: int) -> Trace:
@@ -181,6 +202,7 @@ class Engine:
         found = self._stop_strings.find(token_ids) if self._stop_strings else None
         if found is not None:
             token_ids = token_ids[: found[0]]
+        num_scored = min(len(token_ids), self._program.shape.num_scored_tokens)
         return Trace(
             id=question_id,
             sample=sample,
@@ -189,7 +211,63 @@ class Engine:
             logprob=logprob,
             finish_reason="stop" if stopped or found else "length",
             stop_string=found[1] if found else None,
+            entropy=float(finished.entropy[row]),
+            token_logprobs=tuple(finished.token_logprobs[row, :num_scored].tolist()),
+            token_entropies=tuple(finished.token_entropies[row, :num_scored].tolist()),
+            token_ends=self._prompt.token_ends(token_ids) if num_scored else (),
         )
+
+
+class _Pass:
+    """One sampling pass: what the device has been asked for, and what to ask it next.
+
+    Attributes:
+      prompts: on the devices.
+      queues: by data shard, for every shard that this host's devices hold.
+    """
+
+    def __init__(self, program: SlotProgram, schedule: Schedule, prompts: Prompts, num_shards: int):
+        self._program = program
+        self.schedule = schedule
+        self.prompts = prompts
+        self._num_shards = num_shards
+        held = _local_shards(prompts.lengths, num_shards)
+        self.queues = {shard: ShardQueue(shard, num_shards, schedule.prompts, program.shape) for shard in held}
+        self._placed: Queue | None = None
+
+    def next_queue(self) -> Queue:
+        """The queue for the next chunk, on the devices, with as many requests as that chunk and those queued behind it
+        can start."""
+        changes = [self._top_up(shard, queue) for shard, queue in self.queues.items()]
+        if self._placed is None or any(changes):
+            self._placed = self._program.place_queue(self._gather())
+        return self._placed
+
+    def _top_up(self, shard: int, queue: ShardQueue) -> bool:
+        """Appends requests and cancels what is no longer needed; returns whether that changed anything."""
+        num_slots = self._program.shape.num_slots
+        num_waiting = len(queue.names) - queue.num_started
+        num_open = len(queue.names) - queue.num_finished
+        requests = self.schedule.take(shard, queue.lookahead(num_slots) - num_waiting, num_slots - num_open)
+        for request in requests:
+            queue.append(request)
+        had_more, has_more = bool(queue.arrays.has_more[0]), self.schedule.has_more(shard)
+        np.asarray(queue.arrays.has_more)[0] = has_more
+        return queue.cancel_unneeded(self.schedule) or bool(requests) or had_more != has_more
+
+    def _gather(self) -> Queue:
+        """The queues of all shards as host arrays; those that other hosts hold are left empty."""
+        any_queue = next(iter(self.queues.values()))
+
+        def gather(name: str) -> np.ndarray:
+            own = np.asarray(getattr(any_queue.arrays, name))
+            rows = np.zeros((self._num_shards, *own.shape), own.dtype)
+            for shard, queue in self.queues.items():
+                rows[shard] = getattr(queue.arrays, name)
+            return rows.reshape(-1)
+
+        fields: dict[str, Any] = {field.name: gather(field.name) for field in dataclasses.fields(Queue)}
+        return Queue(**fields)
 
 
 def _finished_rows(finished: Finished) -> list[int]:

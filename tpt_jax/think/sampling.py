@@ -117,23 +117,37 @@ def _count(mask: Bool[Array, "B K"]) -> Int[Array, "B 1"]:
     return mask.sum(axis=-1, keepdims=True, dtype=jnp.int32)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """The tokens drawn in one step, each with its log-probability and the entropy of its distribution, in nats.
+
+    Both are those of the model itself: at temperature 1, without filters.
+    """
+
+    token: Int[Array, " B"]
+    logprob: Float[Array, " B"]
+    entropy: Float[Array, " B"]
+
+
 def sample_tokens(
     logits: Float[Array, "B V"],
     keys: Key[Array, " B"],
     positions: Int[Array, " B"],
     temperature: Float[Array, ""],
     filters: Filters,
-) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
+) -> Drawn:
     """Draws one token per row from the filtered softmax(logits / temperature); temperature 0 takes the argmax.
 
     The noise does not depend on the filters: if they keep the token that would be drawn without them, it is drawn.
-
-    Returns:
-      The tokens, and their log-probabilities at temperature 1 without filters.
     """
     position_keys = jax.vmap(jax.random.fold_in)(keys, positions)
     noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:], jnp.float32))(position_keys)
     # Gumbel-max with the temperature on the noise: no division, and temperature 0 is greedy.
     tokens = jnp.argmax(filter_logits(logits, temperature, filters) + temperature * noise, axis=-1).astype(jnp.int32)
-    chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
-    return tokens, chosen - jax.nn.logsumexp(logits, axis=-1)
+    relative = logits - logits.max(axis=-1, keepdims=True)
+    masses = jnp.exp(relative)
+    total = masses.sum(axis=-1)  # both sums in one pass over the vocabulary
+    weighted = jnp.where(masses > 0, masses * relative, 0.0).sum(axis=-1)
+    chosen = jnp.take_along_axis(relative, tokens[:, None], axis=-1)[:, 0]
+    return Drawn(tokens, chosen - jnp.log(total), jnp.log(total) - weighted / total)

@@ -27,13 +27,16 @@ class SamplingPlan:
     shape: SlotShape
     num_samples: int
 
+    def request(self, question_id: str, samples: tuple[int, ...]) -> Request:
+        limits = (self.shape.max_new_tokens,) * len(samples)
+        return Request(question_id, self.prompt_ids[question_id], samples, limits)
+
     def requests(self, question_ids: Iterable[str], done: Collection[tuple[str, int]]) -> list[Request]:
         """Requests for the samples that are not done, given as (question id, sample); skips prompts that do not fit."""
         return [
-            Request(question_id, self.prompt_ids[question_id], samples, (self.shape.max_new_tokens,) * len(samples))
-            for question_id in question_ids
-            if question_id in self.prompt_ids
-            for samples in [tuple(sample for sample in range(self.num_samples) if (question_id, sample) not in done)]
+            self.request(name, tuple(sample for sample in range(self.num_samples) if (name, sample) not in done))
+            for name in question_ids
+            if name in self.prompt_ids
         ]
 
 

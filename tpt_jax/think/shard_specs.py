@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from tpt_jax.models.architecture import ModelConfig
 from tpt_jax.runtime.sharding import Layout
-from tpt_jax.think.state import Finished, RequestBatch, Slots, SlotShape
+from tpt_jax.think.state import Finished, Prompts, Queue, Slots, SlotShape
 
 
 def map_over_shards(function: Callable[..., Any], layout: Layout, in_specs: Any, out_specs: Any) -> Callable[..., Any]:
@@ -42,9 +42,13 @@ def slot_specs(config: ModelConfig, shape: SlotShape, layout: Layout) -> Slots:
     return Slots(**{**specs, "caches": caches, "pool": caches, "prefix": prefix})
 
 
-def batch_specs(layout: Layout) -> RequestBatch:
+def prompt_specs(layout: Layout) -> Prompts:
     replicated = dict.fromkeys(("stop_table", "seed", "round_index", "temperature"), P())
-    return RequestBatch(**{**_same_spec(RequestBatch, P(layout.rules["batch"])), **replicated})
+    return Prompts(**{**_same_spec(Prompts, P(layout.rules["batch"])), **replicated})
+
+
+def queue_specs(layout: Layout) -> Queue:
+    return Queue(**_same_spec(Queue, P(layout.rules["batch"])))
 
 
 def finished_specs(layout: Layout) -> Finished:
@@ -77,30 +81,43 @@ def abstract_slots(slots: Slots, specs: Slots, layout: Layout) -> Slots:
     )
 
 
-def abstract_batch(shape: SlotShape, vocab_size: int, layout: Layout) -> RequestBatch:
-    """Shapes, types and shardings of the request batches that fit this shape, all data shards together."""
-    shards = layout.batch_ways
-    questions, traces = shards * shape.num_questions, shards * shape.num_traces
+def abstract_prompts(shape: SlotShape, vocab_size: int, layout: Layout) -> Prompts:
+    """Shapes, types and shardings of the prompts that fit this shape, all data shards together."""
+    questions = layout.batch_ways * shape.num_questions
     fields: dict[str, tuple[tuple[int, ...], Any]] = {
-        "prompts": ((questions, shape.max_prompt_tokens), jnp.int32),
-        "prompt_lengths": ((questions,), jnp.int32),
+        "tokens": ((questions, shape.max_prompt_tokens), jnp.int32),
+        "lengths": ((questions,), jnp.int32),
         "question_hashes": ((questions,), jnp.uint32),
-        "trace_questions": ((traces,), jnp.int32),
-        "trace_samples": ((traces,), jnp.uint32),
-        "trace_limits": ((traces,), jnp.int32),
         "stop_table": ((shape.num_stop_states, vocab_size), jnp.uint8),
-        "num_questions": ((shards,), jnp.int32),
-        "num_traces": ((shards,), jnp.int32),
         "seed": ((), jnp.uint32),
         "round_index": ((), jnp.uint32),
         "temperature": ((), jnp.float32),
     }
-    specs = batch_specs(layout)
-    arrays: dict[str, Any] = {
+    return Prompts(**_abstract(fields, prompt_specs(layout), layout))
+
+
+def abstract_queue(shape: SlotShape, layout: Layout) -> Queue:
+    """Shapes, types and shardings of the queues that fit this shape, all data shards together."""
+    shards = layout.batch_ways
+    prefills, traces = shards * shape.num_prefills, shards * shape.num_traces
+    fields: dict[str, tuple[tuple[int, ...], Any]] = {
+        "prefill_questions": ((prefills,), jnp.int32),
+        "trace_prefills": ((traces,), jnp.int32),
+        "trace_samples": ((traces,), jnp.uint32),
+        "trace_limits": ((traces,), jnp.int32),
+        "is_cancelled": ((traces,), jnp.bool_),
+        "num_prefills": ((shards,), jnp.int32),
+        "num_traces": ((shards,), jnp.int32),
+        "has_more": ((shards,), jnp.bool_),
+    }
+    return Queue(**_abstract(fields, queue_specs(layout), layout))
+
+
+def _abstract(fields: dict[str, tuple[tuple[int, ...], Any]], specs: Prompts | Queue, layout: Layout) -> dict[str, Any]:
+    return {
         name: jax.ShapeDtypeStruct(dims, dtype, sharding=NamedSharding(layout.mesh, getattr(specs, name)))
         for name, (dims, dtype) in fields.items()
     }
-    return RequestBatch(**arrays)
 
 
 def _with_sharding(x: jax.ShapeDtypeStruct, sharding: Any) -> jax.ShapeDtypeStruct:

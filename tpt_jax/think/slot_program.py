@@ -18,15 +18,17 @@ from tpt_jax.models.architecture import ModelConfig
 from tpt_jax.models.transformer import abstract_parameters
 from tpt_jax.runtime.sharding import Layout, place
 from tpt_jax.think.shard_specs import (
-    abstract_batch,
+    abstract_prompts,
+    abstract_queue,
     abstract_slots,
-    batch_specs,
     finished_specs,
     map_over_shards,
+    prompt_specs,
+    queue_specs,
     slot_specs,
 )
 from tpt_jax.think.slots import decode_chunk, start
-from tpt_jax.think.state import Finished, RequestBatch, Slots, SlotShape
+from tpt_jax.think.state import Finished, Prompts, Queue, Slots, SlotShape
 
 # XLA's TPU compiler copies caches whose length is not a multiple of this, or fails; memory is taken in whole tiles
 # anyway.
@@ -39,26 +41,31 @@ class SlotProgram:
 
     Attributes:
       parameters: abstract decoding parameters, with their shardings and memory layouts.
-      abstract_batch, abstract_slots: shapes and shardings of the other inputs of `decode_chunk`.
+      abstract_prompts, abstract_queue, abstract_slots: shapes and shardings of the other inputs of `decode_chunk`.
       start: (parameters, prefix) -> empty Slots.
-      decode_chunk: (parameters, RequestBatch, Slots) -> (Slots, Finished); donates the slots.
+      decode_chunk: (parameters, Prompts, Queue, Slots) -> (Slots, Finished); donates the slots.
     """
 
     shape: SlotShape
     stop_ids: tuple[int, ...]
     parameters: nnx.State
-    abstract_batch: RequestBatch
+    abstract_prompts: Prompts
+    abstract_queue: Queue
     abstract_slots: Slots
     start: jax.stages.Compiled
     decode_chunk: jax.stages.Compiled
 
-    def place_batch(self, batch: RequestBatch) -> RequestBatch:
-        """Puts a request batch on the devices; every host passes the whole batch."""
-        return jax.tree.map(place, batch, _shardings(self.abstract_batch))
+    def place_prompts(self, prompts: Prompts) -> Prompts:
+        """Puts the prompts on the devices; every host passes those of all shards."""
+        return jax.tree.map(place, prompts, _shardings(self.abstract_prompts))
+
+    def place_queue(self, queue: Queue) -> Queue:
+        """Puts the queue on the devices; a host passes rows for all shards, of which it fills those on its devices."""
+        return jax.tree.map(place, queue, _shardings(self.abstract_queue))
 
     def place_prefix(self, prefix: Sequence[int]) -> jax.Array:
         """Puts the shared prefix on every device."""
-        replicated: Any = self.abstract_batch.seed.sharding
+        replicated: Any = self.abstract_prompts.seed.sharding
         return place(np.asarray(prefix, np.int32), replicated)
 
 
@@ -90,11 +97,12 @@ def compile_slots(
         return slots, dataclasses.replace(finished, num_left=num_left)
 
     shard_axes = layout.rules["batch"]
-    run_chunk = map_over_shards(decode_and_sum, layout, (P(), batch_specs(layout), specs), (specs, outputs))
+    in_specs = (P(), prompt_specs(layout), queue_specs(layout), specs)
+    run_chunk = map_over_shards(decode_and_sum, layout, in_specs, (specs, outputs))
 
     weights = jax.tree.map(lambda weight: jax.ShapeDtypeStruct(weight.shape, dtype), abstract)
     prefix = jax.ShapeDtypeStruct((shape.num_prefix_tokens,), jnp.int32, sharding=layout.replicated)
-    batch = abstract_batch(shape, config.vocab_size, layout)
+    prompts, queue = abstract_prompts(shape, config.vocab_size, layout), abstract_queue(shape, layout)
     slots = abstract_slots(jax.eval_shape(run_start, weights, prefix), specs, layout)
     if parameters is None:
         formats = jax.tree.map(lambda sharding: Format(MemoryLayout.AUTO, sharding), layout.shardings(abstract))
@@ -104,11 +112,11 @@ def compile_slots(
     chunk = (
         jax.jit(
             run_chunk,
-            donate_argnums=2,
-            in_shardings=(formats, _shardings(batch), _shardings(slots)),
+            donate_argnums=3,
+            in_shardings=(formats, _shardings(prompts), _shardings(queue), _shardings(slots)),
             out_shardings=(_shardings(slots), output_shardings),
         )
-        .lower(weights, batch, slots)
+        .lower(weights, prompts, queue, slots)
         .compile()
     )
     placed = jax.tree.map(
@@ -117,7 +125,7 @@ def compile_slots(
         chunk.input_formats[0][0],
     )
     compiled_start = jax.jit(run_start, out_shardings=_shardings(slots)).lower(placed, prefix).compile()
-    return SlotProgram(shape, stop_ids, placed, batch, slots, compiled_start, chunk)
+    return SlotProgram(shape, stop_ids, placed, prompts, queue, slots, compiled_start, chunk)
 
 
 def _shardings(abstract: Any) -> Any:

@@ -1,13 +1,13 @@
 """Continuous batching on the device: slots decode concurrently and are refilled as soon as a trace ends.
 
-All scheduling happens on the device. The host uploads all questions and the requested traces once, as a
-RequestBatch. In each step of `decode_chunk` free slots take the next traces, every slot decodes one token, and finished
-traces move to a buffer that the host fetches while the next chunk runs. The device never waits for the host, and
-nothing is recompiled.
+All scheduling within a chunk happens on the device. The host uploads all questions once, as Prompts, and the requested
+traces as a Queue, to which it may append between chunks. In each step of `decode_chunk` free slots take the next traces
+of the queue, every slot decodes one token, and finished traces move to a buffer that the host fetches while the next
+chunk runs. The device never waits for the host, and nothing is recompiled.
 
-A question is prefilled once, shortly before its first trace starts, into a pool of prompts; each of its traces copies
-the prompt's keys and values into its slot's KV cache. This saves compute. The prefix that all prompts share saves
-memory and bandwidth too: its keys and values are stored once, and all slots attend to them in one matrix product.
+A prompt is prefilled shortly before its first trace starts, into a pool of prompts; each of the traces that share it
+copies its keys and values into its slot's KV cache. This saves compute. The prefix that all prompts share saves memory
+and bandwidth too: its keys and values are stored once, and all slots attend to them in one matrix product.
 
 Everything here is written for one data shard; dimension letters as in state.py.
 """
@@ -24,7 +24,7 @@ from tpt_jax.models.transformer import Transformer
 from tpt_jax.runtime.sharding import Layout
 from tpt_jax.think import cache as kv_cache
 from tpt_jax.think.sampling import sample_tokens, trace_keys
-from tpt_jax.think.state import FREE, Finished, RequestBatch, Slots, SlotShape
+from tpt_jax.think.state import FREE, Finished, Prompts, Queue, Slots, SlotShape
 
 
 def start(
@@ -60,6 +60,9 @@ def start(
         length=zeros,
         stopped=false,
         logprob=jnp.zeros(shape.num_slots, jnp.float32),
+        entropy=jnp.zeros(shape.num_slots, jnp.float32),
+        token_logprobs=jnp.zeros((shape.num_slots, shape.num_scored_tokens), jnp.float16),
+        token_entropies=jnp.zeros((shape.num_slots, shape.num_scored_tokens), jnp.float16),
         stop_state=jnp.zeros(shape.num_slots, jnp.uint8),
     )
 
@@ -79,7 +82,8 @@ def _prefill_prefix(model: Transformer, prefix: Int[Array, " S"], layout: Layout
 
 def decode_chunk(
     parameters: nnx.State,
-    batch: RequestBatch,
+    prompts: Prompts,
+    queue: Queue,
     slots: Slots,
     *,
     graph: nnx.GraphDef[Transformer],
@@ -87,14 +91,14 @@ def decode_chunk(
     stop_ids: tuple[int, ...],
     layout: Layout,
 ) -> tuple[Slots, Finished]:
-    """Prefills as many questions as the pool has room for, then runs up to chunk_steps decode steps.
+    """Prefills as many prompts as the pool has room for, then runs up to chunk_steps decode steps.
 
     Stops early once all slots are idle. Jit it with `slots` donated.
     """
     model = nnx.merge(graph, parameters)
-    slots = _fill_pool(model, batch, slots, shape, layout)
-    ready = jnp.sum(batch.trace_questions < slots.num_prefilled, dtype=jnp.int32)  # traces whose prompt is in the pool
-    ready = jnp.minimum(ready, batch.num_traces[0])
+    slots = _fill_pool(model, prompts, queue, slots, shape, layout)
+    ready = jnp.sum(queue.trace_prefills < slots.num_prefilled, dtype=jnp.int32)  # traces whose prompt is in the pool
+    ready = jnp.minimum(ready, queue.num_traces[0])
 
     def has_work(carry: tuple[Slots, Finished]) -> Bool[Array, ""]:
         slots, finished = carry
@@ -103,42 +107,53 @@ def decode_chunk(
 
     def step(carry: tuple[Slots, Finished]) -> tuple[Slots, Finished]:
         slots, finished = carry
-        slots = _refill(batch, slots, ready, shape)
-        finished = _count_step(batch, slots, finished)
-        slots = decode_step(model, batch, slots, shape=shape, stop_ids=stop_ids, layout=layout)
+        slots = _refill(prompts, queue, slots, ready, shape)
+        finished = _count_step(queue, slots, finished)
+        slots = decode_step(model, prompts, queue, slots, shape=shape, stop_ids=stop_ids, layout=layout)
         return _move_finished(slots, finished, shape)
 
     slots, finished = jax.lax.while_loop(has_work, step, _move_finished(slots, _empty_finished(shape), shape))
-    left = batch.num_traces - slots.num_started + (slots.trace != FREE).sum(keepdims=True, dtype=jnp.int32)
-    return slots, dataclasses.replace(finished, num_left=left)
+    left = queue.num_traces - slots.num_started + (slots.trace != FREE).sum(keepdims=True, dtype=jnp.int32)
+    return slots, dataclasses.replace(finished, num_left=left, num_started=slots.num_started)
 
 
 def _busy(slots: Slots) -> Bool[Array, " B"]:
     return (slots.trace != FREE) & ~slots.done
 
 
-def _fill_pool(model: Transformer, batch: RequestBatch, slots: Slots, shape: SlotShape, layout: Layout) -> Slots:
-    """Prefills questions in order while the pool has room: rows of questions whose traces all started are free."""
+def _fill_pool(
+    model: Transformer, prompts: Prompts, queue: Queue, slots: Slots, shape: SlotShape, layout: Layout
+) -> Slots:
+    """Prefills prompts in order while the pool has room: rows of prefills whose traces all started are free."""
     next_trace = jnp.minimum(slots.num_started[0], shape.num_traces - 1)
-    oldest_needed = batch.trace_questions[next_trace]
+    all_started = slots.num_started[0] >= queue.num_traces[0]
+    oldest_needed = jnp.where(all_started, slots.num_prefilled[0], queue.trace_prefills[next_trace])
+
+    # Batches start at multiples of prefill_rows, so that none wraps around the pool. If the last one was not full, its
+    # prompts are prefilled again, together with those that have come since.
+    begun = slots.num_prefilled[0]
+    num_prefills = queue.num_prefills[0]
+    first = jnp.where(begun < num_prefills, begun // shape.prefill_rows * shape.prefill_rows, begun)
 
     def has_room(carry: tuple[list[KVCache], jax.Array]) -> Bool[Array, ""]:
         _, count = carry
-        return (count < batch.num_questions[0]) & (count + shape.prefill_rows - shape.pool_rows <= oldest_needed)
+        return (count < num_prefills) & (count + shape.prefill_rows - shape.pool_rows <= oldest_needed)
 
     def prefill(carry: tuple[list[KVCache], jax.Array]) -> tuple[list[KVCache], jax.Array]:
         pool, count = carry
-        pool = prefill_questions(model, batch, pool, slots.prefix, count, shape=shape, layout=layout)
+        pool = prefill_prompts(model, prompts, queue, pool, slots.prefix, count, shape=shape, layout=layout)
         return pool, count + shape.prefill_rows
 
-    pool, count = jax.lax.while_loop(has_room, prefill, (slots.pool, slots.num_prefilled[0]))
-    count = jnp.where(count > batch.num_questions[0], batch.num_questions[0], count)
-    return dataclasses.replace(slots, pool=pool, num_prefilled=count[None])
+    pool, count = jax.lax.while_loop(has_room, prefill, (slots.pool, first))
+    return dataclasses.replace(
+        slots, pool=pool, num_prefilled=jnp.maximum(begun, jnp.minimum(count, num_prefills))[None]
+    )
 
 
-def prefill_questions(
+def prefill_prompts(
     model: Transformer,
-    batch: RequestBatch,
+    prompts: Prompts,
+    queue: Queue,
     pool: list[KVCache],
     prefix: list[KVCache],
     first: Int[Array, ""],
@@ -146,19 +161,19 @@ def prefill_questions(
     shape: SlotShape,
     layout: Layout,
 ) -> list[KVCache]:
-    """Prefills prefill_rows questions, starting at row `first` of the batch, into the pool."""
+    """Computes prefill_rows prefills of the queue, starting at row `first`, into the pool."""
     offsets = jnp.arange(shape.prefill_rows, dtype=jnp.int32)
     columns = jnp.arange(shape.max_prompt_tokens, dtype=jnp.int32)
-    questions = jnp.minimum(first + offsets, shape.num_questions - 1)
-    filled = columns[None] < batch.prompt_lengths[questions][:, None]
+    questions = queue.prefill_questions[jnp.minimum(first + offsets, shape.num_prefills - 1)]
+    filled = columns[None] < prompts.lengths[questions][:, None]
     positions = jnp.broadcast_to(shape.num_prefix_tokens + columns, filled.shape)
     segment_ids = filled.astype(jnp.int32)
-    layers = model.prefill(batch.prompts[questions], positions, segment_ids, layout=layout, prefix=prefix)
+    layers = model.prefill(prompts.tokens[questions], positions, segment_ids, layout=layout, prefix=prefix)
     row = first % shape.pool_rows
     return [kv_cache.write_prompts(cache, key, value, row) for cache, (key, value) in zip(pool, layers, strict=True)]
 
 
-def _refill(batch: RequestBatch, slots: Slots, ready: Int[Array, ""], shape: SlotShape) -> Slots:
+def _refill(prompts: Prompts, queue: Queue, slots: Slots, ready: Int[Array, ""], shape: SlotShape) -> Slots:
     """Gives free slots the next traces, in order. A trace starts by decoding its prompt's last token."""
     free = slots.trace == FREE
     candidate = slots.num_started[0] + jnp.cumsum(free, dtype=jnp.int32) - 1
@@ -166,12 +181,13 @@ def _refill(batch: RequestBatch, slots: Slots, ready: Int[Array, ""], shape: Slo
     count = refilled.sum(dtype=jnp.int32)
     order = jnp.argsort(~refilled, stable=True).astype(jnp.int32)  # refilled slots first
     trace = jnp.minimum(candidate, shape.num_traces - 1)
-    question = batch.trace_questions[trace]
-    last = batch.prompt_lengths[question] - 1
+    prefill = jnp.minimum(queue.trace_prefills[trace], shape.num_prefills - 1)
+    question = queue.prefill_questions[prefill]
+    last = prompts.lengths[question] - 1
 
     def copy(index: jax.Array, caches: list[KVCache]) -> list[KVCache]:
         slot = order[index]
-        pool_row = question[slot] % shape.pool_rows
+        pool_row = prefill[slot] % shape.pool_rows
         pairs = zip(caches, slots.pool, strict=True)
         return [kv_cache.copy_prompt(cache, pool, slot, pool_row, last[slot]) for cache, pool in pairs]
 
@@ -183,18 +199,20 @@ def _refill(batch: RequestBatch, slots: Slots, ready: Int[Array, ""], shape: Slo
         caches=jax.lax.fori_loop(0, count, copy, slots.caches),
         num_started=slots.num_started + count,
         trace=where_refilled(trace, slots.trace),
-        last_token=where_refilled(batch.prompts[question, last], slots.last_token),
+        last_token=where_refilled(prompts.tokens[question, last], slots.last_token),
         position=where_refilled(last, slots.position),
         length=where_refilled(jnp.zeros_like(slots.length), slots.length),
         stopped=slots.stopped & ~refilled,
         logprob=where_refilled(jnp.zeros_like(slots.logprob), slots.logprob),
+        entropy=where_refilled(jnp.zeros_like(slots.entropy), slots.entropy),
         stop_state=where_refilled(jnp.zeros_like(slots.stop_state), slots.stop_state),
     )
 
 
 def decode_step(
     model: Transformer,
-    batch: RequestBatch,
+    prompts: Prompts,
+    queue: Queue,
     slots: Slots,
     *,
     shape: SlotShape,
@@ -204,34 +222,42 @@ def decode_step(
     """Samples one token in every slot that has an unfinished trace."""
     trace = jnp.maximum(slots.trace, 0)
     busy = _busy(slots)
-    questions = batch.trace_questions[trace]
-    keys = trace_keys(batch.seed, batch.round_index, batch.question_hashes[questions], batch.trace_samples[trace])
+    questions = queue.prefill_questions[queue.trace_prefills[trace]]
+    hashes, samples = prompts.question_hashes[questions], queue.trace_samples[trace]
+    keys = trace_keys(prompts.seed, prompts.round_index, hashes, samples)
     logits, new_entries = _next_token_logits(model, slots, busy, shape, layout)
     position = shape.num_prefix_tokens + slots.position
-    tokens, logprobs = sample_tokens(logits, keys, position + 1, batch.temperature, shape.filters)
-    stops = (tokens[:, None] == jnp.asarray(stop_ids, jnp.int32)[None]).any(axis=-1)
+    drawn = sample_tokens(logits, keys, position + 1, prompts.temperature, shape.filters)
+    stops = (drawn.token[:, None] == jnp.asarray(stop_ids, jnp.int32)[None]).any(axis=-1)
     length = slots.length + busy.astype(jnp.int32)
     caches = [
         kv_cache.write_tokens(cache, key, value, slots.position)
         for cache, (key, value) in zip(slots.caches, new_entries, strict=True)
     ]
-    is_next = jnp.arange(shape.max_new_tokens, dtype=jnp.int32)[None] == slots.length[:, None]
-    broken = ~jnp.isfinite(logprobs)
-    ends = stops | broken | (length >= batch.trace_limits[trace])
+    is_next = (jnp.arange(shape.max_new_tokens, dtype=jnp.int32)[None] == slots.length[:, None]) & busy[:, None]
+    broken = ~jnp.isfinite(drawn.logprob)
+    ends = stops | broken | (length >= queue.trace_limits[trace]) | queue.is_cancelled[trace]
     stop_state = slots.stop_state
     if shape.num_stop_states:
-        stop_state = jnp.where(busy, batch.stop_table[stop_state, tokens], stop_state)
+        stop_state = jnp.where(busy, prompts.stop_table[stop_state, drawn.token], stop_state)
         ends = ends | (stop_state == shape.num_stop_states - 1)
+
+    def appended(values: jax.Array, new: jax.Array) -> jax.Array:
+        return jnp.where(is_next[:, : values.shape[1]], new.astype(values.dtype)[:, None], values)
+
     return dataclasses.replace(
         slots,
         caches=caches,
         done=slots.done | (busy & ends),
-        last_token=tokens,
+        last_token=drawn.token,
         position=slots.position + busy.astype(jnp.int32),
-        tokens=jnp.where(is_next & busy[:, None], tokens[:, None], slots.tokens),
+        tokens=appended(slots.tokens, drawn.token),
         length=length,
         stopped=jnp.where(busy, stops, slots.stopped),
-        logprob=slots.logprob + jnp.where(busy, logprobs, 0.0),
+        logprob=slots.logprob + jnp.where(busy, drawn.logprob, 0.0),
+        entropy=slots.entropy + jnp.where(busy, drawn.entropy, 0.0),
+        token_logprobs=appended(slots.token_logprobs, drawn.logprob),
+        token_entropies=appended(slots.token_entropies, drawn.entropy),
         stop_state=stop_state,
     )
 
@@ -266,7 +292,7 @@ def _move_finished(slots: Slots, finished: Finished, shape: SlotShape) -> tuple[
     rank = jnp.cumsum(slots.done, dtype=jnp.int32) - 1
     moves = slots.done & (finished.count[0] + rank < shape.buffer_rows)
     order = jnp.argsort(~moves, stable=True).astype(jnp.int32)
-    fields = ("trace", "tokens", "length", "stopped", "logprob")
+    fields = ("trace", "tokens", "length", "stopped", "logprob", "entropy", "token_logprobs", "token_entropies")
     first = finished.count[0]
 
     def move(index: jax.Array, buffers: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -292,7 +318,11 @@ def _empty_finished(shape: SlotShape) -> Finished:
         length=rows,
         stopped=rows.astype(bool),
         logprob=rows.astype(jnp.float32),
+        entropy=rows.astype(jnp.float32),
+        token_logprobs=jnp.zeros((shape.buffer_rows, shape.num_scored_tokens), jnp.float16),
+        token_entropies=jnp.zeros((shape.buffer_rows, shape.num_scored_tokens), jnp.float16),
         num_left=zero,
+        num_started=zero,
         num_steps=zero,
         num_decoded=zero,
         num_full_steps=zero,
@@ -300,9 +330,9 @@ def _empty_finished(shape: SlotShape) -> Finished:
     )
 
 
-def _count_step(batch: RequestBatch, slots: Slots, finished: Finished) -> Finished:
+def _count_step(queue: Queue, slots: Slots, finished: Finished) -> Finished:
     busy = _busy(slots).sum(keepdims=True, dtype=jnp.int32)
-    full = (slots.num_started < batch.num_traces).astype(jnp.int32)
+    full = ((slots.num_started < queue.num_traces) | queue.has_more).astype(jnp.int32)
     return dataclasses.replace(
         finished,
         num_steps=finished.num_steps + 1,

@@ -1,13 +1,13 @@
 """The arrays that sampling keeps on the device, and the shapes its programs are compiled for.
 
-Shapes are those of one data shard: B slots, Q questions, T traces, R rows in the prompt pool, M new tokens, P prompt
-tokens after the shared prefix.
+Shapes are those of one data shard: B slots, Q questions, E prefills, T traces, R rows in the prompt pool, M new tokens,
+P prompt tokens after the shared prefix. M' is M if per-token scores are kept, else 0.
 """
 
 import dataclasses
 
 import jax
-from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
+from jaxtyping import Array, Bool, Float, Float16, Int, UInt8, UInt32
 
 from tpt_jax.models.architecture import ModelConfig
 from tpt_jax.models.attention import KVCache
@@ -28,6 +28,8 @@ class SlotShape:
       chunk_steps: decode steps per chunk; finished traces go to the host once per chunk.
       prefill_rows: questions prefilled together.
       num_stop_states: states of the automaton that finds stop strings; 0 for no stop strings.
+      prefills_per_question: most requests for traces of one question; each has its own prefill.
+      token_scores: keep each sampled token's log-probability and its distribution's entropy.
       tile: cache lengths are rounded up to a multiple of this.
     """
 
@@ -42,6 +44,8 @@ class SlotShape:
     chunk_steps: int = 32
     prefill_rows: int = 8
     num_stop_states: int = 0
+    prefills_per_question: int = 1
+    token_scores: bool = False
     tile: int = 1
 
     @property
@@ -50,9 +54,18 @@ class SlotShape:
         return self._round_up(self.max_prompt_tokens + self.max_new_tokens - 1)
 
     @property
+    def num_prefills(self) -> int:
+        """Most prefills in one pass."""
+        return self.num_questions * self.prefills_per_question
+
+    @property
+    def num_scored_tokens(self) -> int:
+        return self.max_new_tokens if self.token_scores else 0
+
+    @property
     def pool_rows(self) -> int:
-        """One prompt per question in the slots, plus one batch prefilled ahead."""
-        rows = -(-self.num_slots * self.num_questions // self.num_traces) + self.prefill_rows
+        """One prompt per prefill in the slots, plus one batch prefilled ahead."""
+        rows = -(-self.num_slots * self.num_prefills // self.num_traces) + self.prefill_rows
         return -(-rows // self.prefill_rows) * self.prefill_rows
 
     @property
@@ -80,21 +93,34 @@ class SlotShape:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class RequestBatch:
-    """All traces to sample in one call; read-only on the device. Traces of a question are adjacent."""
+class Prompts:
+    """What does not change while a pass samples: all questions that may be asked, and how."""
 
-    prompts: Int[Array, "Q P"]  # without the prefix, right-padded
-    prompt_lengths: Int[Array, " Q"]  # without the prefix, at least 1
+    tokens: Int[Array, "Q P"]  # without the prefix, right-padded
+    lengths: Int[Array, " Q"]  # without the prefix, at least 1
     question_hashes: UInt32[Array, " Q"]
-    trace_questions: Int[Array, " T"]  # rows of `prompts`, ascending
-    trace_samples: UInt32[Array, " T"]  # sample indices
-    trace_limits: Int[Array, " T"]  # new tokens, at most M
     stop_table: UInt8[Array, "A V"]  # StopStrings.table, the same on every shard
-    num_questions: Int[Array, " 1"]  # rows in use, of Q
-    num_traces: Int[Array, " 1"]  # rows in use, of T
     seed: UInt32[Array, ""]
     round_index: UInt32[Array, ""]
     temperature: Float[Array, ""]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Queue:
+    """The traces requested so far, in the order in which they start. The host appends rows between chunks.
+
+    Traces that share a prefill are adjacent.
+    """
+
+    prefill_questions: Int[Array, " E"]  # rows of Prompts
+    trace_prefills: Int[Array, " T"]  # rows of `prefill_questions`, ascending
+    trace_samples: UInt32[Array, " T"]  # sample indices
+    trace_limits: Int[Array, " T"]  # new tokens, at most M
+    is_cancelled: Bool[Array, " T"]  # ends at its next token, and is not needed
+    num_prefills: Int[Array, " 1"]  # rows in use, of E
+    num_traces: Int[Array, " 1"]  # rows in use, of T
+    has_more: Bool[Array, " 1"]  # more rows will follow, so an idle slot is a fault of the host
 
 
 @jax.tree_util.register_dataclass
@@ -103,11 +129,11 @@ class Slots:
     """The decoding state carried from one chunk to the next."""
 
     caches: list[KVCache]  # one per layer of the period: [L, B, K, S, H]
-    pool: list[KVCache]  # prefilled prompts: [L, R, K, P, H]; question q is in row q % R
+    pool: list[KVCache]  # prefilled prompts: [L, R, K, P, H]; prefill e is in row e % R
     prefix: list[KVCache]  # [L, K, S, H]; empty list if the prompts share no prefix
-    num_prefilled: Int[Array, " 1"]  # questions
+    num_prefilled: Int[Array, " 1"]
     num_started: Int[Array, " 1"]  # traces
-    trace: Int[Array, " B"]  # row in RequestBatch, or FREE
+    trace: Int[Array, " B"]  # row of the queue, or FREE
     done: Bool[Array, " B"]  # finished, still to be moved to the host's buffer
     last_token: Int[Array, " B"]  # the next decode step's input
     position: Int[Array, " B"]  # of `last_token`, counted from the end of the prefix
@@ -115,6 +141,9 @@ class Slots:
     length: Int[Array, " B"]  # number of sampled tokens
     stopped: Bool[Array, " B"]  # the last sampled token is a stop token
     logprob: Float[Array, " B"]  # summed over the sampled tokens, at temperature 1
+    entropy: Float[Array, " B"]  # of the next-token distributions at temperature 1, summed likewise, in nats
+    token_logprobs: Float16[Array, "B M'"]
+    token_entropies: Float16[Array, "B M'"]
     stop_state: UInt8[Array, " B"]  # row of the stop table
 
 
@@ -129,8 +158,12 @@ class Finished:
     length: Int[Array, " F"]  # stop token included
     stopped: Bool[Array, " F"]  # False: cut off at its limit, or at a stop string
     logprob: Float[Array, " F"]  # not finite if the model's logits were not
-    num_left: Int[Array, " 1"]  # traces still to be returned, summed over data shards by the compiled program
+    entropy: Float[Array, " F"]
+    token_logprobs: Float16[Array, "F M'"]
+    token_entropies: Float16[Array, "F M'"]
+    num_left: Int[Array, " 1"]  # requested traces still to be returned, summed over data shards by the compiled program
+    num_started: Int[Array, " 1"]  # traces, since the pass began
     num_steps: Int[Array, " 1"]
     num_decoded: Int[Array, " 1"]  # tokens; num_steps x B if all slots were busy
-    num_full_steps: Int[Array, " 1"]  # steps with traces waiting for a slot
+    num_full_steps: Int[Array, " 1"]  # steps with traces waiting for a slot, or still to be requested
     num_full_decoded: Int[Array, " 1"]  # tokens decoded in those steps

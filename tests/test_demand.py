@@ -1,0 +1,225 @@
+"""Sampling on demand: the training set is that of sampling everything, whatever the order in which traces finish."""
+
+import dataclasses
+import math
+import random
+from collections import Counter, deque
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from tpt_jax.prune.demand import Demand, sample_levels
+from tpt_jax.prune.order import question_order
+from tpt_jax.prune.pipeline import Pipeline
+from tpt_jax.prune.registry import parse_steps
+from tpt_jax.records import Trace, Verdict
+
+Name = tuple[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """Questions of known difficulty; a trace's length and verdict depend on seed, question and sample."""
+
+    rates: dict[str, float]
+    seed: int = 0
+    mean_length: int = 40
+
+    def length(self, name: Name) -> int:
+        drawn = random.Random(f"length {self.seed} {name}").lognormvariate(0, 0.5)
+        return max(1, min(4 * self.mean_length, round(self.mean_length * drawn)))
+
+    def is_right(self, name: Name) -> bool:
+        return random.Random(f"verdict {self.seed} {name}").random() < self.rates[name[0]]
+
+    def candidate(self, pipeline: Pipeline, name: Name):
+        right = self.is_right(name)
+        return pipeline.candidate(Trace(*name, completion=f"{self.length(name)} {name}"), Verdict("1", right, right))
+
+
+def make_model(num_questions: int, rate: float, seed: int = 0) -> Model:
+    """Difficulties spread from hopeless to easy, `rate` on average."""
+    generator = random.Random(seed)
+    names = [f"q{index}" for index in range(num_questions)]
+    return Model({name: generator.betavariate(2 * rate, 2 * (1 - rate)) for name in names}, seed)
+
+
+@dataclasses.dataclass
+class Device:
+    """What the slots did. A chunk's results are seen two chunks later, as in the engine."""
+
+    num_slots: int
+    num_steps: int = 0
+    num_busy: int = 0
+    num_open_steps: int = 0  # while questions were left that had not been asked
+    num_open_busy: int = 0
+    written: dict[Name, int] = dataclasses.field(default_factory=dict)  # traces, with their lengths
+
+
+def sample(demand: Demand, pipeline: Pipeline, model: Model, num_slots: int, num_shards: int = 1, steps: int = 32):
+    """Runs the demand against simulated slots, a queue for each shard; returns what they did."""
+    devices = [Device(num_slots) for _ in range(num_shards)]
+    queues: list[list[Name]] = [[] for _ in devices]
+    slots: list[list[tuple[Name, int] | None]] = [[None] * num_slots for _ in devices]
+    started, num_finished, last_finished = [0] * num_shards, [0] * num_shards, [num_slots // 2] * num_shards
+    chunks: deque[list[list[Name]]] = deque()
+
+    def run_chunk(shard: int) -> list[Name]:
+        device, finished, has_more = devices[shard], [], demand.has_more(shard)
+        for _ in range(steps):
+            for index, slot in enumerate(slots[shard]):
+                if slot is None and started[shard] < len(queues[shard]):
+                    name = queues[shard][started[shard]]
+                    slots[shard][index] = (name, model.length(name))
+                    started[shard] += 1
+            busy = sum(slot is not None for slot in slots[shard])
+            if not busy:
+                break
+            is_open = has_more or started[shard] < len(queues[shard])
+            device.num_steps += 1
+            device.num_busy += busy
+            device.num_open_steps += is_open
+            device.num_open_busy += busy * is_open
+            for index, slot in enumerate(slots[shard]):
+                if slot is not None:
+                    name, left = slot
+                    ends = left == 1 or not demand.is_needed(name)
+                    slots[shard][index] = None if ends else (name, left - 1)
+                    finished += [name] if ends else []
+                    if left == 1:
+                        device.written[name] = model.length(name)
+        return finished
+
+    while not demand.is_settled:
+        while len(chunks) < 2:
+            for shard, queue in enumerate(queues):
+                waiting = len(queue) - started[shard]
+                count = num_slots // 8 + 3 * last_finished[shard] - waiting
+                for name, samples in demand.take(shard, count, num_slots - (len(queue) - num_finished[shard])):
+                    queue += [(name, sample) for sample in samples]
+            chunks.append([run_chunk(shard) for shard in range(num_shards)])
+        for shard, finished in enumerate(chunks.popleft()):
+            num_finished[shard] += len(finished)
+            last_finished[shard] = len(finished)
+            demand.add(model.candidate(pipeline, name) for name in finished if name in devices[shard].written)
+    assert all(len(queue) == len(set(queue)) for queue in queues)  # nothing is asked for twice
+    return devices
+
+
+def training_set(pipeline: Pipeline, demand: Demand, model: Model, names: Sequence[Name]) -> set[Name]:
+    candidates = [model.candidate(pipeline, name) for name in names if demand.is_needed(name)]
+    return {(candidates[index].id, candidates[index].sample) for index in pipeline.choose(candidates).kept}
+
+
+def expected(model: Model, pipeline: Pipeline, levels: Sequence[int]) -> set[Name]:
+    """The first right samples of the first questions, in a few lines."""
+    kept: list[Name] = []
+    for question in question_order(model.rates, pipeline.seed):
+        for level in levels:
+            right = [(question, sample) for sample in range(level) if model.is_right((question, sample))]
+            if right:
+                kept += right[: pipeline.max_per_question]
+                break
+    return set(kept[: pipeline.max_traces])
+
+
+RUNS = st.fixed_dictionaries(
+    {
+        "num_questions": st.integers(1, 30),
+        "rate": st.sampled_from([0.05, 0.5, 0.95]),
+        "seed": st.integers(0, 1000),
+        "max_per_question": st.sampled_from([None, 1, 1, 2]),
+        "max_traces": st.sampled_from([None, 1, 5, 12]),
+        "num_samples": st.integers(1, 4),
+        "max_samples": st.sampled_from([None, None, 7]),
+        "until": st.sampled_from(["enough", "enough", "all"]),
+        "num_slots": st.integers(1, 9),
+        "num_shards": st.integers(1, 3),
+    }
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(RUNS)
+def test_the_training_set_does_not_depend_on_what_finishes_first(run: dict) -> None:
+    model = make_model(run["num_questions"], run["rate"], run["seed"])
+    pipeline = Pipeline(parse_steps(["correct"]), run["max_per_question"], run["max_traces"], seed=run["seed"])
+    levels = sample_levels(run["num_samples"], run["max_samples"])
+    counts = {name: run[name] for name in ("until", "num_samples", "max_samples")}
+    demand = Demand(question_order(model.rates, pipeline.seed), pipeline, num_shards=run["num_shards"], **counts)
+    devices = sample(demand, pipeline, model, run["num_slots"], run["num_shards"])
+    written = [name for device in devices for name in device.written]
+    assert training_set(pipeline, demand, model, written) == expected(model, pipeline, levels)
+    if run["until"] == "all":
+        assert len(written) == demand.num_needed  # no surplus
+
+    # A run that was killed goes on from any part of its traces, and on another mesh.
+    rest = Demand(question_order(model.rates, pipeline.seed), pipeline, num_shards=1, **counts)
+    random.Random(run["seed"]).shuffle(written)
+    half = written[: len(written) // 2]
+    rest.add(model.candidate(pipeline, name) for name in half)
+    (again,) = sample(rest, pipeline, model, num_slots=4)
+    assert not set(again.written) & set(half)
+    assert training_set(pipeline, rest, model, [*half, *again.written]) == expected(model, pipeline, levels)
+
+
+@pytest.mark.parametrize("steps", [["correct", "shortest"], ["correct", {"pass_rate": {"high": 0.75}}]])
+def test_steps_that_compare_samples_get_all_of_a_question(steps: list) -> None:
+    model, pipeline = make_model(40, 0.5), Pipeline(parse_steps(steps), 1, 12)
+    demand = Demand(question_order(model.rates, 0), pipeline, until="enough", num_samples=4)
+    (device,) = sample(demand, pipeline, model, num_slots=6)
+    everything = [model.candidate(pipeline, (name, index)) for name in model.rates for index in range(4)]
+    best = {(everything[index].id, everything[index].sample) for index in pipeline.choose(everything).kept}
+    assert training_set(pipeline, demand, model, list(device.written)) == best
+    assert len(device.written) < 0.7 * len(everything)  # the round still ends once it has enough
+
+
+def test_a_step_that_looks_at_the_round_gets_everything() -> None:
+    model, pipeline = make_model(20, 0.5), Pipeline(parse_steps(["correct", {"random": {"count": 5}}]), 1, 5)
+    demand = Demand(question_order(model.rates, 0), pipeline, until="enough", num_samples=2)
+    (device,) = sample(demand, pipeline, model, num_slots=6)
+    assert len(device.written) == 40
+
+
+def test_kept_traces_are_distributed_as_in_a_selection_from_all_samples() -> None:
+    """Over 200 seeds, against a draw that knows nothing of demand: shuffled questions, a random right trace of each."""
+    ours: list[tuple[float, int]] = []
+    drawn: list[tuple[float, int]] = []
+    ranks: Counter[int] = Counter()
+    rates = make_model(60, 0.5).rates
+    for seed in range(200):
+        model, pipeline = Model(rates, seed), Pipeline(parse_steps(["correct"]), 1, 20, seed=seed)
+        demand = Demand(question_order(rates, seed), pipeline, until="enough", num_samples=4)
+        (device,) = sample(demand, pipeline, model, num_slots=16)
+        for name in training_set(pipeline, demand, model, list(device.written)):
+            ours.append((rates[name[0]], model.length(name)))
+            ranks[name[1]] += 1
+        generator, other = random.Random(f"reference {seed}"), Model(rates, 1000 + seed)
+        questions = generator.sample(list(rates), len(rates))
+        right = [[(name, index) for index in range(4) if other.is_right((name, index))] for name in questions]
+        chosen = [generator.choice(names) for names in right if names][:20]
+        drawn += [(rates[name[0]], other.length(name)) for name in chosen]
+    assert len(ours) == len(drawn) == 200 * 20
+    for one, two in zip(zip(*ours, strict=True), zip(*drawn, strict=True), strict=True):
+        assert stats.ks_2samp(one, two).pvalue > 0.01
+    # The kept sample is the first right one: its index is geometric given the question's rate, cut off at 4.
+    shares = [sum(rate * (1 - rate) ** index for rate in rates.values()) for index in range(4)]
+    counts = [len(ours) * share / sum(shares) for share in shares]
+    assert stats.chisquare([ranks[index] for index in range(4)], counts).pvalue > 0.01
+
+
+def test_slots_stay_busy_and_little_is_surplus() -> None:
+    """512 slots, 60% of traces right, the paper's 2,000 traces: a sixth of all samples."""
+    model, pipeline = make_model(7473, 0.6), Pipeline(parse_steps(["correct"]), 1, 2000)
+    demand = Demand(question_order(model.rates, 0), pipeline, until="enough", num_samples=4)
+    (device,) = sample(demand, pipeline, model, num_slots=512)
+    assert device.num_open_busy >= 0.95 * device.num_open_steps * 512
+    needed = [name for name in device.written if demand.is_needed(name)]
+    assert len(needed) == demand.num_needed
+    assert len(device.written) <= 1.1 * len(needed)
+    assert len(device.written) < 29_892 / 6
+    assert device.num_busy <= 1.1 * sum(map(model.length, needed))  # cancelled traces count too
+    assert math.ceil(len(needed) / 512) < device.num_steps

@@ -1,0 +1,93 @@
+"""The schedule of the think stage: what the training set still needs is asked for next."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from tpt_jax.config import RunConfig
+from tpt_jax.loop.seeds import derive_seed
+from tpt_jax.prune.apply import SCORES
+from tpt_jax.prune.demand import Demand, TraceName, asks_one_by_one, sample_levels
+from tpt_jax.prune.order import question_order
+from tpt_jax.prune.pipeline import Pipeline
+from tpt_jax.records import JudgedTrace
+from tpt_jax.think.requests import Request
+from tpt_jax.think.sampling_plan import SamplingPlan
+from tpt_jax.think.state import SlotShape
+
+
+def make_pipeline(config: RunConfig, round_index: int) -> Pipeline:
+    """The round's pipeline, with its seed for the order of questions."""
+    return Pipeline.from_config(config.prune, derive_seed(config.seed, round_index, "select"))
+
+
+def make_demand(
+    config: RunConfig, round_index: int, pipeline: Pipeline, names: Sequence[str], num_shards: int = 1
+) -> Demand:
+    """What the round needs of these questions; without a verdict yet."""
+    think = config.think
+    return Demand(
+        question_order(names, pipeline.seed),
+        pipeline,
+        until=think.until,
+        num_samples=think.num_samples,
+        max_samples=think.max_samples,
+        num_shards=num_shards,
+    )
+
+
+def needed_traces(
+    config: RunConfig, round_index: int, judged: Sequence[JudgedTrace], names: Sequence[str]
+) -> list[JudgedTrace]:
+    """The traces that decide on the round's training set; the others are surplus.
+
+    Args:
+      names: the questions that were asked.
+    """
+    pipeline = make_pipeline(config, round_index)
+    demand = make_demand(config, round_index, pipeline, names)
+    demand.add(pipeline.candidate(each.trace, each.verdict) for each in judged)
+    return [each for each in judged if demand.is_needed((each.trace.id, each.trace.sample))]
+
+
+def keeps_token_scores(config: RunConfig) -> bool:
+    """Whether the think stage keeps token scores: on request, or because pruning needs them."""
+    return config.think.token_scores or not make_pipeline(config, round_index=1).needs.isdisjoint(SCORES)
+
+
+def think_shape(shape: SlotShape, config: RunConfig, num_slots: int) -> SlotShape:
+    """A pass over fixed requests turned into one on demand: with room for all samples and prefills that may be needed.
+
+    Args:
+      shape: for `think.num_samples` samples of each question.
+      num_slots: per data shard.
+    """
+    think, pipeline = config.think, make_pipeline(config, round_index=1)
+    levels = sample_levels(think.num_samples, think.max_samples)
+    return dataclasses.replace(
+        shape,
+        num_slots=min(num_slots, shape.num_questions * levels[-1]),
+        num_traces=shape.num_questions * levels[-1],
+        prefills_per_question=levels[-1] if asks_one_by_one(pipeline, think.until) else len(levels),
+        token_scores=keeps_token_scores(config),
+    )
+
+
+class OnDemand:
+    """Asks a `Demand` for requests; see think.requests.Schedule."""
+
+    def __init__(self, plan: SamplingPlan, demand: Demand):
+        self.prompts: Mapping[str, tuple[int, ...]] = {name: plan.prompt_ids[name] for name in demand.names}
+        self._plan = plan
+        self._demand = demand
+
+    def take(self, shard: int, count: int, num_idle: int) -> list[Request]:
+        return [self._plan.request(name, samples) for name, samples in self._demand.take(shard, count, num_idle)]
+
+    def has_more(self, shard: int) -> bool:
+        return self._demand.has_more(shard)
+
+    def is_needed(self, name: TraceName) -> bool:
+        return self._demand.is_needed(name)
+
+    def is_done(self, num_left: int) -> bool:
+        return self._demand.is_settled

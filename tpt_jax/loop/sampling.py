@@ -1,0 +1,296 @@
+"""The stages of a round that sample: think and evaluate. Checking overlaps with decoding."""
+
+import dataclasses
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NotYet
+from typing import Any
+
+import jax
+from flax import nnx
+
+from tpt_jax.checks.pool import CheckerPool
+from tpt_jax.checks.registry import checker_name
+from tpt_jax.config import Sampling, SamplingConfig
+from tpt_jax.errors import Stopped, UserError
+from tpt_jax.loop.on_demand import OnDemand, make_demand, make_pipeline, needed_traces
+from tpt_jax.loop.run_folder import RunFolder
+from tpt_jax.loop.setup import Setup
+from tpt_jax.prune.candidate import Candidate
+from tpt_jax.prune.summary import failed_on_all
+from tpt_jax.records import JudgedTrace, Question, QuestionSet, Trace, Verdict
+from tpt_jax.runtime import hosts, preemption
+from tpt_jax.terminal import listed, percent, progress, say
+from tpt_jax.think.engine import Engine, Statistics
+from tpt_jax.think.requests import FixedSchedule, Schedule
+from tpt_jax.think.reshard import Reshard
+from tpt_jax.think.sampling_plan import SamplingPlan
+
+PATIENCE = 0.05  # seconds to wait for the verdicts on a chunk that has just been fetched; the next one takes longer
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampled:
+    """The figures of a sampling stage.
+
+    Attributes:
+      tokens: sampled tokens of all traces, end-of-turn tokens included, over all processes that worked on the stage.
+      num_prompts_too_long: questions that were not asked.
+      num_surplus: traces without a part in the training set; they were under way when it was complete.
+      num_cancelled: traces ended before they were finished, in this process.
+      slot_occupancy: share of slots busy while traces were waiting, in this process; None if none ever waited.
+      device_idle: share of the time the devices waited for their hosts, in this process.
+    """
+
+    tokens: int
+    num_prompts_too_long: int
+    num_surplus: int
+    num_cancelled: int
+    slot_occupancy: float | None
+    device_idle: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Pass:
+    """One sampling pass of a run: what it asks, and where its traces go.
+
+    Attributes:
+      load_parameters: returns the training parameters; called only if there is something left to sample.
+    """
+
+    setup: Setup
+    folder: RunFolder
+    round_index: int
+    sampling: Sampling
+    questions: QuestionSet
+    load_parameters: Callable[[], nnx.State]
+
+    @property
+    def label(self) -> str:
+        return f"round {self.round_index} {self.sampling}"
+
+    @property
+    def plan(self) -> SamplingPlan:
+        return self.setup.plans[self.sampling]
+
+    @property
+    def settings(self) -> SamplingConfig:
+        return getattr(self.setup.config, self.sampling)
+
+    def fitting(self) -> list[str]:
+        """The ids of the questions whose prompts fit."""
+        return [question.id for question in self.questions if question.id in self.plan.prompt_ids]
+
+    def name_too_long(self) -> None:
+        """Tells the user which questions are skipped."""
+        too_long = [question.id for question in self.questions if question.id not in self.plan.prompt_ids]
+        if too_long:
+            say(
+                f"{self.label}: skipping {len(too_long)} questions with prompts longer than "
+                f"{self.sampling}.max_prompt_tokens ({self.settings.max_prompt_tokens}): {listed(too_long)}"
+            )
+
+    def traces(self) -> list[JudgedTrace]:
+        """The judged traces written so far."""
+        return self.folder.traces(self.round_index, self.sampling)
+
+
+def sample_all(sampling_pass: Pass) -> Sampled:
+    """Samples and judges the traces that the run folder lacks, `num_samples` of each question, and writes them there.
+
+    Raises:
+      UserError: the hosts do not share the folder, or the checker failed on every trace.
+      Stopped: the process was asked to stop; every finished trace is written.
+    """
+    label = sampling_pass.label
+    sampling_pass.name_too_long()
+    written = hosts.broadcast(
+        f"{label}: traces done", lambda: [(each.trace.id, each.trace.sample) for each in sampling_pass.traces()]
+    )
+    done = {(name, sample) for name, sample in written}
+    requests = sampling_pass.plan.requests(sampling_pass.fitting(), done)
+    num_traces = len(done) + sum(len(request.samples) for request in requests)
+    figures = None
+    if num_traces > len(done):
+        schedule = FixedSchedule(requests, sampling_pass.setup.sampler.layout.batch_ways)
+        with progress(label, num_traces, "traces", len(done)) as advance:
+            # The other hosts are about as far.
+            figures = _sample(sampling_pass, schedule, lambda judged: advance(len(judged) * hosts.count()))
+
+    def check(judged: Sequence[JudgedTrace]) -> int:
+        _require_all(sampling_pass.folder, len(judged), num_traces)
+        return 0
+
+    return _summarize(sampling_pass, figures, check)
+
+
+def sample_on_demand(sampling_pass: Pass) -> Sampled:
+    """Samples and judges traces until the run folder holds what the training set needs, as `prune.demand` decides.
+
+    Raises:
+      UserError: the hosts do not share the folder, or the checker failed on every trace.
+      Stopped: the process was asked to stop; every finished trace is written.
+    """
+    label, setup, index = sampling_pass.label, sampling_pass.setup, sampling_pass.round_index
+    sampling_pass.name_too_long()
+    names = sampling_pass.fitting()
+    pipeline = make_pipeline(setup.config, index)
+
+    def candidates(judged: Sequence[JudgedTrace]) -> list[dict[str, Any]]:
+        return [pipeline.candidate(each.trace, each.verdict).to_json() for each in judged]
+
+    def add(lines: Sequence[Mapping[str, Any]]) -> None:
+        demand.add(map(Candidate.from_json, lines))
+
+    demand = make_demand(setup.config, index, pipeline, names, setup.sampler.layout.batch_ways)
+    add(hosts.broadcast(f"{label}: traces done", lambda: candidates(sampling_pass.traces())))
+    figures = None
+    if not demand.is_settled:
+        with progress(label, demand.num_expected, "needed traces", demand.num_decided) as advance:
+
+            def on_judged(judged: Sequence[JudgedTrace]) -> None:
+                before = demand.num_decided
+                for lines in hosts.all_gather(f"{label}: verdicts", candidates(judged)):
+                    add(lines)
+                advance(demand.num_decided - before)
+
+            figures = _sample(sampling_pass, OnDemand(sampling_pass.plan, demand), on_judged)
+
+    def count_surplus(judged: Sequence[JudgedTrace]) -> int:
+        needed = needed_traces(setup.config, index, judged, names)
+        _require_all(sampling_pass.folder, len(needed), demand.num_needed)
+        return len(judged) - len(needed)
+
+    return _summarize(sampling_pass, figures, count_surplus)
+
+
+def _sample(sampling_pass: Pass, schedule: Schedule, on_judged: Callable[[list[JudgedTrace]], None]) -> Statistics:
+    """Samples, judges and writes what the schedule asks for; returns the figures of all hosts.
+
+    Each host handles the traces of its own devices.
+
+    Args:
+      on_judged: called after every chunk, on all hosts together, with the new traces of this host.
+    """
+    setup, label = sampling_pass.setup, sampling_pass.label
+    engine = Engine(
+        setup.sampler.slots[sampling_pass.sampling],
+        setup.prompt,
+        sampling_pass.plan.prefix,
+        setup.sampler.layout.batch_ways,
+        setup.stop_strings,
+    )
+    batches = engine.sample(
+        reshard(setup.sampler.reshard, sampling_pass.load_parameters(), label),
+        schedule,
+        seed=setup.config.seed,
+        round_index=sampling_pass.round_index,
+        temperature=sampling_pass.settings.temperature,
+        should_stop=preemption.should_stop,
+    )
+    writer = sampling_pass.folder.trace_writer(sampling_pass.round_index, sampling_pass.sampling, jax.process_index())
+    with preemption.defer():
+        for judged in judge_while_sampling(batches, setup.pool, sampling_pass.questions):
+            if judged:
+                writer.write(judged)
+            on_judged(judged)
+    figures = Statistics.combine(hosts.all_gather(f"{label}: figures", dataclasses.asdict(engine.statistics)))
+    occupancy = figures.occupancy(sampling_pass.plan.shape.num_slots)
+    say(
+        f"{label}: {figures.num_tokens / figures.seconds:,.0f} tokens/s, {percent(occupancy)} of slots busy while "
+        f"traces waited, device idle {figures.idle_share:.1%}"
+    )
+    return figures
+
+
+def _summarize(
+    sampling_pass: Pass, figures: Statistics | None, count_surplus: Callable[[Sequence[JudgedTrace]], int]
+) -> Sampled:
+    """The figures of a finished stage.
+
+    Args:
+      figures: of this process; None if an earlier one had sampled everything.
+      count_surplus: from the traces in the folder; called on the first host.
+    """
+
+    def count() -> tuple[int, int]:
+        judged = sampling_pass.traces()
+        num_surplus = count_surplus(judged)
+        if failure := failed_on_all(judged):
+            checker = checker_name(sampling_pass.setup.task.train.checker)
+            raise UserError(f"checker {checker!r}: {failure}; fix it, and start again in another --run_dir")
+        return sum(each.trace.num_sampled for each in judged), num_surplus
+
+    tokens, num_surplus = hosts.broadcast(f"{sampling_pass.label}: tokens", count)
+    return Sampled(
+        tokens=tokens,
+        num_prompts_too_long=len(sampling_pass.questions) - len(sampling_pass.fitting()),
+        num_surplus=num_surplus,
+        num_cancelled=figures.num_cancelled if figures else 0,
+        slot_occupancy=figures.occupancy(sampling_pass.plan.shape.num_slots) if figures else None,
+        device_idle=figures.idle_share if figures else None,
+    )
+
+
+def _require_all(folder: RunFolder, num_found: int, num_expected: int) -> None:
+    """Raises UserError if the folder lacks traces that the hosts have written."""
+    if num_found < num_expected:
+        raise UserError(
+            f"{folder.path}: holds {num_found} of {num_expected} traces, because the hosts do not share it; give a "
+            "--run_dir that all hosts share: gs://BUCKET/..., or a network disk"
+        )
+
+
+def reshard(program: Reshard, parameters: nnx.State, label: str) -> nnx.State:
+    """A copy of the training parameters, resharded for sampling; reports bytes and time."""
+    started = time.monotonic()
+    copy = jax.block_until_ready(program(parameters))
+    say(
+        f"{label}: weights resharded for sampling in {time.monotonic() - started:.2f} s, "
+        f"{program.num_bytes / 1e9:.3f} GB per device, {program.num_received / 1e9:.3f} GB of them from other devices"
+    )
+    return copy
+
+
+def judge_while_sampling(
+    batches: Iterable[list[Trace]], pool: CheckerPool, questions: Iterable[Question]
+) -> Iterator[list[JudgedTrace]]:
+    """Judges batches of traces while the next ones are sampled.
+
+    Yields once for each batch, and once more at the end: the traces, of this batch and earlier ones, whose verdicts
+    have come. Those of the batch before have, and if no trace has finished since, all have.
+
+    Raises:
+      Stopped: as the sampler raises it, after all its traces were judged.
+    """
+    by_id = {question.id: question for question in questions}
+    pending: deque[tuple[list[Trace], Future[list[Verdict]]]] = deque()
+    stopped: Stopped | None = None
+
+    def take() -> Iterator[JudgedTrace]:
+        traces, verdicts = pending.popleft()
+        return map(JudgedTrace, traces, verdicts.result())
+
+    try:
+        for traces in batches:
+            if traces:
+                pending.append((traces, pool.submit_batch([(by_id[trace.id], trace) for trace in traces])))
+            judged: list[JudgedTrace] = []
+            while pending and (len(pending) > 1 or not traces or _comes_soon(pending[0][1])):
+                judged += take()
+            yield judged
+    except Stopped as error:
+        stopped = error
+    yield [judged for _ in range(len(pending)) for judged in take()]
+    if stopped is not None:
+        raise stopped
+
+
+def _comes_soon(verdicts: Future[list[Verdict]]) -> bool:
+    try:
+        verdicts.exception(PATIENCE)
+    except NotYet:
+        return False
+    return True

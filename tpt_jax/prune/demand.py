@@ -1,0 +1,255 @@
+"""Which samples a round still needs, so that no more is sampled than will be trained on.
+
+A round trains on at most max_traces traces, at most max_per_question of a question. Questions go in an order drawn from
+the seed, and samples of a question by their index; the training set is the first traces in that order that suffice.
+Samples of a question are exchangeable and the order of questions is random, so it is distributed like a selection from
+all samples. Order and index alone decide, never which trace was finished first: the training set does not depend on
+slots, mesh, hosts, or how often a run was killed.
+
+    question   verdicts   needed, of num_samples 4 with max_traces 3
+    b          +          sample 0
+    d          - - +      samples 0 to 2
+    a          - - - -    samples 0 to 3: given up
+    c          +          sample 0: the third trace, so the round is settled
+    e          +          none: it was under way by then, and is surplus
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+
+from tpt_jax.prune.candidate import Candidate
+from tpt_jax.prune.pipeline import Pipeline
+from tpt_jax.records import Until
+
+TraceName = tuple[str, int]  # question id and sample
+
+
+def asks_one_by_one(pipeline: Pipeline, until: Until) -> bool:
+    """Whether a question's samples are requested one after the other, until enough of them are kept."""
+    return until == "enough" and pipeline.scope == "trace" and pipeline.max_per_question is not None
+
+
+def takes_all_samples(pipeline: Pipeline, until: Until) -> bool:
+    """Whether every question is sampled, as often as all others."""
+    return until == "all" or pipeline.scope == "round" or (pipeline.max_traces is None and pipeline.scope == "question")
+
+
+def sample_levels(num_samples: int, max_samples: int | None) -> list[int]:
+    """The numbers of samples at which a question may be given up: num_samples, twice as many, ... and max_samples."""
+    levels = [num_samples]
+    while max_samples is not None and levels[-1] < max_samples:
+        levels.append(min(2 * levels[-1], max_samples))
+    return levels
+
+
+class _Question:
+    """What is known about one question."""
+
+    def __init__(self) -> None:
+        self.judged: dict[int, Candidate] = {}  # by sample
+        self.requested: set[int] = set()
+        self.num_tried = 0  # samples 0 to num_tried - 1 have been judged and taken into account
+        self.num_needed: int | None = None  # samples; None until the question is settled
+        self.num_kept = 0
+
+    @property
+    def is_settled(self) -> bool:
+        return self.num_needed is not None
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether a requested sample is not judged yet."""
+        return not self.requested <= self.judged.keys()
+
+
+class Demand:
+    """Decides which samples to request next, from the verdicts so far.
+
+    Its answers depend on the verdicts that were added and on the earlier answers about the same shard, so that all
+    hosts that hold a shard get the same answers.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        pipeline: Pipeline,
+        *,
+        until: Until,
+        num_samples: int,
+        max_samples: int | None = None,
+        num_shards: int = 1,
+    ):
+        """Starts without a verdict.
+
+        Args:
+          names: ids of the questions, as `question_order` returns them.
+          until: "enough" asks a question until it has max_per_question kept traces, one sample after the other, and the
+            round until it has max_traces. A step of the pipeline that compares samples of a question needs all of
+            them, and one that looks at the whole round needs all samples of all questions. "all" asks for everything.
+          num_samples: most samples of a question.
+          max_samples: a question without a kept trace among its first num_samples is sampled on, up to twice as many,
+            four times as many and so on, and up to this many at most. None for no further samples.
+          num_shards: question i belongs to shard i % num_shards.
+        """
+        self.names = names
+        self._pipeline = pipeline
+        self._questions = [_Question() for _ in names]
+        self._positions = {name: position for position, name in enumerate(names)}
+        self._levels = sample_levels(num_samples, max_samples)
+        self._num_shards = num_shards
+        self._max_traces = None if takes_all_samples(pipeline, until) else pipeline.max_traces
+        self.is_one_by_one = asks_one_by_one(pipeline, until)
+        self._enough = pipeline.max_per_question if self.is_one_by_one else None  # kept traces of a question
+        self._largest_yield = pipeline.max_per_question or num_samples
+        self._num_tried = [0] * self._levels[-1]  # unsettled questions whose sample i was judged
+        self._num_won = [0] * self._levels[-1]  # those that it settled, with traces to keep
+        self._update_ends()
+
+    def add(self, candidates: Iterable[Candidate]) -> None:
+        """Takes note of judged traces, in any order. Traces of other questions are ignored, and so are repeats."""
+        for candidate in candidates:
+            position = self._positions.get(candidate.id)
+            if position is not None and candidate.sample not in self._questions[position].judged:
+                question = self._questions[position]
+                question.judged[candidate.sample] = candidate
+                self._advance(question)
+        self._update_ends()
+
+    # Answers.
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the training set is determined."""
+        return self._num_settled >= self._certain_end
+
+    def is_needed(self, name: TraceName) -> bool:
+        """Whether a trace, judged or not, may have a part in the training set."""
+        position = self._positions[name[0]]
+        num_needed = self._questions[position].num_needed
+        return position < self._certain_end and (num_needed is None or name[1] < num_needed)
+
+    @property
+    def num_expected(self) -> int:
+        """Kept traces that the round will end with at most, or all samples if it asks for everything."""
+        return len(self.names) * self._levels[0] if self._max_traces is None else self._max_traces
+
+    @property
+    def num_decided(self) -> int:
+        """How many of `num_expected` are there."""
+        if self._max_traces is None:
+            return sum(min(len(question.judged), self._levels[0]) for question in self._questions)
+        kept = sum(question.num_kept for question in self._questions[: self._certain_end])
+        return min(kept, self._max_traces)
+
+    @property
+    def num_needed(self) -> int:
+        """The judged traces that decide on the training set."""
+        return sum(
+            len(question.judged) if question.num_needed is None else question.num_needed
+            for question in self._questions[: self._certain_end]
+        )
+
+    def take(self, shard: int, count: int, num_idle: int) -> list[tuple[str, tuple[int, ...]]]:
+        """Requests samples: pairs of question id and samples.
+
+        Args:
+          count: how many samples to request, if that many are needed; a question's samples are not torn apart.
+          num_idle: slots without work. If nothing else is left to request, they get further samples of questions whose
+            last sample is still under way, which saves time at the end of a round if that one fails.
+        """
+        taken: list[tuple[str, tuple[int, ...]]] = []
+        num_taken = 0
+        for requests, limit in ((self._wanted(shard), count), (self._guesses(shard), num_idle)):
+            for position, samples in requests:
+                if num_taken >= limit:
+                    break
+                self._questions[position].requested.update(samples)
+                taken.append((self.names[position], samples))
+                num_taken += len(samples)
+        return taken
+
+    def has_more(self, shard: int) -> bool:
+        """Whether questions are left that are expected to be needed and have not been asked."""
+        return any(not question.requested and not question.is_settled for _, question in self._expected(shard))
+
+    # How it gets there.
+
+    def _advance(self, question: _Question) -> None:
+        """Takes samples into account in the order of their index, and settles the question as soon as they suffice."""
+        while not question.is_settled and question.num_tried in question.judged:
+            sample = question.num_tried
+            question.num_tried += 1
+            self._num_tried[sample] += 1
+            is_level = question.num_tried in self._levels
+            if self._enough is None and not is_level:
+                continue
+            kept = self._pipeline.keep_of_question([question.judged[each] for each in range(question.num_tried)])
+            has_enough = self._enough is not None and len(kept) >= self._enough
+            if has_enough or (is_level and (kept or question.num_tried == self._levels[-1])):
+                question.num_needed, question.num_kept = question.num_tried, len(kept)
+                self._num_won[sample] += bool(kept)
+
+    def _update_ends(self) -> None:
+        """Finds the first questions that suffice: those expected to, and those that do whatever is still to come."""
+        self._num_settled = next(
+            (position for position, each in enumerate(self._questions) if not each.is_settled), len(self._questions)
+        )
+        self._certain_end = self._expected_end = len(self._questions)
+        if self._max_traces is None:
+            return
+        num_kept, mean, variance = 0, 0.0, 0.0  # of questions not settled: mean and variance of the traces to keep
+        yields = self._yields()
+        for position, question in enumerate(self._questions):
+            if num_kept >= self._max_traces:
+                self._certain_end = position
+                break
+            if self._expected_end == len(self._questions) and num_kept + mean - math.sqrt(variance) >= self._max_traces:
+                self._expected_end = position
+            if question.is_settled:
+                num_kept += question.num_kept
+            else:
+                share = yields[question.num_tried]
+                mean += share * self._largest_yield
+                variance += share * (1 - share) * self._largest_yield**2
+        self._expected_end = min(self._expected_end, self._certain_end)
+
+    def _yields(self) -> list[float]:
+        """The chance that an unsettled question will yield traces, by the number of its samples that were tried.
+
+        Kaplan and Meier's estimate (1958): questions still under way count for the samples that they have had. A
+        question that was settled early would otherwise bias it, because that happens to easy ones.
+        """
+        yields, none = [0.0] * (self._levels[-1] + 1), 1.0
+        for sample in reversed(range(self._levels[-1])):
+            none *= 1 - (self._num_won[sample] + 0.5) / (self._num_tried[sample] + 1)
+            yields[sample] = 1 - none
+        return yields
+
+    def _expected(self, shard: int) -> Iterator[tuple[int, _Question]]:
+        """The shard's questions that are expected to be needed, in order."""
+        positions = range(shard, self._expected_end, self._num_shards)
+        return ((position, self._questions[position]) for position in positions)
+
+    def _wanted(self, shard: int) -> Iterator[tuple[int, tuple[int, ...]]]:
+        """Samples to request of questions that have none under way, in order."""
+        for position, question in self._expected(shard):
+            if not question.is_settled and not question.is_under_way:
+                missing = self._missing(question)
+                yield position, missing[:1] if self.is_one_by_one else missing
+
+    def _guesses(self, shard: int) -> Iterator[tuple[int, tuple[int, ...]]]:
+        """One further sample of each unsettled question, again and again."""
+        while True:
+            guesses = [
+                (position, missing[:1])
+                for position, question in self._expected(shard)
+                if not question.is_settled and (missing := self._missing(question))
+            ]
+            if not guesses:
+                return
+            yield from guesses
+
+    def _missing(self, question: _Question) -> tuple[int, ...]:
+        """Samples that have not been requested, up to the next number at which the question may be settled."""
+        level = next(level for level in self._levels if level > question.num_tried)
+        return tuple(each for each in range(level) if each not in question.requested and each not in question.judged)

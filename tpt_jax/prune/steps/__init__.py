@@ -1,0 +1,1 @@
+"""The steps that ship, by subject; registry.py has them by name."""
