@@ -58,6 +58,16 @@ def test_seeds_alone_give_the_t_interval_over_seeds() -> None:
     assert difference.interval == pytest.approx(expected)
 
 
+def test_an_arm_of_little_variance_gets_no_absurd_interval() -> None:
+    """Its own questions say less than the seeds of the other arms; with fewer than one degree of freedom it would."""
+    draw = np.random.default_rng(0).standard_normal
+    first, other = 0.3 * draw((2, 30)), 0.3 * draw((2, 30))
+    quiet = first + 0.05 * draw((2, 30))
+    interval = paired_differences([first, other, quiet])[1].interval
+    assert interval is not None
+    assert interval[1] - interval[0] < 1.0
+
+
 def test_several_comparisons_widen_the_intervals() -> None:
     rates = np.random.default_rng(0).random((5, 1, 40))
     one, several = paired_differences(list(rates[:2]))[0], paired_differences(list(rates))[0]
