@@ -13,7 +13,8 @@ from fsspec.implementations.local import LocalFileSystem
 from tpt_jax import report
 from tpt_jax.checkpoints.checksums import BrokenCheckpointError, verify_checksums, write_checksums
 from tpt_jax.config import RunConfig, load_config
-from tpt_jax.io.paths import files_below, is_remote, to_path
+from tpt_jax.io import links
+from tpt_jax.io.paths import copy, files_below, is_remote, to_path
 from tpt_jax.library.trace_files import read_traces_to_judge
 from tpt_jax.loop.metrics import MetricsLog
 from tpt_jax.loop.run_folder import RunFolder
@@ -115,6 +116,22 @@ def test_checksums_are_verified(run: tuple[str, Path]) -> None:
     (run[1] / "checkpoints/001/parameters/weights").write_bytes(b"1234")
     with pytest.raises(BrokenCheckpointError, match="parameters/weights has 4 of 5 bytes"):
         verify_checksums(folder)
+
+
+def test_a_checkpoint_is_copied_for_another_run_and_complete_at_last(
+    run: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied: list[str] = []
+    monkeypatch.setattr(links, "copy", lambda source, target: (copied.append(source.name), copy(source, target)))
+    path = to_path(run[0])
+    (path / "a/001/parameters").mkdir(parents=True)
+    for name in ("config.json", "commit_success.txt", "parameters/weights"):
+        (path / "a/001" / name).write_text(name)
+    links.link_folder(path / "a/001", path / "b/001")
+    links.link_file(path / "a/001/config.json", path / "b/training.jsonl")
+    assert copied == ["config.json", "weights", "commit_success.txt", "config.json"]
+    assert (run[1] / "b/001/parameters/weights").read_text() == "parameters/weights"
+    assert (run[1] / "b/training.jsonl").read_text() == "config.json"
 
 
 def test_gzipped_and_parquet_files_are_read(cloud: Path) -> None:

@@ -18,15 +18,18 @@ from tpt_jax.config import (
     load_config,
     parse_config,
     parse_overrides,
+    read_tree,
     settings,
 )
 from tpt_jax.errors import UserError
+from tpt_jax.loop.sweep_plan import make_plan
 from tpt_jax.prune.step import AnyStep
 from tpt_jax.prune.steps.lengths import Shortest
 from tpt_jax.prune.steps.verdicts import Correct
 from tpt_jax.tasks import FileConfig, Gsm8kConfig
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+PAPER = sorted((Path(__file__).parent.parent / "configs/paper").glob("*.yaml"))
 QUICKSTART = CONFIGS[0].parent / "quickstart.yaml"
 
 
@@ -35,6 +38,19 @@ def test_shipped_configs_load_and_round_trip(path: Path) -> None:
     config = load_config(path)
     assert config.name == path.stem
     assert parse_config(yaml.safe_load(dump_config(config))) == config
+
+
+@pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
+def test_the_sweeps_of_the_paper_load(path: Path) -> None:
+    tree = read_tree(path)
+    plan = make_plan(tree, {})
+    assert plan.name == path.stem
+    if "sweep" in tree:
+        assert plan.seeds == (0, 1, 2)
+        with pytest.raises(UserError, match="run it with `tpt sweep"):
+            load_config(path)
+    else:
+        assert [arm.config for arm in plan.arms] == [load_config(path)]
 
 
 def test_the_control_differs_from_the_quickstart_only_in_the_traces_it_keeps() -> None:

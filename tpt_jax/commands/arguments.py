@@ -4,14 +4,20 @@ import argparse
 import contextlib
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from tpt_jax.config import RunConfig
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """argparse, without the usage before each error."""
+    """argparse, without the usage before each error, and with options by their full names only.
+
+    With shortened ones, an override like --seed would set --seeds.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **options})
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")

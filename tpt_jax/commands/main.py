@@ -118,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_verb(group, "sample", bench.add_sample_arguments, bench.sample, "Tokens per second, and bytes per step.")
     _add_verb(group, "train", bench.add_train_arguments, bench.train, "Tokens per second, against the devices' peak.")
     _add_verb(group, "check", bench.add_check_arguments, bench.check, "Verdicts per second.")
-    _add_verb(verbs, "report", report.add_arguments, report.main, "Write the HTML report of one or more runs.")
+    _add_verb(verbs, "report", report.add_arguments, report.main, "Write the HTML report of runs, or of a sweep.")
     return parser
 
 

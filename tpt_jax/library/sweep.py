@@ -48,7 +48,9 @@ class Sweep:
 def print_sweep(result: SweepResult) -> None:
     """Prints the table of the arms so far to standard output, and at the end what they show."""
     console = Console()
-    console.print(sweep_table(result), width=None if console.is_terminal else FILE_WIDTH)
+    if not console.is_terminal:
+        console = Console(width=FILE_WIDTH)
+    console.print(sweep_table(result))
     if all(arm.is_done or arm.failures for arm in result.arms):
         for sentence in findings(result):
             console.print(sentence, markup=False, highlight=False, soft_wrap=True)
@@ -101,7 +103,7 @@ def sweep(
                 message = _try_to_run(plan.run_config(arm, seed), run_folder, workshop, stages)
                 if message is not None:
                     failures[arm.name, seed] = message
-            if hosts.is_first():
+            if hosts.is_first() and (unfinished[arm.name] or arm is plan.arms[-1]):
                 result = write_sweep_report(folder, plan, failures)
                 on_arm(result)
         hosts.barrier("end of the sweep")

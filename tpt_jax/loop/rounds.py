@@ -238,7 +238,7 @@ class Loop:
             "num_prompts_too_long": {stage: facts["num_prompts_too_long"] for stage, facts in sampled.items()},
             "seconds": {stage: facts["seconds"] for stage, facts in stages.items()},
             "tokens": {stage: facts["tokens"] for stage, facts in stages.items() if "tokens" in facts},
-            **{name: stages["think"][name] for name in THINK_FIGURES if "think" in stages},
+            **{name: stages.get("think", {}).get(name) for name in THINK_FIGURES},
             "compilations": self.setup.compilations.take(),
         }
 

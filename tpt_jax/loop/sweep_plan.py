@@ -26,7 +26,6 @@ from typing import Annotated, Any
 
 import pydantic
 import yaml
-from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass
 
 from tpt_jax.config import SWEEP, RunConfig, override, parse_config, plain_values, settings
@@ -35,6 +34,7 @@ from tpt_jax.io.files import write_atomically
 from tpt_jax.io.paths import Path, is_remote, to_path
 from tpt_jax.loop.run_folder import RunFolder, first_difference, is_empty
 
+MAX_SEEDS = 1000
 MAX_FOLDER_NAME = 80  # characters
 OPENING, CLOSING, QUOTES = "([{", ")]}", "'\""
 ANOTHER = "give another --sweep_dir"
@@ -52,7 +52,7 @@ class SweepSection:
       arms: the settings of each arm, by its name.
     """
 
-    seeds: PositiveInt = 1
+    seeds: Annotated[int, pydantic.Field(ge=1, le=MAX_SEEDS)] = 1
     vary: dict[str, Annotated[list[Any], pydantic.Field(min_length=1)]] = pydantic.Field(default_factory=dict)
     arms: dict[str, dict[str, Any]] = pydantic.Field(default_factory=dict)
 
@@ -169,13 +169,14 @@ def make_plan(
       tree: the plain values of the config file.
       overrides: settings of all arms.
       vary, arms: as in the section, and added to it; text is parsed as on the command line.
-      seeds: instead of the section's.
+      seeds: instead of the number in the section.
 
     Raises:
       UserError: a key is unknown or varied twice, a value is invalid, or two arms are the same.
     """
     tree = dict(tree)
-    section = settings(SweepSection, tree.pop(SWEEP, {}), f"{SWEEP}.")
+    written = tree.pop(SWEEP, {})
+    section = settings(SweepSection, written if seeds is None else {**written, "seeds": seeds}, f"{SWEEP}.")
     vary = {key: list(values) for key, values in (vary or {}).items()}
     if twice := vary.keys() & section.vary.keys() or (arms or {}).keys() & section.arms.keys():
         raise UserError(f"{sorted(twice)[0]}: is varied twice, in the file and in the call; leave one out")
@@ -191,11 +192,10 @@ def make_plan(
         if name in (arm.name for arm in made):
             raise UserError(f"two arms are called {name!r}; give one of them another name")
         made.append(Arm(name, _folder_name(name, made), chosen, config))
-    first = base.seed
-    last = first + (seeds or section.seeds) - 1
-    if last >= 2**32:
-        raise UserError(f"seed ({first}): {seeds or section.seeds} seeds from there pass 2**32; start lower")
-    return SweepPlan(base.name, tuple(made), tuple(range(first, last + 1)))
+    numbers = range(base.seed, base.seed + section.seeds)
+    if numbers[-1] >= 2**32:
+        raise UserError(f"seed ({base.seed}): {section.seeds} seeds from there pass 2**32; start lower")
+    return SweepPlan(base.name, tuple(made), tuple(numbers))
 
 
 def split_values(text: str) -> list[str]:
@@ -251,8 +251,8 @@ def _combinations(
 ) -> list[tuple[str, dict[str, Any]]]:
     """The name and the settings of every arm."""
     grid = [dict(zip(vary, values, strict=True)) for values in itertools.product(*vary.values())]
-    short = {key: key.rpartition(".")[2] for key in vary}
-    labels = {key: key if list(short.values()).count(last) > 1 else last for key, last in short.items()}
+    short = {key: ".".join(key.split(".")[-2 if key.endswith(".name") else -1 :]) for key in vary}
+    labels = {key: key if list(short.values()).count(label) > 1 else label for key, label in short.items()}
     combined = []
     for arm, chosen in (arms or {"": {}}).items():
         for values in grid:
@@ -271,7 +271,7 @@ def _as_text(value: Any) -> str:
 
 def _folder_name(name: str, made: Sequence[Arm]) -> str:
     """The name without what file systems and shells treat specially, unlike those of the other arms."""
-    plain = re.sub(r"[^A-Za-z0-9=_.]+", "-", name).strip("-.")[:MAX_FOLDER_NAME] or "arm"
+    plain = re.sub(r"[^A-Za-z0-9=_.]+", "-", name).replace("=-", "=").strip("-.")[:MAX_FOLDER_NAME] or "arm"
     taken = {arm.folder.casefold() for arm in made}
     numbered = (f"{plain}-{number}" for number in itertools.count(2))
     return next(each for each in itertools.chain([plain], numbered) if each.casefold() not in taken)

@@ -9,12 +9,13 @@ AnyName = str | os.PathLike[str]
 
 
 def write_report(run_dirs: Sequence[AnyName], output: AnyName | None = None) -> Path:
-    """Writes the report of one run, or of several together, and returns its path.
+    """Writes the report of one run, of several together, or of a sweep, and returns its path.
 
     Unfinished runs are shown up to their current state.
 
     Args:
-      output: the HTML file; by default report.html in the first run folder.
+      run_dirs: run folders, or one sweep's folder.
+      output: the HTML file; by default report.html in the first folder.
 
     Raises:
       UserError: a folder is not a run folder, a file in it cannot be read, or the output is a folder.
@@ -25,10 +26,11 @@ def write_report(run_dirs: Sequence[AnyName], output: AnyName | None = None) -> 
     from tpt_jax.loop.run_folder import RunFolder
     from tpt_jax.report.page import render
     from tpt_jax.report.read import read_runs
+    from tpt_jax.report.sweep_page import render_sweep
 
-    folders = [RunFolder.open_existing(run_dir) for run_dir in run_dirs]
-    path = folders[0].report if output is None else to_path(output)
+    path = to_path(run_dirs[0]) / "report.html" if output is None else to_path(output)
     if path.is_dir():
         raise UserError(f"{path}: is a folder; give the name of an HTML file to write")
-    write_atomically(path, render(read_runs(folders)))
+    page = render_sweep(run_dirs[0]) if len(run_dirs) == 1 else None
+    write_atomically(path, page or render(read_runs([RunFolder.open_existing(run_dir) for run_dir in run_dirs])))
     return path

@@ -1,5 +1,6 @@
 """Renders the runs into one self-contained page."""
 
+import functools
 from collections.abc import Sequence
 
 import jinja2
@@ -24,6 +25,7 @@ FILTERS = (
 MAX_NAMES_IN_TITLE = 3
 
 
+@functools.cache  # a run writes its page after every round
 def template(name: str) -> jinja2.Template:
     """A template of a page; its values are escaped."""
     environment = jinja2.Environment(

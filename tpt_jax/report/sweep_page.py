@@ -1,5 +1,6 @@
 """Renders a sweep into one self-contained page: which arm helps, how sure that is, and what each one cost."""
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
@@ -7,6 +8,7 @@ from urllib.parse import quote
 from markupsafe import Markup
 
 from tpt_jax.io.files import write_atomically
+from tpt_jax.io.paths import to_path
 from tpt_jax.loop.sweep_plan import SweepFolder, SweepPlan
 from tpt_jax.report import words
 from tpt_jax.report.charts import Layer, Line, Point, interval_rows, line_chart, stacked_bars
@@ -16,7 +18,7 @@ from tpt_jax.report.svg import Unit
 from tpt_jax.report.sweep_read import ArmResult, SweepResult, read_sweep
 from tpt_jax.report.sweep_words import findings, intervals_note, status
 
-POINTS = Unit(lambda value: f"{100 * value:+.3g}".replace("-", words.MINUS), words.points)
+POINTS = Unit(lambda value: f"{100 * value:+.3g}".replace("-", words.MINUS) if value else "0", words.points)
 
 
 def write_sweep_report(
@@ -30,6 +32,16 @@ def write_sweep_report(
     result = read_sweep(folder, plan, failures)
     write_atomically(folder.report, render(result))
     return result
+
+
+def render_sweep(path: str | os.PathLike[str]) -> str | None:
+    """The page of a sweep's folder; None if the folder holds no sweep.
+
+    Raises:
+      UserError: a file in it cannot be read.
+    """
+    folder = SweepFolder(to_path(path))
+    return render(read_sweep(folder, folder.read_plan())) if folder.plan_file.is_file() else None
 
 
 def render(result: SweepResult) -> str:
@@ -57,9 +69,14 @@ def _as_text(value: Any) -> str:
     return value if isinstance(value, str) else repr(value)
 
 
+def _numbered(index: int, arm: ArmResult) -> str:
+    """The name as in the table."""
+    return f"{index + 1} {arm.name}"
+
+
 def _curves(arms: Sequence[ArmResult]) -> Markup | None:
     lines = [
-        Line(arm.name, [Point(index, each.mean, each.interval) for index, each in enumerate(arm.curve)], color)
+        Line(_numbered(color, arm), [Point(x, each.mean, each.interval) for x, each in enumerate(arm.curve)], color)
         for color, arm in enumerate(arms)
         if arm.curve
     ]
@@ -72,7 +89,7 @@ def _curves(arms: Sequence[ArmResult]) -> Markup | None:
 
 def _differences(result: SweepResult) -> Markup | None:
     rows = [
-        (arm.name, Point(color, arm.difference.mean, arm.difference.interval))
+        (_numbered(color, arm), Point(color, arm.difference.mean, arm.difference.interval))
         for color, arm in enumerate(result.arms)
         if arm.difference is not None
     ]

@@ -25,8 +25,8 @@ class RoundFigures:
       tokens: sampled for training.
     """
 
-    pass_at_k: float
-    k: int
+    pass_at_k: float | None
+    k: int | None
     rates: Mapping[Asked, float]
     num_kept: int
     tokens: int
@@ -79,7 +79,8 @@ class ArmResult:
     def pass_at_k(self) -> float | None:
         """Pass@k after the same round as `final`, over the seeds."""
         last = self._last()
-        return float(np.mean([figures.pass_at_k for figures in last])) if last else None
+        known = [figures.pass_at_k for figures in last if figures.pass_at_k is not None]
+        return float(np.mean(known)) if last and len(known) == len(last) else None
 
     @property
     def k(self) -> int | None:
@@ -194,13 +195,13 @@ def _asked(arm: ArmResult) -> set[Asked]:
 def _read_round(run: RunFolder, index: int) -> RoundFigures:
     metrics = run.metrics(index) or {}
     taken = {stage: noted for stage, noted in run.stage_keys(index).items() if noted.taken_from is not None}
-    seconds = {stage: value for stage, value in metrics["seconds"].items() if stage not in taken}
+    seconds = {stage: value for stage, value in metrics.get("seconds", {}).items() if stage not in taken}
     return RoundFigures(
-        pass_at_k=metrics["pass_at_k"],
-        k=metrics["k"],
+        pass_at_k=metrics.get("pass_at_k"),
+        k=metrics.get("k"),
         rates=_held_out_rates(run, index, (run.round_path(index) / "metrics.json").stat().mtime),
-        num_kept=metrics["num_kept"],
-        tokens=metrics["tokens"].get("think", 0),
+        num_kept=metrics.get("num_kept", 0),
+        tokens=metrics.get("tokens", {}).get("think", 0),
         seconds=sum(seconds.values()),
         seconds_saved=sum(noted.seconds_saved for noted in taken.values()),
     )

@@ -48,7 +48,7 @@ def sweep_table(result: SweepResult) -> Table:
     """The arms so far, for the terminal; rates in percent, differences in points."""
     ks = {arm.k for arm in result.arms if arm.k is not None}
     table = Table(box=rich.box.SIMPLE, padding=(0, 1, 0, 0))
-    table.add_column("arm", overflow="fold")
+    table.add_column("arm")
     k = ks.pop() if len(ks) == 1 else "k"
     for heading in ("Pass@1", "to the first", "best", f"Pass@{k}", "kept", "tokens", "time", "saved"):
         table.add_column(heading, justify="right", no_wrap=True)
