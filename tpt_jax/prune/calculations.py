@@ -40,8 +40,11 @@ def _of_line(line: str) -> Iterator[str]:
         kind, token = match.lastgroup, match.group()
         if kind == "word":
             num_words += 1
-        # An equation ends at any other sign, after many words, and where a number follows a number.
-        is_next = kind == "number" and parts and (num_words or parts[-1][-1].isdigit() or parts[-1] in ")%")
+        # An equation ends at any other sign, after many words, and where a number or a bracket follows a number.
+        is_after_number = parts and (parts[-1][-1].isdigit() or parts[-1] in ")%")
+        is_next = (kind == "number" and parts and (num_words or is_after_number)) or (
+            token == "(" and num_words and is_after_number
+        )
         if kind == "end" or num_words > MAX_WORDS or is_next:
             yield from _as_equation(parts)
             parts, num_words = [], 0

@@ -10,7 +10,7 @@ from tpt_jax.records import FinishReason, Trace, Verdict
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Candidate:
-    """What a pipeline looks at in a judged trace: 160 bytes and its values, however long the trace is.
+    """What a pipeline looks at in a judged trace: about 250 bytes with two steps, however long the trace is.
 
     Attributes:
       verdict: without the extracted answer, and shared with other candidates.
