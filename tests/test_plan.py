@@ -23,7 +23,7 @@ from tpt_jax.plan.chips import CHIPS, chip_of
 from tpt_jax.plan.hlo import Module
 from tpt_jax.plan.phases import Cost, Phase
 from tpt_jax.plan.planner import model_config
-from tpt_jax.plan.rounds import Lengths, stage_bounds
+from tpt_jax.plan.rounds import Assumptions, stage_bounds
 from tpt_jax.plan.search import MAX_COMPILES, largest_that_fits
 from tpt_jax.runtime.memory import DoesNotFitError, MemoryNeed, explain_out_of_memory
 from tpt_jax.runtime.mesh import make_mesh
@@ -191,7 +191,7 @@ def test_bounds_of_a_round_whose_phases_take_a_second_each() -> None:
     one_second = Cost(flops=round(chip.flops), bytes=0, collectives={})
     names = ("think: prefill", "think: decode", "train step")
     phases = [Phase(name, "", None, one_second) for name in names]
-    bounds = stage_bounds(config, phases, {"think": SLOTS, "evaluate": SLOTS}, 2, Lengths(100, 160), chip)
+    bounds = stage_bounds(config, phases, {"think": SLOTS, "evaluate": SLOTS}, 2, Assumptions(100, 160, 0.6), chip)
     seconds = {bound.stage: bound.seconds for bound in bounds}
     assert seconds["think"] == pytest.approx(400 * 160 / 8 + math.ceil(100 / 8), rel=1e-6)
     assert seconds["evaluate"] == seconds["think"]

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from tpt_jax.commands.arguments import add_config_arguments, positive, read_config
+from tpt_jax.commands.arguments import add_config_arguments, fraction, positive, read_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,6 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--mean_new_tokens", type=positive, help="tokens per trace; a third of think.max_new_tokens if not given"
+    )
+    parser.add_argument(
+        "--right_share", type=fraction, default=0.6, help="assumed share of right traces; 0.6 if not given"
     )
 
 
@@ -34,6 +37,7 @@ def main(args: argparse.Namespace) -> int:
         args.topology,
         mean_prompt_tokens=args.mean_prompt_tokens,
         mean_new_tokens=args.mean_new_tokens,
+        right_share=args.right_share,
         search=args.fit,
         json_path=args.json,
     )

@@ -1,18 +1,15 @@
 """The schedule of the think stage: what the training set still needs is asked for next."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 
 from tpt_jax.config import RunConfig
 from tpt_jax.loop.seeds import derive_seed
-from tpt_jax.prune.apply import SCORES
-from tpt_jax.prune.demand import Demand, TraceName, asks_one_by_one, sample_levels
+from tpt_jax.prune.demand import Demand, TraceName
 from tpt_jax.prune.order import question_order
 from tpt_jax.prune.pipeline import Pipeline
 from tpt_jax.records import JudgedTrace
 from tpt_jax.think.requests import Request
 from tpt_jax.think.sampling_plan import SamplingPlan
-from tpt_jax.think.state import SlotShape
 
 
 def make_pipeline(config: RunConfig, round_index: int) -> Pipeline:
@@ -47,29 +44,6 @@ def needed_traces(
     demand = make_demand(config, round_index, pipeline, names)
     demand.add(pipeline.candidate(each.trace, each.verdict) for each in judged)
     return [each for each in judged if demand.is_needed((each.trace.id, each.trace.sample))]
-
-
-def keeps_token_scores(config: RunConfig) -> bool:
-    """Whether the think stage keeps token scores: on request, or because pruning needs them."""
-    return config.think.token_scores or not make_pipeline(config, round_index=1).needs.isdisjoint(SCORES)
-
-
-def think_shape(shape: SlotShape, config: RunConfig, num_slots: int) -> SlotShape:
-    """A pass over fixed requests turned into one on demand: with room for all samples and prefills that may be needed.
-
-    Args:
-      shape: for `think.num_samples` samples of each question.
-      num_slots: per data shard.
-    """
-    think, pipeline = config.think, make_pipeline(config, round_index=1)
-    levels = sample_levels(think.num_samples, think.max_samples)
-    return dataclasses.replace(
-        shape,
-        num_slots=min(num_slots, shape.num_questions * levels[-1]),
-        num_traces=shape.num_questions * levels[-1],
-        prefills_per_question=levels[-1] if asks_one_by_one(pipeline, think.until) else len(levels),
-        token_scores=keeps_token_scores(config),
-    )
 
 
 class OnDemand:

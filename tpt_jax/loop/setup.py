@@ -16,7 +16,6 @@ from tpt_jax.checks.registry import checker_name, without_sandbox
 from tpt_jax.config import PromptConfig, RunConfig, Sampling, SamplingConfig
 from tpt_jax.errors import UserError
 from tpt_jax.io.record_files import MAX_BROKEN_SHARE
-from tpt_jax.loop.on_demand import think_shape
 from tpt_jax.prompts import Prompt, load_prompt
 from tpt_jax.prune.pipeline import Pipeline
 from tpt_jax.records import QuestionSet, Trace
@@ -28,7 +27,7 @@ from tpt_jax.tasks import Task, load_task
 from tpt_jax.terminal import listed, say
 from tpt_jax.think.sampler import SamplerProgram, compile_sampler
 from tpt_jax.think.sampling import Filters
-from tpt_jax.think.sampling_plan import SamplingPlan, plan_sampling
+from tpt_jax.think.sampling_plan import SamplingPlan, plan_sampling, think_shape
 from tpt_jax.think.stop_strings import StopStrings, make_stop_strings
 from tpt_jax.train.compile import TrainerProgram, compile_trainer, compiled_settings
 

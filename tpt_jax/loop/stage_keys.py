@@ -11,12 +11,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from tpt_jax.config import RunConfig, flat, plain_values
-from tpt_jax.loop.on_demand import keeps_token_scores, make_pipeline
+from tpt_jax.loop.on_demand import make_pipeline
 from tpt_jax.loop.run_folder import Stage
 from tpt_jax.loop.seeds import derive_seed
 from tpt_jax.prune.demand import sample_levels, takes_all_samples
 from tpt_jax.prune.registry import dump_steps
 from tpt_jax.prune.step import Step
+from tpt_jax.think.sampling_plan import keeps_token_scores
 
 Kind = Literal["base", "think", "prune", "train", "evaluate"]  # base: round 0's weights, the model as given
 

@@ -21,7 +21,7 @@ from tpt_jax.think.cost_probes import compile_decode_step, compile_prefill, leas
 from tpt_jax.think.reshard import compile_reshard
 from tpt_jax.think.sampler import fewer_slots
 from tpt_jax.think.sampling import Filters
-from tpt_jax.think.sampling_plan import slot_shape
+from tpt_jax.think.sampling_plan import slot_shape, think_shape
 from tpt_jax.think.slot_program import SlotProgram, compile_slots
 from tpt_jax.think.state import SlotShape
 from tpt_jax.train.compile import compile_trainer
@@ -121,7 +121,7 @@ class Compiler:
     def slot_shape(self, sampling: Sampling, num_questions: int) -> SlotShape:
         """The slots of a sampling section of the config, assuming prompts of maximum length."""
         section: SamplingConfig = getattr(self.config, sampling)
-        return slot_shape(
+        shape = slot_shape(
             num_questions=min(section.num_questions or num_questions, num_questions),
             num_samples=section.num_samples,
             num_prefix_tokens=0,
@@ -133,6 +133,9 @@ class Compiler:
             cache_type=section.cache_type,
             option=f"{sampling}.",
         )
+        if sampling == "evaluate":
+            return shape
+        return think_shape(shape, self.config, section.num_slots // self.decode_layout.batch_ways)
 
     def compile_sampler(self, sampling: Sampling, shape: SlotShape) -> SlotProgram:
         """Compiles the sampling program.

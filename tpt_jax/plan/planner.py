@@ -13,7 +13,7 @@ from tpt_jax.models.architecture import ModelConfig
 from tpt_jax.models.published import PUBLISHED, published
 from tpt_jax.plan.chips import Chip, chip_of
 from tpt_jax.plan.phases import Compiler, Phase
-from tpt_jax.plan.rounds import Lengths, StageBound, stage_bounds
+from tpt_jax.plan.rounds import Assumptions, StageBound, stage_bounds
 from tpt_jax.plan.search import most_rows, most_slots
 from tpt_jax.plan.topology import tpu_devices
 from tpt_jax.runtime.mesh import make_mesh
@@ -36,7 +36,7 @@ class Plan:
     num_parameters: int
     phases: Sequence[Phase]
     stages: Sequence[StageBound]
-    lengths: Lengths
+    assumed: Assumptions
     largest: dict[str, int] | None
 
     @property
@@ -71,7 +71,7 @@ class Plan:
                 for phase in self.phases
             ],
             "round": {
-                "assumes": dataclasses.asdict(self.lengths),
+                "assumes": dataclasses.asdict(self.assumed),
                 "stages": [dataclasses.asdict(stage) for stage in self.stages],
                 "seconds": self.round_seconds,
                 "chip_hours": self.round_chip_hours,
@@ -81,7 +81,7 @@ class Plan:
         }
 
 
-def make_plan(config: RunConfig, topology: str, lengths: Lengths, *, search: bool) -> Plan:
+def make_plan(config: RunConfig, topology: str, assumed: Assumptions, *, search: bool) -> Plan:
     """Compiles every phase of a run for a topology.
 
     Args:
@@ -102,19 +102,22 @@ def make_plan(config: RunConfig, topology: str, lengths: Lengths, *, search: boo
         f"mesh {dict(compiler.mesh.shape)}; compiling"
     )
     phases = compiler.phases(shapes)
-    stages = stage_bounds(config, phases, shapes, compiler.decode_layout.batch_ways, lengths, chip)
+    stages = stage_bounds(config, phases, shapes, compiler.decode_layout.batch_ways, assumed, chip)
     largest = None
     if search:
         largest = {"think.num_slots": most_slots(compiler, "think", num_train), "train.rows": most_rows(compiler)}
     num_parameters = compiler.model.num_parameters
-    return Plan(config, topology, chip, dict(compiler.mesh.shape), num_parameters, phases, stages, lengths, largest)
+    return Plan(config, topology, chip, dict(compiler.mesh.shape), num_parameters, phases, stages, assumed, largest)
 
 
-def default_lengths(config: RunConfig, mean_prompt: int | None, mean_completion: int | None) -> Lengths:
-    """Mean lengths; by default half of think.max_prompt_tokens and a third of think.max_new_tokens."""
-    return Lengths(
+def assumptions(
+    config: RunConfig, mean_prompt: int | None, mean_completion: int | None, right_share: float
+) -> Assumptions:
+    """Mean lengths are half of think.max_prompt_tokens and a third of think.max_new_tokens unless given."""
+    return Assumptions(
         mean_prompt or -(-config.think.max_prompt_tokens // 2),
         mean_completion or -(-config.think.max_new_tokens // 3),
+        right_share,
     )
 
 

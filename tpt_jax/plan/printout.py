@@ -12,7 +12,7 @@ from tpt_jax.config import RunConfig
 from tpt_jax.io.files import write_atomically
 from tpt_jax.plan.chips import GIB
 from tpt_jax.plan.phases import Cost, Memory, Phase
-from tpt_jax.plan.planner import Plan, default_lengths, make_plan
+from tpt_jax.plan.planner import Plan, assumptions, make_plan
 from tpt_jax.terminal import say
 
 MIN_WIDTH = 100  # of the table, if standard output is not a terminal
@@ -25,13 +25,14 @@ def print_plan(
     *,
     mean_prompt_tokens: int | None = None,
     mean_new_tokens: int | None = None,
+    right_share: float = 0.6,
     search: bool = False,
     json_path: Path | None = None,
 ) -> bool:
     """Makes a plan and prints it; returns whether everything fits.
 
     Args:
-      mean_prompt_tokens, mean_new_tokens: see default_lengths.
+      mean_prompt_tokens, mean_new_tokens, right_share: see Assumptions.
       search: also find the most slots and rows that fit; takes minutes longer.
       json_path: file to write the figures to.
 
@@ -39,7 +40,8 @@ def print_plan(
       UserError: see make_plan.
     """
     started = time.monotonic()
-    plan = make_plan(config, topology, default_lengths(config, mean_prompt_tokens, mean_new_tokens), search=search)
+    assumed = assumptions(config, mean_prompt_tokens, mean_new_tokens, right_share)
+    plan = make_plan(config, topology, assumed, search=search)
     stdout = Console(width=max(Console().width, MIN_WIDTH))
     stdout.print(phase_table(plan))
     stdout.print(summary(plan), highlight=False, markup=False, soft_wrap=True)
@@ -107,10 +109,10 @@ def _phase_line(phase: Phase) -> str:
 
 
 def _round_lines(plan: Plan) -> list[str]:
-    lengths = plan.lengths
+    assumed = plan.assumed
     lines = [
-        f"A round with prompts of {lengths.mean_prompt} tokens and completions of {lengths.mean_completion} "
-        "takes at least"
+        f"A round with prompts of {assumed.mean_prompt} tokens, completions of {assumed.mean_completion}, and "
+        f"{assumed.right_share:.0%} of traces right takes at least"
     ]
     for stage in plan.stages:
         seconds = "does not fit" if stage.seconds is None else f"{stage.seconds:,.0f} s"

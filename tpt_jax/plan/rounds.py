@@ -7,18 +7,31 @@ from collections.abc import Mapping, Sequence
 from tpt_jax.config import RunConfig, Sampling
 from tpt_jax.plan.chips import Chip
 from tpt_jax.plan.phases import Phase
+from tpt_jax.prune.demand import asks_one_by_one, takes_all_samples
+from tpt_jax.prune.pipeline import Pipeline
 from tpt_jax.think.state import SlotShape
 
 PACKING = 0.95  # share of a training batch that is not padding
 UNLIMITED = 10**12
 
 
+# How much questions differ: their shares of right traces are taken to follow a beta distribution, a + b of which is
+# this. Gemma 2 2B's 2,500 traces on GSM8K fit it: 63% right, 78% of questions solved in four samples.
+SPREAD = 0.56
+
+
 @dataclasses.dataclass(frozen=True)
-class Lengths:
-    """Assumed mean lengths in tokens, unknown until the model has sampled."""
+class Assumptions:
+    """What is unknown until the model has sampled.
+
+    Attributes:
+      mean_prompt, mean_completion: lengths in tokens.
+      right_share: of the traces on training questions.
+    """
 
     mean_prompt: int
     mean_completion: int
+    right_share: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +48,7 @@ def stage_bounds(
     phases: Sequence[Phase],
     shapes: Mapping[Sampling, SlotShape],
     num_shards: int,
-    lengths: Lengths,
+    assumed: Assumptions,
     chip: Chip,
 ) -> list[StageBound]:
     """Think, train and evaluate of the first round. Pruning costs no device time.
@@ -49,33 +62,57 @@ def stage_bounds(
 
     def sampling(kind: Sampling) -> StageBound:
         shape = shapes[kind]
+        num_traces, num_prefills = shape.num_traces, math.ceil(shape.num_questions / shape.prefill_rows)
+        if kind == "think":
+            wanted = expected_traces(config, shape.num_questions * num_shards, assumed.right_share)
+            num_traces = math.ceil(wanted / num_shards)
+            if shape.prefills_per_question > 1:
+                num_prefills = math.ceil(num_traces / shape.prefill_rows)
         # Sections that differ only in their number of questions share the phases of the first.
         source = kind if f"{kind}: decode" in by_name else "think"
         step, prefill = seconds.get(f"{source}: decode"), seconds.get(f"{source}: prefill")
-        tokens = shape.num_traces * lengths.mean_completion
+        tokens = num_traces * assumed.mean_completion
         num_steps = math.ceil(tokens / shape.num_slots)
-        num_prefills = math.ceil(shape.num_questions / shape.prefill_rows)
         total = None if step is None or prefill is None else num_steps * step + num_prefills * prefill
         return StageBound(kind, tokens * num_shards, total)
 
     return [
         sampling("think"),
-        _train_bound(config, shapes["think"], num_shards, lengths, seconds),
+        _train_bound(config, shapes["think"], num_shards, assumed, seconds),
         sampling("evaluate"),
     ]
 
 
+def expected_traces(config: RunConfig, num_questions: int, right_share: float) -> float:
+    """How many traces a think stage samples, on average, surplus left out; see prune.demand.
+
+    With a question's share of right traces beta-distributed, its first n samples are all wrong with probability
+    b (b + 1) ... (b + n - 1) / ((a + b) ... (a + b + n - 1)).
+    """
+    think, pipeline = config.think, Pipeline.from_config(config.prune, config.seed)
+    num_samples = think.max_samples or think.num_samples
+    wrong = [1.0]  # by number of samples
+    for sample in range(num_samples):
+        wrong.append(wrong[-1] * ((1 - right_share) * SPREAD + sample) / (SPREAD + sample))
+    if takes_all_samples(pipeline, think.until):
+        return float(num_questions * think.num_samples)
+    wanted = pipeline.max_per_question or num_samples
+    samples = sum(wrong[:num_samples]) if asks_one_by_one(pipeline, think.until) else num_samples
+    samples = min(num_samples, samples * wanted)
+    asked = min(num_questions, (pipeline.max_traces or UNLIMITED) / max(1 / UNLIMITED, (1 - wrong[-1]) * wanted))
+    return asked * samples
+
+
 def _train_bound(
-    config: RunConfig, think: SlotShape, num_shards: int, lengths: Lengths, seconds: Mapping[str, float]
+    config: RunConfig, think: SlotShape, num_shards: int, assumed: Assumptions, seconds: Mapping[str, float]
 ) -> StageBound:
     """Training on as many traces as the config lets pruning keep."""
     train, prune = config.train, config.prune
     num_kept = min(
-        think.num_traces * num_shards,
         think.num_questions * num_shards * (prune.max_per_question or UNLIMITED),
         prune.max_traces or UNLIMITED,
     )
-    tokens = num_kept * (lengths.mean_prompt + lengths.mean_completion) * train.num_epochs
+    tokens = num_kept * (assumed.mean_prompt + assumed.mean_completion) * train.num_epochs
     tokens_per_step = train.micro_batches * train.rows * train.sequence_length
     num_steps = min(math.ceil(tokens / (tokens_per_step * PACKING)), train.max_steps or UNLIMITED)
     step = seconds.get("train step")

@@ -3,7 +3,11 @@
 import dataclasses
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
+from tpt_jax.config import RunConfig
 from tpt_jax.errors import UserError
+from tpt_jax.prune.apply import SCORES
+from tpt_jax.prune.demand import asks_one_by_one, sample_levels
+from tpt_jax.prune.pipeline import Pipeline
 from tpt_jax.think.cache import CacheType
 from tpt_jax.think.requests import Request
 from tpt_jax.think.sampling import Filters
@@ -120,6 +124,30 @@ def slot_shape(
         max_new_tokens=max_new_tokens,
         filters=filters,
         cache_type=cache_type,
+    )
+
+
+def keeps_token_scores(config: RunConfig) -> bool:
+    """Whether the think stage keeps token scores: on request, or because pruning needs them."""
+    needs = Pipeline.from_config(config.prune, config.seed).needs
+    return config.think.token_scores or not needs.isdisjoint(SCORES)
+
+
+def think_shape(shape: SlotShape, config: RunConfig, num_slots: int) -> SlotShape:
+    """The shape of a think stage: with room for all samples and prefills that it may need.
+
+    Args:
+      shape: for `think.num_samples` samples of each question.
+      num_slots: per data shard.
+    """
+    think, pipeline = config.think, Pipeline.from_config(config.prune, config.seed)
+    levels = sample_levels(think.num_samples, think.max_samples)
+    return dataclasses.replace(
+        shape,
+        num_slots=min(num_slots, shape.num_questions * levels[-1]),
+        num_traces=shape.num_questions * levels[-1],
+        prefills_per_question=levels[-1] if asks_one_by_one(pipeline, think.until) else len(levels),
+        token_scores=keeps_token_scores(config),
     )
 
 
