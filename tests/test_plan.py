@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,7 +24,7 @@ from tpt_jax.plan.chips import CHIPS, chip_of
 from tpt_jax.plan.hlo import Module
 from tpt_jax.plan.phases import Cost, Phase
 from tpt_jax.plan.planner import model_config
-from tpt_jax.plan.rounds import Assumptions, stage_bounds
+from tpt_jax.plan.rounds import SPREAD, Assumptions, expected_traces, stage_bounds
 from tpt_jax.plan.search import MAX_COMPILES, largest_that_fits
 from tpt_jax.runtime.memory import DoesNotFitError, MemoryNeed, explain_out_of_memory
 from tpt_jax.runtime.mesh import make_mesh
@@ -185,7 +186,8 @@ def test_unknown_topologies_and_models_are_refused_in_one_line() -> None:
 
 def test_bounds_of_a_round_whose_phases_take_a_second_each() -> None:
     config = load_config(
-        ROOT / "configs/gemma2_2b_gsm8k.yaml", {"prune.max_traces": "1000", "train.micro_batches": "2"}
+        ROOT / "configs/gemma2_2b_gsm8k.yaml",
+        {"prune.max_traces": "1000", "train.micro_batches": "2", "think.until": "all"},
     )
     chip = CHIPS["v5e"]
     one_second = Cost(flops=round(chip.flops), bytes=0, collectives={})
@@ -197,6 +199,22 @@ def test_bounds_of_a_round_whose_phases_take_a_second_each() -> None:
     assert seconds["evaluate"] == seconds["think"]
     num_kept = 200  # one per question, on two shards
     assert seconds["train"] == pytest.approx(math.ceil(num_kept * 260 / (2 * 32 * 1024 * 0.95)), rel=1e-6)
+
+
+@pytest.mark.parametrize("right_share", [0.3, 0.63, 0.9])
+def test_expected_traces_of_a_round_that_asks_for_enough(right_share: float) -> None:
+    """Against drawn questions, each asked until its first right trace or four times, until 2,000 are solved."""
+    config = load_config(ROOT / "configs/gemma2_2b_gsm8k.yaml")
+    rng = np.random.default_rng(0)
+    counts = []
+    for _ in range(20):
+        rates = rng.beta(right_share * SPREAD, (1 - right_share) * SPREAD, 7473)
+        first = rng.geometric(np.maximum(rates, 1e-12))  # the first right sample, from 1
+        solved = np.cumsum(first <= 4)
+        counts.append(np.minimum(first, 4)[: np.searchsorted(solved, 2000) + 1].sum())
+    assert expected_traces(config, 7473, right_share) == pytest.approx(np.mean(counts), rel=0.02)
+    everything = load_config(ROOT / "configs/gemma2_2b_gsm8k.yaml", {"think.until": "all"})
+    assert expected_traces(everything, 7473, right_share) == 29_892
 
 
 @needs_libtpu

@@ -217,10 +217,10 @@ class Compiler:
 
 
 def _distinct(shapes: Mapping[Sampling, SlotShape]) -> Iterable[Sampling]:
-    """The sections with a program of their own; the number of questions and traces does not change a program."""
+    """The sections with programs of their own; the number of questions, traces and prefills changes no costs."""
     seen = []
     for sampling, shape in shapes.items():
-        key = dataclasses.replace(shape, num_questions=0, num_traces=0)
+        key = dataclasses.replace(shape, num_questions=0, num_traces=0, prefills_per_question=1)
         if key not in seen:
             seen.append(key)
             yield sampling
