@@ -58,14 +58,14 @@ def test_seeds_alone_give_the_t_interval_over_seeds() -> None:
     assert difference.interval == pytest.approx(expected)
 
 
-def test_an_arm_of_little_variance_gets_no_absurd_interval() -> None:
-    """Its own questions say less than the seeds of the other arms; with fewer than one degree of freedom it would."""
+def test_an_arm_whose_seeds_cancel_gets_no_absurd_interval() -> None:
+    """Its means over seeds do not vary between questions: taken alone, they would give no variance at all."""
     draw = np.random.default_rng(0).standard_normal
-    first, other = 0.3 * draw((2, 30)), 0.3 * draw((2, 30))
-    quiet = first + 0.05 * draw((2, 30))
-    interval = paired_differences([first, other, quiet])[1].interval
-    assert interval is not None
-    assert interval[1] - interval[0] < 1.0
+    first, other, noise = 0.3 * draw((2, 30)), 0.3 * draw((2, 30)), 0.3 * draw(30)
+    cancelling = first + np.stack([noise, -noise])
+    of_other, of_cancelling = (each.interval or (0, 0) for each in paired_differences([first, other, cancelling]))
+    widths = of_other[1] - of_other[0], of_cancelling[1] - of_cancelling[0]
+    assert 0.3 * widths[0] < widths[1] < 3 * widths[0]
 
 
 def test_several_comparisons_widen_the_intervals() -> None:

@@ -7,9 +7,9 @@ Another draw of either would have given another mean. In a model of independent 
 
 the variance of the mean over both is var(seed) / S + var(question) / Q + var(rest) / (S Q). It is estimated by
 
-    var_q(mean_s y) / Q  +  max(0, var_s(mean_q y) / S  -  var(rest) / (S Q))
+    var_q(mean_s y) / Q  +  var_s(mean_q y) / S  -  var(rest) / (S Q)
 
-since each of the first two terms contains the rest once (analysis of variance of crossed random effects: Searle,
+and by no less than either of the first two terms, each of which contains the rest once (analysis of variance of crossed random effects: Searle,
 Casella and McCulloch, Variance Components, 1992; the first term alone is the standard error clustered by question:
 Miller 2024, arXiv 2411.00640, section 2.2). A few seeds say little about their variance, so the interval has Student's
 quantile with Satterthwaite's degrees of freedom, V^2 / (Vq^2 / (Q - 1) + Vs^2 / df_s), where V is the whole variance,
@@ -91,7 +91,7 @@ def _estimate(values: Rates, spread: _Spread | None, level: float) -> Estimate:
     variance, freedom = of_questions, float(num_questions - 1)
     if spread is not None:
         of_seeds = spread.variance / num_seeds
-        variance += max(0.0, of_seeds - _rest(values) / values.size)
+        variance = max(of_questions, of_seeds, of_questions + of_seeds - _rest(values) / values.size)
         if variance == 0:
             return Estimate(mean, (mean, mean))
         satterthwaite = variance**2 / (of_questions**2 / freedom + of_seeds**2 / spread.freedom)
