@@ -12,8 +12,8 @@ the variance of the mean over both is var(seed) / S + var(question) / Q + var(re
 and by no less than either of the first two terms, each of which contains the rest once (analysis of variance of crossed
 random effects: Searle, Casella and McCulloch, Variance Components, 1992; the first term alone is the standard error
 clustered by question: Miller 2024, arXiv 2411.00640, section 2.2). A few seeds say little about their variance, so the
-interval has Student's quantile with Satterthwaite's degrees of freedom, V^2 / (Vq^2 / (Q - 1) + Vs^2 / df_s), where V is
-the whole variance, Vq and Vs its first two terms, and df_s = S - 1.
+interval has Student's quantile with Satterthwaite's degrees of freedom, V^2 / (Vq^2 / (Q - 1) + Vs^2 / df_s), where V
+is the whole variance, Vq and Vs its first two terms, and df_s = S - 1.
 
 Differences between two arms are taken for each seed and question before anything else: what makes a question hard
 for both arms cancels (paired differences, Miller 2024, section 4). Their variance between seeds is pooled over all
