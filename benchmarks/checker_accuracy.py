@@ -22,7 +22,7 @@ from rich.table import Table
 
 from tpt_jax.checks.pool import CheckerPool
 from tpt_jax.io.files import read_jsonl
-from tpt_jax.library.judge_file import read_questions
+from tpt_jax.library.trace_files import read_questions
 from tpt_jax.records import Question, Trace, Verdict
 from tpt_jax.tasks import task_class
 

@@ -44,7 +44,7 @@ from tpt_jax.checks.answers.latex import LATEX_READER, check_math
 from tpt_jax.checks.answers.number import check_numeric
 from tpt_jax.evaluation import mean_interval
 from tpt_jax.io.files import read_jsonl
-from tpt_jax.library.judge_file import read_questions
+from tpt_jax.library.trace_files import read_questions
 from tpt_jax.records import Question
 from tpt_jax.tasks.task import read_plain_question
 

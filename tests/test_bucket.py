@@ -15,7 +15,7 @@ from tpt_jax.checkpoints.checksums import BrokenCheckpointError, verify_checksum
 from tpt_jax.config import RunConfig, load_config
 from tpt_jax.io import links
 from tpt_jax.io.paths import copy, files_below, is_remote, to_path
-from tpt_jax.library.judge_file import read_traces_to_judge
+from tpt_jax.library.trace_files import read_traces_to_judge
 from tpt_jax.loop.metrics import MetricsLog
 from tpt_jax.loop.run_folder import RunFolder
 from tpt_jax.records import JudgedTrace, Question, Trace, Verdict

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tpt_jax.errors import UserError
@@ -85,6 +85,7 @@ def names(selection: Selection) -> list[str]:
 # Properties of all pipelines.
 
 
+@settings(max_examples=50)
 @given(judged=JUDGED, pipeline=ANY_PIPELINE, order=st.randoms())
 def test_the_order_of_the_input_does_not_matter(
     judged: list[JudgedTrace], pipeline: Pipeline, order: random.Random
@@ -100,6 +101,7 @@ def test_the_order_of_the_input_does_not_matter(
     assert all(each.trace.finish_reason == "stop" and not each.verdict.unknown for each in selection.kept)
 
 
+@settings(max_examples=50)
 @given(judged=JUDGED, pipeline=ANY_PIPELINE)
 def test_candidates_that_went_through_json_are_chosen_alike(judged: list[JudgedTrace], pipeline: Pipeline) -> None:
     candidates = candidates_of(pipeline, judged)
@@ -109,6 +111,7 @@ def test_candidates_that_went_through_json_are_chosen_alike(judged: list[JudgedT
     assert again == pipeline
 
 
+@settings(max_examples=50)
 @given(judged=JUDGED, pipeline=pipelines({"trace", "question"}))
 def test_a_questions_choice_agrees_with_the_rounds(judged: list[JudgedTrace], pipeline: Pipeline) -> None:
     """The first max_traces of what is kept of each question, in the questions' order."""
@@ -122,6 +125,7 @@ def test_a_questions_choice_agrees_with_the_rounds(judged: list[JudgedTrace], pi
     assert [(each.trace.id, each.trace.sample) for each in select(pipeline, judged).kept] == expected
 
 
+@settings(max_examples=50)
 @given(judged=JUDGED, pipeline=pipelines({"trace"}))
 def test_later_samples_change_nothing_with_scope_trace(judged: list[JudgedTrace], pipeline: Pipeline) -> None:
     """So a sampler may stop as soon as a question has enough."""

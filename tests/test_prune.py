@@ -13,7 +13,7 @@ import pytest
 from tpt_jax.commands import prune as command
 from tpt_jax.errors import UserError
 from tpt_jax.io.files import read_jsonl
-from tpt_jax.library.judge_file import read_traces_to_judge
+from tpt_jax.library.trace_files import read_traces_to_judge
 from tpt_jax.prune.summary import failed_on_all
 from tpt_jax.records import JudgedTrace, Question, Trace, Verdict
 

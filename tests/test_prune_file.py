@@ -22,7 +22,8 @@ from tpt_jax.commands.main import main
 from tpt_jax.errors import UserError
 from tpt_jax.io.files import read_jsonl
 from tpt_jax.library import judge_file as module
-from tpt_jax.library.judge_file import judge_file, read_traces_to_judge
+from tpt_jax.library.judge_file import judge_file
+from tpt_jax.library.trace_files import read_traces_to_judge
 from tpt_jax.prune.apply import select
 from tpt_jax.prune.pipeline import Pipeline
 from tpt_jax.prune.registry import DEFAULT_STEPS
@@ -155,6 +156,88 @@ def test_a_files_traces_are_selected_as_those_in_memory(
         for line, verdict in zip(lines, verdicts, strict=True)
     ]
     assert [{name: line[name] for name in expected[0]} for line in out] == expected
+
+
+# Steps.
+
+
+def test_kept_traces_are_trimmed_without_tokens_and_scores(tmp_path: Path) -> None:
+    """The second would be judged otherwise without its end, and the third is not kept."""
+    scores = {"logprob": -1.0, "entropy": 1.0, "token_ids": [3], "token_logprobs": [-1.0]}
+    texts = {0: "#### 7 \n\nLet me know!", 1: "#### 8 \nWait, that is wrong. It is 7.", 2: "#### 9 \nBye"}
+    lines = [{"id": "a", "sample": sample, "trace": text, **scores} for sample, text in texts.items()]
+    questions, traces = write_lines(tmp_path / "q.jsonl", QUESTIONS), write_lines(tmp_path / "t.jsonl", lines)
+    result = judge_file(
+        "gsm8k", questions, traces, tmp_path / "out.jsonl", steps="correct, trim_after_answer", num_workers=1
+    )
+    first, *others = read_jsonl(tmp_path / "out.jsonl")
+    assert first["trace"] == "#### 7"
+    assert not scores.keys() & first.keys()
+    assert [line["trace"] for line in others] == [texts[1], texts[2]]
+    assert all(scores.keys() <= line.keys() for line in others)
+    assert [line["kept"] for line in (first, *others)] == [line["correct"] for line in (first, *others)]
+    assert result.num_trimmed == 1
+
+
+@pytest.mark.parametrize(
+    ("steps", "field", "advice"),
+    [
+        ("correct, lowest_surprisal", "token_ends", "sample them with think.token_scores: true"),
+        ("highest_logprob", "token_ids", "take traces that tpt sampled"),
+        ("trim_steps: {share: 0.5}", "token_entropies", "sample them with think.token_scores: true"),
+    ],
+)
+def test_a_step_that_needs_what_a_trace_lacks_is_refused_before_any_is_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: str, field: str, advice: str
+) -> None:
+    """Only the last trace lacks it; an empty one has no tokens."""
+    monkeypatch.setattr(module, "judge_pairs", None)
+    whole = {"logprob": -1.0, "token_ids": [3], "token_logprobs": [-1.0], "token_entropies": [1.0], "token_ends": [6]}
+    lines: list[dict[str, Any]] = [{"id": "a", "completion": "", "logprob": 0}]
+    lines += [{"id": "a", "completion": "#### 7", **whole}] * 3
+    lines[-1] = {name: value for name, value in lines[-1].items() if name != field}
+    questions, traces = write_lines(tmp_path / "q.jsonl", QUESTIONS), write_lines(tmp_path / "t.jsonl", lines)
+    name = steps.rpartition(", ")[2].partition(":")[0]
+    with pytest.raises(UserError, match=f"^steps: {name} needs {field}, which the traces lack; {advice}$"):
+        judge_file("gsm8k", questions, traces, tmp_path / "out.jsonl", steps=steps)
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("token_ids", "ab", "\"token_ids\" \\('ab'\\) is not a list of numbers"),
+        ("token_ends", [True], r'"token_ends" \(\[True\]\) is not a list'),
+        ("logprob", "-1", "\"logprob\" \\('-1'\\) is not a number"),
+        ("token_ids", [1, 2], "has token_ids, token_logprobs, token_entropies, token_ends of different lengths"),
+    ],
+)
+def test_broken_scores_are_named(tmp_path: Path, field: str, value: object, message: str) -> None:
+    write_lines(tmp_path / "q.jsonl", QUESTIONS)
+    write_lines(tmp_path / "t.jsonl", [{"id": "a", "completion": "#### 7", "token_logprobs": [-1.0], field: value}])
+    with pytest.raises(UserError, match=message):
+        read(tmp_path, "q.jsonl", "t.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "tpt: --task: missing; give the task of these questions, or --config"),
+        (("--prune.steps", "any"), "tpt: --prune.steps: a key of a config; give --config too"),
+        (("--task", "gsm8k", "--steps", "corect"), "tpt: steps: unknown step 'corect'; did you mean correct?"),
+        (
+            ("--task", "gsm8k", "--steps", "own: {function: 'no:such'}"),
+            "tpt: step 'no:such': ModuleNotFoundError: No module named 'no'; write module:function of a function that "
+            "can be imported",
+        ),
+    ],
+)
+def test_mistakes_in_options_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+) -> None:
+    paths = ("--questions", "q", "--traces", "t", "--output", f"{tmp_path}/out.jsonl")
+    assert main(["prune", *paths, *arguments]) == 2
+    assert capsys.readouterr().err == message + "\n"
 
 
 # Formats.

@@ -20,7 +20,8 @@ from tpt_jax.loop.recovery import RoundState
 from tpt_jax.loop.run_folder import RunFolder
 from tpt_jax.loop.sampling import Pass, Sampled, judge_while_sampling
 from tpt_jax.loop.seeds import derive_seed
-from tpt_jax.loop.stages import Trained, select_traces
+from tpt_jax.loop.selection import select_traces
+from tpt_jax.loop.training import Trained
 from tpt_jax.loop.weights import Weights
 from tpt_jax.prompts import Example
 from tpt_jax.records import JudgedTrace, Question, QuestionSet, Trace, Verdict
@@ -75,9 +76,9 @@ class Calls:
         sampling_pass.folder.trace_writer(index, sampling_pass.sampling, 0).write(judged)
         return Sampled(1, 0, 0, 0, None, None)
 
-    def select_traces(self, folder: RunFolder, index: int, config: RunConfig, names: Sequence[str]) -> dict[str, Any]:
+    def select_traces(self, setup: Any, folder: RunFolder, index: int, names: Sequence[str]) -> dict[str, Any]:
         self.made.append(("select", index, list(names)))
-        return select_traces(folder, index, config, names)
+        return select_traces(setup, folder, index, names)
 
     def fine_tune(self, trainer: Any, load: Any, examples: Any, config: Any, **options: Any) -> Trained:
         rounds_of_traces = sorted({example.tokens[0] for example in examples})

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
-from tpt_jax.config import RunConfig, Sampling, load_config
+from tpt_jax.commands.main import main
+from tpt_jax.config import RunConfig, Sampling, dump_config, load_config
 from tpt_jax.errors import UserError
+from tpt_jax.io.files import read_jsonl
 from tpt_jax.loop import sampling as loop_sampling
 from tpt_jax.loop.run_folder import RunFolder
 from tpt_jax.loop.sampling import Pass, Sampled, sample_all, sample_on_demand
-from tpt_jax.loop.stages import select_traces
+from tpt_jax.loop.selection import select_traces
 from tpt_jax.records import JudgedTrace, Question, QuestionSet, Trace, Verdict
 from tpt_jax.tasks import Task
 from tpt_jax.think.engine import Statistics
@@ -185,8 +187,8 @@ def test_a_rounds_selection_keeps_to_the_configs_limits(folder: RunFolder) -> No
     folder.trace_writer(1, "think", 0).write([*judged, JudgedTrace(Trace("e", 0, "0", (1,) * 11), Verdict.wrong(""))])
 
     def kept(seed: int, **limits: Any) -> list[str]:
-        settings = load_config(QUICKSTART, {"seed": seed, "prune": limits})
-        figures = select_traces(folder, 1, settings, list("abcde"))
+        setup: Any = SimpleNamespace(config=load_config(QUICKSTART, {"seed": seed, "prune": limits}))
+        figures = select_traces(setup, folder, 1, list("abcde"))
         names = [trace.trace.name for trace in folder.training(1)]
         assert (figures["num_traces"], figures["num_correct"], figures["num_kept"]) == (9, 8, len(names))
         assert figures["mean_think_tokens"] == 3.0
@@ -197,3 +199,71 @@ def test_a_rounds_selection_keeps_to_the_configs_limits(folder: RunFolder) -> No
     assert kept(0, max_per_question=1, max_traces=None) == ["a/0", "b/0", "c/0", "d/0"]
     assert len(kept(0, max_per_question=1, max_traces=3)) == 3
     assert len({tuple(kept(seed, max_per_question=1, max_traces=3)) for seed in range(9)}) > 1
+
+
+class WordsAsTokens:
+    """Stands in for the prompt: token ids are the lengths of words."""
+
+    def completion_ids(self, completion: str) -> tuple[int, ...]:
+        return tuple(map(len, completion.split()))
+
+    def is_faithful(self, question: str, completion: str) -> bool:
+        return completion != "#### 5"
+
+
+def test_kept_traces_are_trimmed_tokenized_anew_and_judged_again(folder: RunFolder) -> None:
+    """Of "b" the verdict would change, "c" cannot be tokenized, and "d" has nothing to trim."""
+    texts = {"a": "#### 7\nBye", "b": "#### 8\nBye", "c": "#### 5\nBye", "d": "#### 6"}
+    traces = [JudgedTrace(Trace(name, 0, text, (1, 2), -3.0, entropy=2.0), RIGHT) for name, text in texts.items()]
+    folder.trace_writer(1, "think", 0).write(traces)
+
+    def judge(pairs: Iterator[tuple[Question, Trace]]) -> Iterator[Verdict]:
+        for question, trace in pairs:
+            assert question.id == trace.id
+            yield RIGHT if trace.completion == "#### 7" else Verdict.wrong("")
+
+    questions = QuestionSet(tuple(Question(name, "?", "7") for name in texts))
+    setup: Any = SimpleNamespace(
+        config=load_config(QUICKSTART, {"prune.steps": "correct, trim_after_answer"}),
+        prompt=WordsAsTokens(),
+        pool=SimpleNamespace(judge=judge),
+        task=Task("t", questions, questions),
+    )
+    assert select_traces(setup, folder, 1, list(texts))["num_trimmed"] == 1
+    trained = folder.training(1)
+    assert [each.trace for each in trained] == [Trace("a", 0, "#### 7", (4, 1)), *(each.trace for each in traces[1:])]
+    assert all(each.kept for each in trained)
+
+
+def test_a_rounds_selection_is_repeated_from_its_folder(tmp_path: Path) -> None:
+    """By the command with the run's config; the questions file also has those of the evaluation, and data."""
+    steps = "[correct, unique_calculations, {shortest: {count: 1}}]"
+    settings = {"prune.steps": steps, "prune.max_traces": 4, "seed": 3}
+    config = load_config(QUICKSTART, settings)
+    folder = RunFolder.open(tmp_path / "run", config)
+    questions = [Question(f"q{index}", f"{index} + 1?", f"{index + 1}", {"more": 1}) for index in range(9)]
+    folder.write_questions(2, [*questions, Question("t", "?", "1")])
+    judged = [
+        JudgedTrace(Trace(each.id, sample, f"{index} + 1 = {index + sample % 2}!", (1,) * sample), verdict)
+        for index, each in enumerate(questions)
+        for sample in range(4)
+        for verdict in [Verdict(f"{index + sample % 2}", strict=False, correct=sample % 2 == 1)]
+    ]
+    for part in (judged[:17], judged[17:]):
+        folder.trace_writer(2, "think", 0).write(part)
+    (tmp_path / "run" / "config.yaml").write_text(dump_config(config))
+    folder.trace_writer(2, "evaluate", 0).write([JudgedTrace(Trace("t", 0, "1"), RIGHT)])
+    setup: Any = SimpleNamespace(config=config)
+    select_traces(setup, folder, 2, [question.id for question in questions])
+    trained = {each.trace.name for each in folder.training(2)}
+    assert len(trained) == 4
+    paths = ("--questions", "rounds/002/questions.jsonl", "--traces", "rounds/002/traces", "--config", "config.yaml")
+    arguments = [each if each.startswith("--") else f"{tmp_path}/run/{each}" for each in paths]
+    assert main(["prune", *arguments, "--output", f"{tmp_path}/out.jsonl", "--num_workers", "1"]) == 0
+    out = list(read_jsonl(tmp_path / "out.jsonl"))
+    assert {f"{line['id']}/{line['sample']}" for line in out if line["kept"]} == trained
+    assert len(out) == len(judged)
+    # Options here and keys of the config change it.
+    more = [*arguments, "--output", f"{tmp_path}/more.jsonl", "--num_workers", "1"]
+    assert main(["prune", *more, "--steps", "any", "--prune.max_per_question", "2", "--max_traces", "9"]) == 0
+    assert sum(line["kept"] for line in read_jsonl(tmp_path / "more.jsonl")) == 9

@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tpt_jax.errors import UserError
-from tpt_jax.think.stop_strings import StopStrings, make_stop_strings
-from tpt_jax.tokenizer import token_bytes
+from tpt_jax.think.stop_strings import StopStrings, make_stop_strings, token_bytes
 
 TEXT = "Question: Ann has 3 apples.\n\nAnswer: naïve “4” → 7\n#### 7\n\nQuestion: how many?"
 KINDS = ("byte_level", "sentencepiece")

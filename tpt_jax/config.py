@@ -264,6 +264,8 @@ class RunConfig:
       name: the run's name, for its folder and report.
       seed: for sampling, selection and training order; runs with equal config and seed are identical.
       num_rounds: rounds of think, prune, train and evaluate; round 0 only evaluates the base model.
+      early_stop: end the run after a round whose Pass@1 is not above that of the best round before; the best
+        checkpoint is kept.
       keep_checkpoints: keep those of the newest rounds, this many, and of the best round by Pass@1; null keeps all.
       wandb_project: also log to this Weights & Biases project.
     """
@@ -274,6 +276,7 @@ class RunConfig:
     prompt: PromptConfig = PromptConfig()
     seed: Seed = 0
     num_rounds: PositiveInt = 4
+    early_stop: bool = False
     keep_checkpoints: PositiveInt | None = None
     mesh: MeshConfig = MeshConfig()
     think: ThinkConfig = ThinkConfig()

@@ -3,7 +3,8 @@
 import collections
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -19,7 +20,8 @@ class Evaluation:
 
     Attributes:
       k: the k of pass_at_k and strict_pass_at_k.
-      intervals: 95% intervals over questions, by metric name.
+      pass_at: Pass@k for k = 1, 2, 4, ... and the number of samples.
+      intervals: 95% intervals over questions, by metric name; those of `pass_at` are "pass_at_2" and so on.
       mean_tokens: sampled tokens per trace, without the end of turn.
       num_truncated: traces cut at the length limit.
       num_ended: traces that the model ended itself; the others were cut at the length limit or at a stop string.
@@ -34,6 +36,7 @@ class Evaluation:
     pass_at_k: float
     strict_pass_at_1: float
     strict_pass_at_k: float
+    pass_at: dict[int, float]
     intervals: dict[str, tuple[float, float]]
     mean_tokens: float
     num_truncated: int
@@ -72,6 +75,28 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     return max(0.0, mean - margin), min(1.0, mean + margin)
 
 
+@dataclasses.dataclass(frozen=True)
+class PairedChange:
+    """The change of a mean over the same questions, and its 95% interval, in the unit of the values."""
+
+    mean: float
+    interval: tuple[float, float]
+
+
+def paired_change(before: Mapping[str, float], after: Mapping[str, float]) -> PairedChange | None:
+    """The mean of the questions' own changes, from their values by id.
+
+    Much of an evaluation's uncertainty is its choice of questions. It cancels when both evaluations ask the same ones,
+    so the change is known better than two separate intervals suggest (Miller 2024, arXiv 2411.00640, section 4). None
+    if the questions differ, or there are fewer than two.
+    """
+    if len(before) < 2 or before.keys() != after.keys():
+        return None
+    changes = [after[name] - value for name, value in before.items()]
+    mean, margin = statistics.fmean(changes), Z_95 * statistics.stdev(changes) / math.sqrt(len(changes))
+    return PairedChange(mean, (mean - margin, mean + margin))
+
+
 def evaluate_traces(judged: Iterable[JudgedTrace], *, k: int) -> Evaluation:
     """Computes all figures from judged traces.
 
@@ -102,8 +127,10 @@ def evaluate_traces(judged: Iterable[JudgedTrace], *, k: int) -> Evaluation:
     def strict(trace: JudgedTrace) -> bool:
         return trace.verdict.strict
 
+    ks = sorted({num_samples, *(2**power for power in range(num_samples.bit_length()))})
+    curve = {f"pass_at_{each}": rates(correct, each) for each in ks}
     by_metric = {
-        "pass_at_1": rates(correct, 1),
+        "pass_at_1": curve["pass_at_1"],
         "pass_at_k": rates(correct, k),
         "strict_pass_at_1": rates(strict, 1),
         "strict_pass_at_k": rates(strict, k),
@@ -116,7 +143,8 @@ def evaluate_traces(judged: Iterable[JudgedTrace], *, k: int) -> Evaluation:
         num_samples=num_samples,
         k=k,
         **{name: float(np.mean(values)) for name, values in by_metric.items()},
-        intervals={name: mean_interval(values) for name, values in by_metric.items()},
+        pass_at={each: float(np.mean(curve[f"pass_at_{each}"])) for each in ks},
+        intervals={name: mean_interval(values) for name, values in {**curve, **by_metric}.items()},
         mean_tokens=sum(len(trace.trace.token_ids) for trace in counted) / len(counted),
         num_truncated=sum(trace.trace.finish_reason == "length" for trace in counted),
         num_ended=sum(trace.trace.finish_reason == "stop" and trace.trace.stop_string is None for trace in counted),

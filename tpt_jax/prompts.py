@@ -6,8 +6,6 @@ loss on:                                                                      ^^
 """
 
 import dataclasses
-import functools
-import itertools
 import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,7 +14,7 @@ from tpt_jax.config import PLAIN_TEMPLATE_NAME
 from tpt_jax.errors import UserError
 from tpt_jax.io.paths import AnyPath
 from tpt_jax.records import Question, Shot
-from tpt_jax.tokenizer import load_tokenizer, read_eos_ids, render, token_bytes
+from tpt_jax.tokenizer import load_tokenizer, read_eos_ids, render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,6 +26,7 @@ PLAIN_TEMPLATE = (
 )
 PLAIN_STOP = ("Question:",)  # a base model that has answered goes on with a question of its own
 PROBE = "4 + 3 = 7\n#### 7"  # a completion to render through the template
+BROKEN_CHARACTER = "\ufffd"  # at the end of a text whose last token ends inside a character
 # LLaMA 3's templates put the date into the prompt, by default today's: a run that samples on Monday would train with
 # another prompt on Tuesday. This is the templates' own fallback date.
 DATE = "26 Jul 2024"
@@ -124,17 +123,25 @@ class Prompt:
         return str(self.tokenizer.decode(list(token_ids), clean_up_tokenization_spaces=False))
 
     def token_ends(self, token_ids: Sequence[int]) -> tuple[int, ...]:
-        """Where each token ends in the text of all, in characters; a character ends with its last byte."""
-        pieces = [self._token_bytes[token] for token in token_ids]
-        text = self.text(token_ids)
-        # Decoding drops the space before the first word of a sentencepiece text.
-        dropped = sum(map(len, pieces)) - len(text.encode("utf-8", "surrogatepass"))
-        encoded, ends = b"".join(pieces), itertools.accumulate(map(len, pieces))
-        return tuple(len(encoded[max(0, dropped) : end].decode("utf-8", "ignore")) for end in ends)
+        """Where each token ends in the text of all, in characters; one that ends inside a character, before it.
 
-    @functools.cached_property
-    def _token_bytes(self) -> tuple[bytes, ...]:
-        return token_bytes(self.tokenizer)
+        Decodes each token after the few before it: 20 microseconds a token.
+        """
+        ends: list[int] = []
+        start = read = end = 0  # token_ids[:read] have the length `end`; the next ones are decoded after [start:read]
+        for index in range(len(token_ids)):
+            text, before = self.text(token_ids[start : index + 1]), len(self.text(token_ids[start:read]))
+            whole = text.rstrip(BROKEN_CHARACTER)
+            ends.append(max(end, end + len(whole) - before))
+            if whole == text:
+                end += len(text) - before
+                start, read = read, index + 1
+        return (*ends[:-1], len(self.text(token_ids))) if ends else ()
+
+    def is_faithful(self, question: str, completion: str) -> bool:
+        """Whether the example of a completion known as text is what the chat template renders, token by token."""
+        example = self.example(question, self.completion_ids(completion)).tokens
+        return self._encode(self._render(question, completion))[: len(example)] == example
 
     def check_contract(self, questions: Iterable[Question], vocab_size: int) -> None:
         """Checks prompts and training examples, token by token, against the chat template's own rendering.
@@ -151,9 +158,7 @@ class Prompt:
             self._check_bos(question, prompt)
             self._check_vocabulary(question, (*prompt, self.end_of_turn), vocab_size)
             self._check_text(question, rendered, prompt)
-            example = self.example(question.question, self.completion_ids(PROBE)).tokens
-            whole = self._encode(self._render(question.question, PROBE))
-            if whole[: len(example)] != example:
+            if not self.is_faithful(question.question, PROBE):
                 raise UserError(
                     f"chat template: the sampler's prompt of question {question.id!r} is not the prefix of its "
                     "training example; use a tokenizer whose chat template renders prompt + answer + end of turn, or "

@@ -1,11 +1,8 @@
 """A checkpoint's tokenizer: its files, its chat template, and the ids that end a text."""
 
 import contextlib
-import functools
-import json
 import logging
 import pathlib
-import re
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +20,6 @@ VOCABULARY, SENTENCEPIECE = "tokenizer.json", "tokenizer.model"
 OLDER_VOCABULARIES = ((SENTENCEPIECE,), ("vocab.json", "merges.txt"))
 TEMPLATE_FILE = "chat_template.jinja"
 TEMPLATE_FOLDER = "additional_chat_templates"
-_BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")  # sentencepiece's tokens for single bytes
 TOKENIZER_FILES = (
     VOCABULARY,
     SENTENCEPIECE,
@@ -120,40 +116,6 @@ def read_eos_ids(folder: AnyPath) -> frozenset[int]:
                 raise UserError(f"{path}: eos_token_id ({value}) must be a token's id or a list of ids; correct it")
             ids.update(values)
     return frozenset(ids)
-
-
-def token_bytes(tokenizer: "PreTrainedTokenizerBase") -> tuple[bytes, ...]:
-    """The bytes that each token id adds to a text, for byte-level BPE and for sentencepiece vocabularies.
-
-    A sentencepiece text begins with a space that decoding drops.
-    """
-    ids = range(len(tokenizer))
-    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
-    is_byte_level = backend is not None and '"ByteLevel"' in json.dumps(json.loads(backend.to_str())["decoder"])
-    convert = _byte_level if is_byte_level else _sentencepiece
-    added = {index: token.content.encode() for index, token in tokenizer.added_tokens_decoder.items()}
-    names: Any = tokenizer.convert_ids_to_tokens(list(ids))
-    return tuple(added[index] if index in added else convert(names[index] or "") for index in ids)
-
-
-def _sentencepiece(name: str) -> bytes:
-    byte = _BYTE_TOKEN.fullmatch(name)
-    return bytes([int(byte[1], 16)]) if byte else name.replace("▁", " ").encode()
-
-
-def _byte_level(name: str) -> bytes:
-    bytes_by_letter = _byte_letters()
-    if all(letter in bytes_by_letter for letter in name):
-        return bytes(bytes_by_letter[letter] for letter in name)
-    return name.encode()
-
-
-@functools.cache
-def _byte_letters() -> dict[str, int]:
-    """GPT-2's letters for bytes (openai/gpt-2, encoder.py): printable Latin-1, and U+0100 on for the other bytes."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(others)}
 
 
 def _check_files(folder: AnyPath) -> None:

@@ -92,7 +92,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 def accept_overrides(parser: argparse.ArgumentParser) -> None:
     """Collects unknown options in `args.overrides` rather than refusing them."""
-    parser.set_defaults(accepts_overrides=True)
+    parser.set_defaults(accepts_overrides=True, overrides={})
 
 
 def read_config(args: argparse.Namespace) -> "RunConfig":

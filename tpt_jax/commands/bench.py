@@ -86,7 +86,7 @@ def train(args: argparse.Namespace) -> int:
 
 
 def add_check_arguments(parser: argparse.ArgumentParser) -> None:
-    add_input_arguments(parser)
+    add_input_arguments(parser, requires_task=True)
     parser.add_argument(
         "--num_verdicts",
         type=positive,
@@ -96,7 +96,7 @@ def add_check_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check(args: argparse.Namespace) -> int:
     from tpt_jax.bench.check import measure
-    from tpt_jax.library.judge_file import read_traces_to_judge
+    from tpt_jax.library.trace_files import read_traces_to_judge
 
     read = read_traces_to_judge(
         args.task,

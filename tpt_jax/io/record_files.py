@@ -188,6 +188,32 @@ def parse_finish_reason(line: Mapping[str, Any]) -> FinishReason:
     )
 
 
+def parse_number(line: Mapping[str, Any], key: str) -> float:
+    """A number under a key, 0 if there is none.
+
+    Raises:
+      InvalidRecordError: it is no number.
+    """
+    value = line.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float | None):
+        raise InvalidRecordError(f'"{key}" ({value!r:.80}) is not a number')
+    return value or 0.0
+
+
+def parse_numbers(line: Mapping[str, Any], key: str) -> tuple[float, ...]:
+    """A list of numbers under a key, empty if there is none.
+
+    Raises:
+      InvalidRecordError: it is no such list.
+    """
+    values = line.get(key)
+    if values is None:
+        return ()
+    if not isinstance(values, list) or not {*map(type, values)} <= {int, float}:
+        raise InvalidRecordError(f'"{key}" ({values!r:.80}) is not a list of numbers')
+    return tuple(values)
+
+
 def _integer_if_whole(value: Any) -> Any:
     """2 for 2.0: tables with missing cells hold integers as floats."""
     return int(value) if isinstance(value, float) and value.is_integer() else value

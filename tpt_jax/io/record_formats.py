@@ -10,7 +10,7 @@ import json
 import pathlib
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
 
 import yaml
@@ -40,6 +40,20 @@ class RecordFile(abc.ABC):
     @abc.abstractmethod
     def count(self) -> int:
         """The number of records, broken ones included."""
+
+
+class RecordFiles(RecordFile):
+    """The records of several files of a folder, one after the other."""
+
+    def __init__(self, path: Path, files: Sequence[RecordFile]):
+        super().__init__(path)
+        self._files = files
+
+    def __iter__(self) -> Iterator[tuple[str, Load]]:
+        return itertools.chain.from_iterable(self._files)
+
+    def count(self) -> int:
+        return sum(file.count() for file in self._files)
 
 
 def open_records(path: AnyPath) -> RecordFile:

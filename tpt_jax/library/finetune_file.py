@@ -17,7 +17,7 @@ from tpt_jax.io.record_files import parse_finish_reason, parse_id, parse_sample,
 from tpt_jax.loop.metrics import MetricsLog, import_wandb
 from tpt_jax.loop.run_folder import num_saved_steps
 from tpt_jax.loop.setup import make_prompt
-from tpt_jax.loop.stages import Trained, fine_tune
+from tpt_jax.loop.training import Trained, fine_tune
 from tpt_jax.prompts import Example, Prompt
 from tpt_jax.runtime import environment, hosts
 from tpt_jax.runtime.mesh import make_mesh

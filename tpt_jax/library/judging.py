@@ -16,6 +16,7 @@ from tpt_jax.prune.pipeline import Pipeline
 from tpt_jax.prune.registry import DEFAULT_STEPS, parse_steps
 from tpt_jax.prune.step import AnyStep
 from tpt_jax.prune.summary import failed_on_all
+from tpt_jax.prune.trim import trim
 from tpt_jax.records import CheckerSpec, JudgedTrace, Question, QuestionSet, Trace, Traces, Verdict
 from tpt_jax.tasks import Task
 from tpt_jax.tasks.decontamination import normalised, normalised_texts
@@ -121,7 +122,8 @@ def select(
 
     Returns:
       The kept traces, sorted by question and sample; `num_dropped` counts the others by what dropped them: a guard
-      ("unfinished", "held out", "unknown"), a step, or a limit, in this order.
+      ("unfinished", "held out", "unknown"), a step, or a limit, in this order. Steps that trim are applied to the kept
+      ones, which are judged again: a trace stays whole where the verdict would change.
 
     Raises:
       UserError: a step or option is unknown, the traces have no verdicts or lack what a step needs, or your own step
@@ -134,13 +136,17 @@ def select(
     check_value("max_traces", max_traces, PositiveInt | None)
     tested = frozenset[str]().union(*(normalised_texts(questions) for questions in held_out))
     texts = {question.id: question.question for question in judged.questions}
-    selected = apply.select(
-        Pipeline(parsed, max_per_question, max_traces, seed),
-        judged,
-        is_held_out=lambda name: normalised(texts[name]) in tested,
-        option="steps",
-    )
-    return Traces(selected.kept, judged.questions, selected.num_dropped)
+    pipeline = Pipeline(parsed, max_per_question, max_traces, seed)
+    pipeline.require()
+    selected = apply.select(pipeline, judged, lambda name: normalised(texts[name]) in tested, option="steps")
+    kept = trim(pipeline, selected.kept, lambda traces: _judge_again(traces, judged.questions))
+    return Traces(tuple(kept), judged.questions, selected.num_dropped)
+
+
+def _judge_again(traces: Sequence[Trace], questions: QuestionSet) -> Iterable[Verdict]:
+    by_id = {question.id: question for question in questions}
+    pairs = ((by_id[trace.id], trace) for trace in traces)
+    return judge_pairs(pairs, len(traces), questions.checker, None, questions.seconds_per_trace)
 
 
 def score(judged: Iterable[JudgedTrace], *, k: int = 1) -> Evaluation:

@@ -12,7 +12,7 @@ from rich.console import Console
 from tpt_jax.config import RunConfig, load_config
 from tpt_jax.errors import UserError
 from tpt_jax.io.paths import Path as RunPath
-from tpt_jax.loop.metrics import MetricsLog, import_wandb, round_table
+from tpt_jax.loop.metrics import MetricsLog, import_wandb, monitor_table, round_table
 from tpt_jax.loop.recovery import RoundState, make_line_filter, recover
 from tpt_jax.loop.rounds import Loop
 from tpt_jax.loop.run_folder import RunFolder
@@ -41,8 +41,10 @@ class Run:
 
 
 def print_rounds(rounds: Sequence[Metrics]) -> None:
-    """Prints the table of the rounds so far to standard output."""
+    """Prints tables of the rounds so far to standard output: their rates, and signs of collapse."""
     Console().print(round_table(rounds))
+    if len(rounds) > 1:
+        Console().print(monitor_table(rounds))
 
 
 def run(

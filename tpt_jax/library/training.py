@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from tpt_jax.config import Seed, TrainConfig, check_value, settings
 from tpt_jax.errors import UserError
 from tpt_jax.library.model import Model
-from tpt_jax.loop.stages import fine_tune
+from tpt_jax.loop.training import fine_tune
 from tpt_jax.prompts import Example, Prompt
 from tpt_jax.records import JudgedTrace, Trace, Traces
 from tpt_jax.terminal import say

@@ -94,14 +94,12 @@ def import_wandb(project: str) -> Any:
 
 
 def round_table(rounds: Sequence[Mapping[str, Any]]) -> Table:
-    """The rounds so far, for the terminal; rates in percent."""
+    """The rounds so far, for the terminal; rates in percent. "~" marks an estimate from first samples only."""
     k = rounds[0]["k"]
-    table = Table(box=rich.box.SIMPLE, padding=(0, 1, 0, 0))  # ten columns fit into 80 characters
-    for heading in ("round", "Pass@1", "95%", f"Pass@{k}", f"Maj@{k}", "strict", "sampled", "correct", "kept", "time"):
-        table.add_column(heading, justify="right")
+    table = _table("round", "Pass@1", "95%", f"Pass@{k}", f"Maj@{k}", "strict", "sampled", "correct", "kept", "time")
     for metrics in rounds:
         low, high = metrics["intervals"]["pass_at_1"]
-        sampled = metrics["num_traces"]
+        train_rate = metrics.get("train_pass_at_1")
         table.add_row(
             str(metrics["round"]),
             f"{100 * metrics['pass_at_1']:.1f}",
@@ -109,9 +107,35 @@ def round_table(rounds: Sequence[Mapping[str, Any]]) -> Table:
             f"{100 * metrics['pass_at_k']:.1f}",
             "–" if metrics["maj_at_k"] is None else f"{100 * metrics['maj_at_k']:.1f}",
             f"{100 * metrics['strict_pass_at_1']:.1f}",
-            str(sampled or "–"),
-            f"{100 * metrics['num_correct'] / sampled:.1f}" if sampled else "–",
+            str(metrics["num_traces"] or "–"),
+            "–" if train_rate is None else f"{'~' * metrics['train_is_estimate']}{100 * train_rate:.1f}",
             str(metrics["num_kept"] or "–"),
             f"{sum(metrics['seconds'].values()):.0f} s",
         )
+    return table
+
+
+def monitor_table(rounds: Sequence[Mapping[str, Any]]) -> Table:
+    """What the rounds so far did to the model's variety, for the terminal; see loop/monitors.py."""
+    table = _table("round", "change", "95%", "won", "lost", "answers", "equations", "entropy", "tokens")
+    for metrics in rounds:
+        mean, low, high = metrics["paired"].get("pass_at_1", (None, None, None))
+        table.add_row(
+            str(metrics["round"]),
+            "–" if mean is None else f"{100 * mean:+.1f}",
+            "–" if mean is None else f"{100 * low:+.1f} to {100 * high:+.1f}",
+            str(metrics["num_won"]) if mean is not None else "–",
+            str(metrics["num_lost"]) if mean is not None else "–",
+            f"{100 * metrics['distinct_answers']:.0f}",
+            f"{100 * metrics['distinct_calculations']:.0f}",
+            f"{metrics['mean_token_entropy']:.3f}",
+            f"{metrics['mean_tokens']:.0f}",
+        )
+    return table
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=rich.box.SIMPLE, padding=(0, 1, 0, 0))  # ten columns fit into 80 characters
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
     return table

@@ -6,26 +6,31 @@ the same command resumes.
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tpt_jax.errors import Stopped
 from tpt_jax.evaluation import evaluate_traces
 from tpt_jax.loop.metrics import MetricsLog
+from tpt_jax.loop.monitors import monitor, to_metrics, warn_of_collapse
 from tpt_jax.loop.recovery import Facts, RoundState
 from tpt_jax.loop.run_folder import RunFolder, Stage
 from tpt_jax.loop.sampling import Pass, sample_all, sample_on_demand
 from tpt_jax.loop.seeds import derive_seed
+from tpt_jax.loop.selection import select_traces
 from tpt_jax.loop.setup import Setup
 from tpt_jax.loop.sharing import Sharing
-from tpt_jax.loop.stages import Trained, fine_tune, select_traces
+from tpt_jax.loop.training import Trained, fine_tune
 from tpt_jax.loop.training_set import check_training_set
 from tpt_jax.loop.weights import Weights
 from tpt_jax.prompts import Example
 from tpt_jax.prune.summary import count_labels
 from tpt_jax.records import QuestionSet
 from tpt_jax.runtime import hosts
+from tpt_jax.terminal import say
 from tpt_jax.train.compile import TrainerProgram
+
+THINK_FIGURES = ("slot_occupancy", "device_idle", "num_surplus", "num_cancelled")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +60,9 @@ class Loop:
                     done = [*done, self.run_round(state)]
                     self._remove_old_checkpoints(done)
                 yield done
+                if self.setup.config.early_stop and (best := best_round(done)) < state.index:
+                    say(f"round {state.index} is not better than round {best}: the run ends here (early_stop)")
+                    break
         except BaseException as error:
             if isinstance(error, Stopped) or hosts.count() == 1:  # other hosts may not have failed here
                 self.weights.close()  # completes a checkpoint that is being written
@@ -98,9 +106,7 @@ class Loop:
 
     def _prune(self, index: int) -> Facts:
         names = [question.id for question in self._training_questions(index)]
-        return hosts.broadcast(
-            f"round {index} prune", lambda: select_traces(self.folder, index, self.setup.config, names)
-        )
+        return hosts.broadcast(f"round {index} prune", lambda: select_traces(self.setup, self.folder, index, names))
 
     def _train(self, state: RoundState) -> Facts:
         """Makes the round's parameters, in round 0 the base model's, and starts writing their checkpoint."""
@@ -191,11 +197,11 @@ class Loop:
         count = self.setup.config.keep_checkpoints
         if count is None or not hosts.is_first():
             return
-        scores = {state.index: state.metrics["pass_at_1"] for state in done if state.metrics is not None}
-        kept = {*sorted(scores)[-count:], max(scores, key=lambda index: scores[index])}
+        indices = [state.index for state in done]
+        kept = {*indices[-count:], best_round(done)}
         if self.setup.config.train.start_from == "base":
             kept.add(0)
-        for index in scores.keys() - kept:
+        for index in set(indices) - kept:
             if self.folder.checkpoint(index).is_dir():
                 self.folder.checkpoint(index).rmtree()
 
@@ -210,6 +216,8 @@ class Loop:
             }
             self.log.log(state.index, "round", state.index, scalars)
             self.folder.write_metrics(state.index, metrics)
+            if (warning := warn_of_collapse(metrics)) is not None:
+                say(warning)
         return dataclasses.replace(state, metrics=metrics)
 
     def _metrics(self, state: RoundState) -> dict[str, Any]:
@@ -217,20 +225,32 @@ class Loop:
         pruned = {"num_traces": 0, "num_correct": 0, "num_strict": 0, "num_kept": 0, "num_dropped": {}}
         pruned |= {name: fact for name, fact in stages.get("prune", {}).items() if name not in ("seconds", "verdicts")}
         tested = self.folder.traces(state.index, "evaluate")
+        base = self.folder.traces(0, "evaluate") if state.index > 0 else []
         verdicts = {"think": stages["prune"]["verdicts"]} if "prune" in stages else {}
         sampled = {stage: stages[stage] for stage in ("think", "evaluate") if stage in stages}
         return {
             "round": state.index,
             **dataclasses.asdict(evaluate_traces(tested, k=self.setup.config.evaluate.num_samples)),
+            **to_metrics(monitor(tested, base)),
             **pruned,
             "verdicts": {**verdicts, "evaluate": count_labels(tested)},
             "num_contaminated": self.setup.task.num_contaminated,
             "num_prompts_too_long": {stage: facts["num_prompts_too_long"] for stage, facts in sampled.items()},
             "seconds": {stage: facts["seconds"] for stage, facts in stages.items()},
             "tokens": {stage: facts["tokens"] for stage, facts in stages.items() if "tokens" in facts},
-            **{name: stages["think"][name] for name in ("slot_occupancy", "device_idle") if "think" in stages},
+            **{name: stages.get("think", {}).get(name) for name in THINK_FIGURES},
             "compilations": self.setup.compilations.take(),
         }
+
+
+def best_round(done: Sequence[RoundState]) -> int:
+    """The index of the finished round with the highest Pass@1, the first one of equals.
+
+    All rounds answer the same held-out questions, so that the difference of two rates is the mean of the questions' own
+    changes.
+    """
+    scores = {state.index: state.metrics["pass_at_1"] for state in done if state.metrics is not None}
+    return max(scores, key=lambda index: scores[index])
 
 
 def _timed(stage: Callable[[], Facts]) -> Facts:

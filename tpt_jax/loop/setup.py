@@ -18,6 +18,7 @@ from tpt_jax.errors import UserError
 from tpt_jax.io.record_files import MAX_BROKEN_SHARE
 from tpt_jax.loop.on_demand import think_shape
 from tpt_jax.prompts import Prompt, load_prompt
+from tpt_jax.prune.pipeline import Pipeline
 from tpt_jax.records import QuestionSet, Trace
 from tpt_jax.runtime import hosts
 from tpt_jax.runtime.compilations import CompilationCounter
@@ -88,6 +89,7 @@ class Workshop:
     def set_up(self, config: RunConfig, samplings: Sequence[Sampling]) -> Setup:
         """What a run needs; see the function `set_up`."""
         started = time.monotonic()
+        Pipeline.from_config(config.prune, config.seed).require()
         model, task, pool, mesh = self._model(config), self._task(config), self._pool(config), self._mesh(config)
         of_prompt = (config.model, config.prompt, _of_pool(config))
         prompt = self._build("prompt", of_prompt, lambda: _checked_prompt(config.prompt, model, task))

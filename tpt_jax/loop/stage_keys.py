@@ -44,6 +44,7 @@ READ_BY: Mapping[str, frozenset[Kind]] = {
     "prompt": ON_DEVICES,
     "seed": SAMPLING,  # the other stages read seeds that are derived from it
     "num_rounds": NO_STAGE,
+    "early_stop": NO_STAGE,
     "keep_checkpoints": NO_STAGE,
     "mesh": ON_DEVICES,
     **_only("think", f"{_SAMPLING_SETTINGS} until max_samples"),

@@ -4,6 +4,7 @@ r"""Reads the calculations of a trace: its sequence of equations, however they a
 """
 
 import re
+from collections.abc import Iterator, Sequence
 
 _ANNOTATION = re.compile(r"<<[^<>\n]{0,200}>>")  # GSM8K's for a calculator; it repeats the equation
 _FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]{1,40})\}\s*\{([^{}]{1,40})\}")
@@ -12,13 +13,14 @@ _SPELLINGS = (
     (re.compile(r"\\(?:times|cdot)(?![A-Za-z])|[×·]"), "*"),
     (re.compile(r"\\div(?![A-Za-z])|÷"), "/"),
     (re.compile(r"[−–]"), "-"),
-    (re.compile(r"(?<=[\d)])\s*[xX]\s*(?=[$(]*\d)"), "*"),
+    (re.compile(r"(?:(?<=[\d)])\s*|(?<=\s))[xX]\s*(?=[$(]*\.?\d)"), "*"),
+    (re.compile(r"[/-](?=[A-Za-z])"), " "),  # of a unit: "$40/night", "5-year"
     (re.compile(r"\*\*+"), " "),  # bold
     (re.compile(r"\\[,;:!]|[$€£{}\[\]\\]"), " "),
     (re.compile(r"(?<=\d),(?=\d{3}(?!\d))"), ""),
 )
 _TOKEN = re.compile(
-    r"(?P<number>\d+(?:\.\d+)?|\.\d+)|(?P<sign>[-+*/^=()%])|(?P<word>[A-Za-z][A-Za-z'.-]*)|(?P<end>\S|\n)"
+    r"(?P<number>\d+(?:\.\d+)?|\.\d+)|(?P<sign>[-+*/^=()%])|(?P<word>[A-Za-z][A-Za-z'.&-]*)|(?P<end>\S)"
 )
 MAX_WORDS = 4  # of a unit, between a number and the next sign: "3 red apples each + 4"
 
@@ -28,37 +30,25 @@ def equations(text: str) -> list[str]:
 
     An equation has a sign of arithmetic and a result; "x = 7" is none. A chain, "3 + 4 = 7 = 14 / 2", is one.
     """
-    if "=" not in text:
-        return []
-    found: list[str] = []
-    parts: list[str] = []
-    num_words = 0
+    return [equation for line in text.split("\n") if "=" in line for equation in _of_line(_plain(line))]
 
-    def finish() -> None:
-        nonlocal num_words
-        if (equation := _as_equation(parts)) is not None:
-            found.append(equation)
-        parts.clear()
-        num_words = 0
 
-    for match in _TOKEN.finditer(_plain(text)):
+def _of_line(line: str) -> Iterator[str]:
+    parts: list[str] = []  # numbers and signs since the last equation
+    num_words = 0  # since the last of them
+    for match in _TOKEN.finditer(line):
         kind, token = match.lastgroup, match.group()
         if kind == "word":
             num_words += 1
-            if num_words > MAX_WORDS or not parts:
-                finish()
-        elif kind == "end":
-            finish()
-        elif kind == "number":
-            if parts and (num_words or parts[-1][-1].isdigit() or parts[-1] in ")%"):
-                finish()  # a number after a number begins another equation
-            parts.append(_plain_number(token))
+        # An equation ends at any other sign, after many words, and where a number follows a number.
+        is_next = kind == "number" and parts and (num_words or parts[-1][-1].isdigit() or parts[-1] in ")%")
+        if kind == "end" or num_words > MAX_WORDS or is_next:
+            yield from _as_equation(parts)
+            parts, num_words = [], 0
+        if kind in ("number", "sign"):
+            parts.append(_plain_number(token) if kind == "number" else token)
             num_words = 0
-        else:
-            parts.append(token)
-            num_words = 0
-    finish()
-    return found
+    yield from _as_equation(parts)
 
 
 def shape(equation: str) -> str:
@@ -83,9 +73,12 @@ def _plain_number(token: str) -> str:
     return f"{whole}.{decimals}" if decimals else whole
 
 
-def _as_equation(parts: list[str]) -> str | None:
-    """The equation that numbers and signs make, or None; brackets around a single number are left out."""
+def _as_equation(parts: Sequence[str]) -> Iterator[str]:
+    """The equation that numbers and signs make, if any; brackets around a single number are left out."""
+    if "=" not in parts:
+        return
     text = re.sub(r"\(([\d.]+)\)", r"\1", "".join(parts)).strip("*/^=%").rstrip("+-(")
     left, equals, right = text.partition("=")
     is_calculation = re.search(r"[\d)%][-+*/^]", left) or re.search(r"[\d)%][-+*/^]", right)
-    return text if equals and left and re.search(r"\d", left) and re.search(r"\d", right) and is_calculation else None
+    if equals and re.search(r"\d", left) and re.search(r"\d", right) and is_calculation:
+        yield text

@@ -85,6 +85,15 @@ class Pipeline:
         """The fields of a Trace that the steps read and that a stored trace may lack."""
         return frozenset[str]().union(*(step.needs for step in self.steps))
 
+    def require(self) -> None:
+        """Makes sure that all steps can be used, before traces are sampled or judged.
+
+        Raises:
+          UserError: one of them cannot.
+        """
+        for step in self.selecting:
+            step.require()
+
     def candidate(self, trace: Trace, verdict: Verdict) -> Candidate:
         """All that the pipeline looks at in a trace, measured while its text is at hand."""
         return Candidate.of(trace, verdict, tuple(step.measure(trace, verdict) for step in self.selecting))

@@ -58,6 +58,13 @@ class Step(abc.ABC):
     def scope(self) -> Scope:
         """What the step must see: it gets groups of a question's traces, or one of the round's."""
 
+    def require(self) -> None:  # noqa: B027 most steps need nothing
+        """Makes sure that the step can be used.
+
+        Raises:
+          UserError: it cannot.
+        """
+
     def measure(self, trace: Trace, verdict: Verdict) -> Any:
         """What the step looks at, besides question, sample and verdict: a plain JSON value, small if possible."""
         return None

@@ -38,7 +38,7 @@ def failed_on_all(judged: Iterable[JudgedTrace | Candidate]) -> str | None:
     return f"it failed on every trace ({listed(sorted(reasons))})"
 
 
-def print_summary(console: Console, judged: Sequence[Candidate], choice: Choice) -> None:
+def print_summary(console: Console, judged: Sequence[Candidate], choice: Choice, num_trimmed: int = 0) -> None:
     """Prints tables of verdicts, kept and dropped traces, and Pass@1 and Pass@k for both verdicts."""
     table = Table("traces", "count", "share")
     table.columns[1].justify = table.columns[2].justify = "right"
@@ -57,6 +57,8 @@ def print_summary(console: Console, judged: Sequence[Candidate], choice: Choice)
     add_kinds("unknown", [trace for trace in judged if trace.verdict.unknown])
     add_row("truncated", sum(trace.finish_reason == "length" for trace in judged))
     add_row("kept", len(choice.kept))
+    if num_trimmed:
+        add_row("  trimmed", num_trimmed)
     for reason, count in choice.num_dropped.items():
         if count:
             add_row(f"  dropped: {reason}", count)

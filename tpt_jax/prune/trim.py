@@ -11,8 +11,8 @@ from tpt_jax.prune.pipeline import Pipeline
 from tpt_jax.prune.step import Span
 from tpt_jax.records import JudgedTrace, Trace, Verdict
 
-Judge = Callable[[Sequence[Trace]], Iterable[Verdict]]
-Encode = Callable[[str], tuple[int, ...]]  # token ids of a completion
+Judge = Callable[[Sequence[Trace]], Iterable[Verdict]]  # in order
+Encode = Callable[[Trace], tuple[int, ...] | None]  # token ids of a completion; None if it cannot be trained on
 
 
 def trimmed_completion(pipeline: Pipeline, trace: Trace) -> str:
@@ -27,21 +27,24 @@ def trimmed_completion(pipeline: Pipeline, trace: Trace) -> str:
     return text if left == text.rstrip() else left
 
 
-def trim(pipeline: Pipeline, kept: Sequence[JudgedTrace], judge: Judge, encode: Encode | None) -> list[JudgedTrace]:
+def trim(
+    pipeline: Pipeline, kept: Sequence[JudgedTrace], judge: Judge, encode: Encode = lambda trace: ()
+) -> list[JudgedTrace]:
     """The kept traces, trimmed where that does not change their verdicts.
 
     A trimmed trace has the token ids of its text, tokenized anew, and none of the scores of what was sampled.
 
     Args:
-      judge: verdicts on trimmed traces, in order.
-      encode: None to leave out the token ids.
+      encode: leaves out the token ids if not given.
     """
-    trimmed = {
-        index: without_scores(dataclasses.replace(each.trace, completion=completion), encode)
-        for index, each in enumerate(kept)
-        if (completion := trimmed_completion(pipeline, each.trace)) != each.trace.completion
-    }
-    verdicts = dict(zip(trimmed, judge(list(trimmed.values())), strict=True)) if trimmed else {}
+    trimmed: dict[int, Trace] = {}
+    for index, trace in enumerate(each.trace for each in kept):
+        completion = trimmed_completion(pipeline, trace)
+        if completion != trace.completion:
+            new = Trace(trace.id, trace.sample, completion, finish_reason=trace.finish_reason)
+            if (token_ids := encode(new)) is not None:
+                trimmed[index] = dataclasses.replace(new, token_ids=token_ids)
+    verdicts = dict(zip(trimmed, judge([*trimmed.values()]), strict=True)) if trimmed else {}
     return [
         dataclasses.replace(each, trace=trimmed[index])
         if index in trimmed and is_same(verdicts[index], each.verdict)
@@ -53,11 +56,6 @@ def trim(pipeline: Pipeline, kept: Sequence[JudgedTrace], judge: Judge, encode: 
 def is_same(verdict: Verdict, other: Verdict) -> bool:
     """Whether two verdicts say the same, whatever their reasons."""
     return dataclasses.replace(verdict, reason="") == dataclasses.replace(other, reason="")
-
-
-def without_scores(trace: Trace, encode: Encode | None) -> Trace:
-    ids = () if encode is None else encode(trace.completion)
-    return Trace(trace.id, trace.sample, trace.completion, ids, finish_reason=trace.finish_reason)
 
 
 def _complement(dropped: Sequence[Span], length: int) -> list[Span]:

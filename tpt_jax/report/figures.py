@@ -26,6 +26,8 @@ def run_charts(run: Run) -> list[Markup]:
     """The charts in a run's own section."""
     charts = (
         _pass_rates(run),
+        _pass_at_curves(run),
+        _variety(run),
         _verdicts(run, "evaluate", "Verdicts on held-out traces"),
         _training_traces(run),
         _verdicts(run, "think", "Verdicts on traces sampled for training"),
@@ -50,7 +52,7 @@ def comparison_charts(runs: Sequence[Run]) -> list[Markup]:
         for metric, title in rates
     ]
     shares = [Line(run.label, list(_correct_shares(run)), color) for color, run in enumerate(runs)]
-    charts.append(_line_chart("Correct share of the traces sampled for training", shares, unit=PERCENT, x_name="round"))
+    charts.append(_line_chart("Pass@1 on training questions", shares, unit=PERCENT, x_name="round"))
     return [chart for chart in charts if chart is not None]
 
 
@@ -71,9 +73,9 @@ def _rate_line(run: Run, metric: str, name: str, color: int, *, dashed: bool = F
 
 def _correct_shares(run: Run) -> Iterator[Point]:
     for result in run.rounds:
-        num_traces, num_correct = result.training_number("num_traces"), result.training_number("num_correct")
-        if num_traces and num_correct is not None:
-            yield Point(result.index, num_correct / num_traces)
+        rate = result.training_number("train_pass_at_1")
+        if rate is not None:
+            yield Point(result.index, rate)
 
 
 def _pass_rates(run: Run) -> Markup | None:
@@ -92,6 +94,31 @@ def _pass_rates(run: Run) -> Markup | None:
         note += " The strict rates (correct, and in the requested format) are the same."
     title = f"Pass@1 and Pass@{run.k} on held-out questions"
     return _line_chart(title, [*lines, *strict_lines], unit=PERCENT, note=note)
+
+
+def _pass_at_curves(run: Run) -> Markup | None:
+    """Pass@k over k, of the base model and of the last round: a model that repeats itself has a flatter curve."""
+    results = [result for result in run.rounds if len(result.pass_at) > 1]
+    ends = results[:1] + results[1:][-1:]
+    lines = [
+        Line(
+            words.stage_of_model(result.index),
+            [Point(k, rate.value, rate.interval) for k, rate in sorted(result.pass_at.items())],
+            color,
+        )
+        for color, result in enumerate(ends)
+    ]
+    return _line_chart("Pass@k on held-out questions, by number of samples", lines, unit=PERCENT, x_name="samples")
+
+
+def _variety(run: Run) -> Markup | None:
+    kinds = (("distinct_answers", "answers"), ("distinct_calculations", "calculations"))
+    lines = []
+    for color, (key, name) in enumerate(kinds):
+        values = ((result.index, result.numbers.get(key)) for result in run.rounds)
+        lines.append(Line(name, [Point(index, value) for index, value in values if value is not None], color))
+    title = "Distinct answers and calculations per sample of a held-out question"
+    return _line_chart(title, lines, unit=PERCENT, from_zero=True)
 
 
 def _training_traces(run: Run) -> Markup | None:

@@ -1,11 +1,9 @@
 """Sums up a run in numbers and a sentence that claims no more than the intervals allow."""
 
 import dataclasses
-import math
-import statistics
 from collections.abc import Sequence
 
-from tpt_jax.evaluation import Z_95
+from tpt_jax.evaluation import paired_change
 from tpt_jax.report import words
 from tpt_jax.report.read import Rate, RoundResult, Run
 from tpt_jax.report.traces import HeldOut, Tally
@@ -33,12 +31,17 @@ class Change:
 
 @dataclasses.dataclass(frozen=True)
 class Headline:
-    """The first and the last round with a known Pass@1, and the change between them; None if unknown."""
+    """The first and the last round with a known Pass@1, and the change between them; None if unknown.
+
+    Attributes:
+      warning: a sentence if Pass@k has fallen while Pass@1 has risen; else "".
+    """
 
     first: RoundResult | None
     last: RoundResult | None
     change: Change | None
     sentence: str
+    warning: str = ""
 
 
 def headline(run: Run) -> Headline:
@@ -52,7 +55,20 @@ def headline(run: Run) -> Headline:
     before, after = first.rates["pass_at_1"], last.rates["pass_at_1"]
     same_rounds = [held_out.round for held_out in run.held_out] == [first.index, last.index]
     change = Change(after.value - before.value, paired_interval(*run.held_out) if same_rounds else None)
-    return Headline(first, last, change, _conclusion(before, after, change))
+    return Headline(first, last, change, _conclusion(before, after, change), _collapse(run, last))
+
+
+def _collapse(run: Run, last: RoundResult) -> str:
+    rise, fall = last.change, last.change_at_k
+    if rise is None or fall is None or rise.value <= 0 or fall.value >= 0:
+        return ""
+    low, high = map(words.points, fall.interval or (0.0, 0.0))
+    chance = "; it may be chance" if fall.interval and fall.interval[1] >= 0 else ""
+    return (
+        f"Pass@{run.k} has fallen by {words.points(-fall.value).removeprefix('+')} points since the base model while "
+        f"Pass@1 has risen (95% interval of the change, paired by question: {low} to {high}{chance}): the model "
+        "repeats itself more, and more samples help it less."
+    )
 
 
 def facts(run: Run) -> list[str]:
@@ -74,18 +90,12 @@ def comparison(runs: Sequence[Run]) -> list[str]:
 
 
 def paired_interval(before: HeldOut, after: HeldOut) -> tuple[float, float] | None:
-    """A 95% interval for the change of Pass@1, from the differences of the questions' own rates.
-
-    Much of an evaluation's uncertainty is its choice of questions. It cancels when both evaluations ask the same ones,
-    so the difference is known better than two separate intervals suggest (Miller 2024, arXiv 2411.00640, section 4).
-    None if the questions differ or are unknown.
-    """
-    if len(before.tallies) < 2 or not _same_questions(before, after):
+    """A 95% interval for the change of Pass@1 on the same questions; None if they differ or are unknown."""
+    if not _same_questions(before, after):
         return None
-    differences = [_rate(after.tallies[name]) - _rate(tally) for name, tally in before.tallies.items()]
-    mean = statistics.fmean(differences)
-    margin = Z_95 * statistics.stdev(differences) / math.sqrt(len(differences))
-    return mean - margin, mean + margin
+    rates = [{name: _rate(tally) for name, tally in each.tallies.items()} for each in (before, after)]
+    change = paired_change(*rates)
+    return None if change is None else change.interval
 
 
 def _rate(tally: Tally) -> float:

@@ -10,7 +10,18 @@ from tpt_jax.report.figures import comparison_charts, run_charts
 from tpt_jax.report.headline import comparison, facts, headline
 from tpt_jax.report.read import STAGES, Run
 
-FILTERS = ("percent", "interval", "points", "count", "number", "duration", "stage_of_model", "label", "visible")
+FILTERS = (
+    "percent",
+    "interval",
+    "points",
+    "points",
+    "count",
+    "number",
+    "duration",
+    "stage_of_model",
+    "label",
+    "visible",
+)
 MAX_NAMES_IN_TITLE = 3
 
 

@@ -34,6 +34,10 @@ class RoundResult:
       seconds, tokens: by stage.
       dropped: traces that pruning dropped, by reason.
       verdicts: traces by stage and label.
+      pass_at: Pass@k on held-out questions, by k.
+      change, change_at_k: of Pass@1 and Pass@k since the base model, paired by question; None if unknown.
+      difficulty: traces trained on, by how many samples their question took until the first right one.
+      is_estimate: the rate on training questions is estimated from their first samples.
     """
 
     index: int
@@ -43,6 +47,11 @@ class RoundResult:
     tokens: Mapping[Stage, float]
     dropped: Mapping[str, float]
     verdicts: Mapping[str, Mapping[str, float]]
+    pass_at: Mapping[int, Rate]
+    change: Rate | None
+    change_at_k: Rate | None
+    difficulty: Mapping[str, float]
+    is_estimate: bool
 
     def rate(self, name: str) -> float | None:
         return self.rates[name].value if name in self.rates else None
@@ -147,7 +156,23 @@ def _result(round_index: int, metrics: Mapping[str, Any]) -> RoundResult:
         tokens=_by_stage(metrics.get("tokens")),
         dropped=_numbers(metrics.get("num_dropped")),
         verdicts={sampling: _numbers(verdicts.get(sampling)) for sampling in ("think", "evaluate")},
+        pass_at={
+            int(k): Rate(value, _interval(intervals.get(f"pass_at_{k}")))
+            for k, value in _numbers(metrics.get("pass_at")).items()
+            if k.isdecimal()
+        },
+        change=_change(metrics, "pass_at_1"),
+        change_at_k=_change(metrics, "pass_at_k"),
+        difficulty=_numbers(metrics.get("difficulty")),
+        is_estimate=metrics.get("train_is_estimate") is True,
     )
+
+
+def _change(metrics: Mapping[str, Any], name: str) -> Rate | None:
+    values = _mapping(metrics.get("paired")).get(name)
+    if not isinstance(values, list) or len(values) != 3 or not all(map(_is_finite, values)):
+        return None
+    return Rate(values[0], (values[1], values[2]))
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

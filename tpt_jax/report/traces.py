@@ -17,7 +17,7 @@ MAX_FILES = 16  # trace files read per round: enough to draw from, however large
 
 KINDS = (
     "correct, kept",
-    "wrong, kept",  # only with prune.keep: any
+    "wrong, kept",  # only with steps that keep wrong ones
     "correct, not kept",
     "wrong, not kept",
     "correct",  # held out, or the round is not pruned yet

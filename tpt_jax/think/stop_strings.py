@@ -6,20 +6,23 @@ that completes a stop string, and the host decodes no text before that.
 """
 
 import dataclasses
+import functools
 import itertools
+import json
+import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from jaxtyping import UInt8
 
 from tpt_jax.errors import UserError
-from tpt_jax.tokenizer import token_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MAX_BYTES = 254  # of all stop strings together; a state is a byte
+_BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")  # sentencepiece's tokens for single bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +88,40 @@ def make_stop_strings(
                 "it out, or use a text of plain letters and signs"
             )
     return StopStrings.build(strings, (*pieces[:vocab_size], *[b""] * (vocab_size - len(pieces))))
+
+
+def token_bytes(tokenizer: "PreTrainedTokenizerBase") -> tuple[bytes, ...]:
+    """The bytes that each token id adds to a text, for byte-level BPE and for sentencepiece vocabularies.
+
+    A sentencepiece text begins with a space that decoding drops.
+    """
+    ids = range(len(tokenizer))
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    is_byte_level = backend is not None and '"ByteLevel"' in json.dumps(json.loads(backend.to_str())["decoder"])
+    convert = _byte_level if is_byte_level else _sentencepiece
+    added = {index: token.content.encode() for index, token in tokenizer.added_tokens_decoder.items()}
+    names: Any = tokenizer.convert_ids_to_tokens(list(ids))
+    return tuple(added[index] if index in added else convert(names[index] or "") for index in ids)
+
+
+def _sentencepiece(name: str) -> bytes:
+    byte = _BYTE_TOKEN.fullmatch(name)
+    return bytes([int(byte[1], 16)]) if byte else name.replace("▁", " ").encode()
+
+
+def _byte_level(name: str) -> bytes:
+    bytes_by_letter = _byte_letters()
+    if all(letter in bytes_by_letter for letter in name):
+        return bytes(bytes_by_letter[letter] for letter in name)
+    return name.encode()
+
+
+@functools.cache
+def _byte_letters() -> dict[str, int]:
+    """GPT-2's letters for bytes (openai/gpt-2, encoder.py): printable Latin-1, and U+0100 on for the other bytes."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(others)}
 
 
 def _byte_table(strings: Sequence[bytes]) -> UInt8[np.ndarray, "A 256"]:

@@ -3,7 +3,7 @@
 import re
 
 from tpt_jax.checks.answers.announce import Announcement, Kind, find_announcements
-from tpt_jax.checks.answers.turns import end_of_turn, visible_text
+from tpt_jax.checks.answers.turns import end_of_turn, visible_span
 
 _CLOSING = re.compile(r"(?:answer>)?[^\s\w]*")  # the full stop, bracket or asterisks right after an answer
 
@@ -14,15 +14,15 @@ def answer_span(completion: str) -> tuple[int, int] | None:
     The last announcement counts that nothing denies, before an invented turn. Whether the answer can be read, and
     whether a doubt follows it, is not asked.
     """
-    text = visible_text(completion)
-    offset = completion.rfind(text) if text else 0
+    start, end = visible_span(completion)
+    text = completion[start:end]
     announcements = find_announcements(text)
     if not announcements:
         return None
-    end = end_of_turn(text, announcements[0].end)
+    last = end_of_turn(text, announcements[0].end)
     for announcement in reversed(announcements):
-        if announcement.start < end and announcement.text and not (announcement.is_denied or announcement.is_weak):
-            return offset + announcement.start, offset + min(end, _end(text, announcement))
+        if announcement.start < last and announcement.text and not (announcement.is_denied or announcement.is_weak):
+            return start + announcement.start, start + min(last, _end(text, announcement))
     return None
 
 

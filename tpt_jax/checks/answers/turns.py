@@ -31,8 +31,16 @@ _OPEN_FORMULA = re.compile(r"\$[^$]*[\\^_{][^$]*$")
 
 def visible_text(completion: str) -> str:
     """The end of a trace without hidden reasoning, be it closed or not."""
-    text = completion[-MAX_TEXT_CHARACTERS:].rpartition(_END_OF_THINKING)[2]
-    return text.partition(_OPEN_THINKING)[0]
+    start, end = visible_span(completion)
+    return completion[start:end]
+
+
+def visible_span(completion: str) -> tuple[int, int]:
+    """Where visible_text is in the trace."""
+    closed = completion.rfind(_END_OF_THINKING)
+    start = max(0, len(completion) - MAX_TEXT_CHARACTERS, closed + len(_END_OF_THINKING) if closed >= 0 else 0)
+    opened = completion.find(_OPEN_THINKING, start)
+    return start, len(completion) if opened < 0 else opened
 
 
 def is_open(text: str) -> bool:

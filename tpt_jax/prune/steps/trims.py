@@ -30,14 +30,14 @@ class TrimAfterAnswer(Trim):
 
 @dataclass(frozen=True, config=STRICT)
 class TrimSteps(Trim):
-    """Drops whole reasoning steps, those of lowest entropy first, until at most a share of the tokens is left.
+    """Drops whole reasoning steps, those of lowest entropy first, as long as a share of the tokens is left.
 
     A step's entropy is the sum of its tokens' entropies (Li et al., Compressing Chain-of-Thought in LLMs via Step
     Entropy, arXiv 2508.03346; they put a token in place of a dropped step, we put nothing). Steps that hold the final
     answer are never dropped; if none is announced, the last step is not.
 
     Attributes:
-      share: of the tokens of the whole completion.
+      share: of the tokens of the whole completion; at least so many stay.
     """
 
     share: Annotated[float, pydantic.Field(gt=0, lt=1)]
@@ -47,14 +47,15 @@ class TrimSteps(Trim):
 
     def drop(self, trace: Trace) -> Sequence[Span]:
         steps = reasoning_steps(trace.completion)
-        start, end = answer_span(trace.completion) or (steps[-1:] and steps[-1]) or (0, 0)
+        answer = answer_span(trace.completion)
+        start, end = answer if answer is not None else steps[-1] if steps else (0, 0)
         tokens = {step: tokens_of(step, trace.token_ends) for step in steps}
         droppable = [step for step in steps if step[1] <= start or step[0] >= end]
         droppable.sort(key=lambda step: sum(trace.token_entropies[index] for index in tokens[step]))
         num_left, dropped = len(trace.token_ends), []
         for step in droppable:
-            if num_left <= self.share * len(trace.token_ends):
+            num_left -= len(tokens[step])
+            if num_left < self.share * len(trace.token_ends):
                 break
             dropped.append(step)
-            num_left -= len(tokens[step])
         return dropped

@@ -1,4 +1,4 @@
-"""The stages of a round that follow sampling: select and fine-tune; the library also uses them alone."""
+"""The train stage of a round: fine-tuning on traces, resumed where an earlier process was killed."""
 
 import contextlib
 import dataclasses
@@ -9,38 +9,14 @@ from typing import Any
 from flax import nnx
 
 from tpt_jax.checkpoints.training import TrainingCheckpoints
-from tpt_jax.config import RunConfig, TrainConfig
+from tpt_jax.config import TrainConfig
 from tpt_jax.io.paths import Path
-from tpt_jax.loop.on_demand import make_pipeline, needed_traces
-from tpt_jax.loop.run_folder import RunFolder
 from tpt_jax.prompts import Example
-from tpt_jax.prune.apply import select
-from tpt_jax.prune.summary import count_labels
 from tpt_jax.runtime import preemption
 from tpt_jax.terminal import listed, progress, say
 from tpt_jax.train.compile import TrainerProgram
 from tpt_jax.train.data import split_by_length
 from tpt_jax.train.fine_tuning import FineTuning, StepRecord
-
-
-def select_traces(folder: RunFolder, round_index: int, config: RunConfig, names: Sequence[str]) -> dict[str, Any]:
-    """Selects the traces to train on, writes them to the run folder, and returns the figures.
-
-    Args:
-      names: ids of the questions that the think stage asked, or would have.
-    """
-    judged = folder.traces(round_index, "think")
-    selection = select(make_pipeline(config, round_index), needed_traces(config, round_index, judged, names))
-    folder.write_training(round_index, selection.kept)
-    return {
-        "num_traces": len(judged),
-        "num_correct": sum(trace.verdict.correct for trace in judged),
-        "num_strict": sum(trace.verdict.strict for trace in judged),
-        "num_kept": len(selection.kept),
-        "num_dropped": selection.num_dropped,
-        "verdicts": count_labels(judged),
-        "mean_think_tokens": sum(len(trace.trace.token_ids) for trace in judged) / max(1, len(judged)),
-    }
 
 
 @dataclasses.dataclass(frozen=True)
