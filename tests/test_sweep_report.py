@@ -144,6 +144,34 @@ def test_arms_that_answered_other_questions_are_not_compared(folder: SweepFolder
     assert [arm.difference is None for arm in result.arms] == [True, False, True, False]
 
 
+def test_runs_that_stop_early_are_done_and_compared_after_their_last_round(tmp_path: Path) -> None:
+    arms = {"all rounds": {}, "early": {"early_stop": True}}
+    plan = make_plan(read_tree(QUICKSTART), {"num_rounds": 3}, arms=arms, seeds=2)
+    folder = SweepFolder.open(tmp_path / "sweep", plan)
+    rounds = {
+        ("all rounds", 0): (8, 9, 7, 9),
+        ("all rounds", 1): (8, 9, 9, 9),
+        ("early", 0): (8, 8),
+        ("early", 1): (8, 9, 7),
+    }
+    for (name, seed), numbers in rounds.items():
+        arm = next(arm for arm in plan.arms if arm.name == name)
+        run = RunFolder(folder.run(arm, seed))
+        run.begin(plan.run_config(arm, seed))
+        for index, num_correct in enumerate(numbers):
+            assert not run.is_finished(arm.config)
+            add_round(run, index, num_correct)
+        assert run.is_finished(arm.config)
+    first, early = write_sweep_report(folder, plan).arms
+    assert (first.is_done, early.is_done) == (True, True)
+    assert first.final is not None
+    assert early.final is not None
+    assert early.difference is not None
+    assert (first.final.mean, early.final.mean) == (9 / 20, 7.5 / 20)
+    assert early.difference.mean == pytest.approx(-1.5 / 20)
+    assert (first.best_round, early.best_round, len(early.curve)) == (1, 1, 2)
+
+
 def test_a_sweep_that_has_not_begun_has_a_page(plan: SweepPlan, tmp_path: Path) -> None:
     folder = SweepFolder(to_path(tmp_path / "sweep"))
     result = write_sweep_report(folder, plan)
