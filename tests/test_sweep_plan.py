@@ -42,6 +42,7 @@ CHANGES: Mapping[str, tuple[str, Any]] = {
     "prompt.stop": (ALL_BUT_BASE, ["###"]),
     "seed": (ALL_BUT_BASE, 1),
     "num_rounds": (NOTHING, 5),
+    "early_stop": (NOTHING, True),
     "keep_checkpoints": (NOTHING, 1),
     "mesh.data": (ALL_BUT_BASE, 2),
     "mesh.fsdp": (ALL_BUT_BASE, 2),

@@ -58,14 +58,13 @@ def test_seeds_alone_give_the_t_interval_over_seeds() -> None:
     assert difference.interval == pytest.approx(expected)
 
 
-def test_an_arm_of_little_variance_gets_no_absurd_interval() -> None:
-    """Its own questions say less than the seeds of the other arms; with fewer than one degree of freedom it would."""
-    draw = np.random.default_rng(0).standard_normal
-    first, other = 0.3 * draw((2, 30)), 0.3 * draw((2, 30))
-    quiet = first + 0.05 * draw((2, 30))
-    interval = paired_differences([first, other, quiet])[1].interval
-    assert interval is not None
-    assert interval[1] - interval[0] < 1.0
+def test_an_arm_whose_questions_cancel_over_the_seeds_still_has_the_seeds_variance() -> None:
+    """The estimate of its whole variance is below zero: the mean over seeds is the same for all questions."""
+    noise = np.where(np.arange(30) % 2, 0.3, -0.3)
+    first, other = np.zeros((2, 30)), np.broadcast_to([[0.04], [0.0]], (2, 30))
+    cancelling = np.stack([noise, -noise])
+    of_other, of_cancelling = (each.interval or (0, 0) for each in paired_differences([first, other, cancelling]))
+    assert of_cancelling[1] - of_cancelling[0] == pytest.approx(of_other[1] - of_other[0])
 
 
 def test_several_comparisons_widen_the_intervals() -> None:
@@ -143,6 +142,34 @@ def test_arms_that_answered_other_questions_are_not_compared(folder: SweepFolder
     (run.round_path(1) / "questions.jsonl").write_text(text)
     result = finish(folder, plan)
     assert [arm.difference is None for arm in result.arms] == [True, False, True, False]
+
+
+def test_runs_that_stop_early_are_done_and_compared_after_their_last_round(tmp_path: Path) -> None:
+    arms = {"all rounds": {}, "early": {"early_stop": True}}
+    plan = make_plan(read_tree(QUICKSTART), {"num_rounds": 3}, arms=arms, seeds=2)
+    folder = SweepFolder.open(tmp_path / "sweep", plan)
+    rounds = {
+        ("all rounds", 0): (8, 9, 7, 9),
+        ("all rounds", 1): (8, 9, 9, 9),
+        ("early", 0): (8, 8),
+        ("early", 1): (8, 9, 7),
+    }
+    for (name, seed), numbers in rounds.items():
+        arm = next(arm for arm in plan.arms if arm.name == name)
+        run = RunFolder(folder.run(arm, seed))
+        run.begin(plan.run_config(arm, seed))
+        for index, num_correct in enumerate(numbers):
+            assert not run.is_finished(arm.config)
+            add_round(run, index, num_correct)
+        assert run.is_finished(arm.config)
+    first, early = write_sweep_report(folder, plan).arms
+    assert (first.is_done, early.is_done) == (True, True)
+    assert first.final is not None
+    assert early.final is not None
+    assert early.difference is not None
+    assert (first.final.mean, early.final.mean) == (9 / 20, 7.5 / 20)
+    assert early.difference.mean == pytest.approx(-1.5 / 20)
+    assert (first.best_round, early.best_round, len(early.curve)) == (1, 1, 2)
 
 
 def test_a_sweep_that_has_not_begun_has_a_page(plan: SweepPlan, tmp_path: Path) -> None:

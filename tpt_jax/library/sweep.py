@@ -114,9 +114,7 @@ def _unfinished(folder: SweepFolder, plan: SweepPlan) -> dict[str, list[int]]:
     """The seeds whose runs are not finished, by arm."""
 
     def is_finished(arm: Arm, seed: int) -> bool:
-        run = RunFolder(folder.run(arm, seed))
-        rounds = range(arm.config.num_rounds + 1)
-        return all(run.is_done(index, "round") and run.is_done(index, "train") for index in rounds)
+        return RunFolder(folder.run(arm, seed)).is_finished(arm.config)
 
     return {arm.name: [seed for seed in plan.seeds if not is_finished(arm, seed)] for arm in plan.arms}
 

@@ -149,6 +149,18 @@ class RunFolder:
             return self.metrics(round_index) is not None
         return stage in self.stages(round_index)
 
+    def is_finished(self, config: RunConfig) -> bool:
+        """Whether a run has nothing left to do: all its rounds are finished, or early_stop has ended it."""
+        rates: list[float] = []
+        for index in range(config.num_rounds + 1):
+            metrics = self.metrics(index)
+            if metrics is None or not self.is_done(index, "train"):
+                return False
+            if config.early_stop and rates and metrics["pass_at_1"] <= max(rates):
+                return True
+            rates.append(metrics["pass_at_1"])
+        return True
+
     def write_stages(self, round_index: int, stages: Mapping[Stage, Mapping[str, Any]]) -> None:
         write_atomically(self.round_path(round_index) / "stages.json", json.dumps(stages, indent=2) + "\n")
 

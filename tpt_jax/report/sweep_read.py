@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -44,6 +44,7 @@ class ArmResult:
       done: the seeds whose rounds are all finished.
       failures: why runs failed, by seed.
       curve: Pass@1 of each round that all seeds have finished, over seeds and questions.
+      final: Pass@1 after each run's last round, or after the last one that all have finished if some are not done.
       difference: to the first arm after the last round, over seeds and questions; None for the first one, and where the
         two cannot be paired.
     """
@@ -57,17 +58,13 @@ class ArmResult:
     done: frozenset[int]
     failures: Mapping[int, str]
     curve: Sequence[Estimate]
+    final: Estimate | None
     difference: Estimate | None = None
 
     @property
     def is_done(self) -> bool:
         """Whether all rounds of all seeds are finished."""
         return self.done.issuperset(self.seeds)
-
-    @property
-    def final(self) -> Estimate | None:
-        """Pass@1 after the last round that all seeds have finished."""
-        return self.curve[-1] if self.curve else None
 
     @property
     def best_round(self) -> int | None:
@@ -77,14 +74,14 @@ class ArmResult:
 
     @property
     def pass_at_k(self) -> float | None:
-        """Pass@k after the same round as `final`, over the seeds."""
-        last = self._last()
+        """Pass@k after the same rounds as `final`, over the seeds."""
+        last = _last(self.runs.values(), self.is_done)
         known = [figures.pass_at_k for figures in last if figures.pass_at_k is not None]
         return float(np.mean(known)) if last and len(known) == len(last) else None
 
     @property
     def k(self) -> int | None:
-        last = self._last()
+        last = _last(self.runs.values(), self.is_done)
         return last[0].k if last else None
 
     def mean_sum(self, name: str) -> float | None:
@@ -95,9 +92,6 @@ class ArmResult:
     def total(self, name: str) -> float:
         """A figure of the rounds, summed over all runs."""
         return sum(getattr(figures, name) for rounds in self.runs.values() for figures in rounds)
-
-    def _last(self) -> list[RoundFigures]:
-        return [self.runs[seed][len(self.curve) - 1] for seed in self.seeds] if self.curve else []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +136,7 @@ def _read_arm(folder: SweepFolder, plan: SweepPlan, arm: Arm, failures: Mapping[
         run = RunFolder(folder.run(arm, seed))
         finished = [index for index in run.round_indices() if run.is_done(index, "round")]
         runs[seed] = [_read_round(run, index) for index in finished if index <= arm.config.num_rounds]
-        if arm.config.num_rounds in finished:
+        if run.is_finished(arm.config):
             done.add(seed)
         if run.report.is_file():
             reports[seed] = f"arms/{arm.folder}/seed-{seed}/{run.report.name}"
@@ -156,6 +150,7 @@ def _read_arm(folder: SweepFolder, plan: SweepPlan, arm: Arm, failures: Mapping[
         frozenset(done),
         {seed: failures[arm.name, seed] for seed in plan.seeds if (arm.name, seed) in failures},
         _curve(list(runs.values())),
+        mean_rate(rates) if (rates := _rates(_last(runs.values(), done.issuperset(plan.seeds)))) is not None else None,
     )
 
 
@@ -165,9 +160,19 @@ def _curve(runs: Sequence[Sequence[RoundFigures]]) -> list[Estimate]:
     return [mean_rate(matrix) for matrix in matrices if matrix is not None]
 
 
+def _last(runs: Iterable[Sequence[RoundFigures]], is_done: bool) -> list[RoundFigures]:
+    """Each run's last round if all are done, else the last one that all have finished; empty if there is none.
+
+    Not the best one: chosen by the same questions, it would look better than it is.
+    """
+    rounds = list(runs)
+    shortest = min(map(len, rounds))
+    return [each[-1 if is_done else shortest - 1] for each in rounds] if shortest else []
+
+
 def _rates(figures: Sequence[RoundFigures]) -> Rates | None:
     """The rates of the same questions, in the same order; None if the runs asked different ones."""
-    asked = sorted(figures[0].rates)
+    asked = sorted(figures[0].rates) if figures else []
     if not asked or any(each.rates.keys() != figures[0].rates.keys() for each in figures):
         return None
     return np.array([[each.rates[question] for question in asked] for each in figures])

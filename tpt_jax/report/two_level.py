@@ -7,13 +7,13 @@ Another draw of either would have given another mean. In a model of independent 
 
 the variance of the mean over both is var(seed) / S + var(question) / Q + var(rest) / (S Q). It is estimated by
 
-    var_q(mean_s y) / Q  +  max(0, var_s(mean_q y) / S  -  var(rest) / (S Q))
+    var_q(mean_s y) / Q  +  var_s(mean_q y) / S  -  var(rest) / (S Q)
 
-since each of the first two terms contains the rest once (analysis of variance of crossed random effects: Searle,
-Casella and McCulloch, Variance Components, 1992; the first term alone is the standard error clustered by question:
-Miller 2024, arXiv 2411.00640, section 2.2). A few seeds say little about their variance, so the interval has Student's
-quantile with Satterthwaite's degrees of freedom, V^2 / (Vq^2 / (Q - 1) + Vs^2 / df_s), where V is the whole variance,
-Vq and Vs its first two terms, and df_s = S - 1; but no fewer than df_s, and no more than Q - 1.
+and by no less than either of the first two terms, each of which contains the rest once (analysis of variance of crossed
+random effects: Searle, Casella and McCulloch, Variance Components, 1992; the first term alone is the standard error
+clustered by question: Miller 2024, arXiv 2411.00640, section 2.2). A few seeds say little about their variance, so the
+interval has Student's quantile with Satterthwaite's degrees of freedom, V^2 / (Vq^2 / (Q - 1) + Vs^2 / df_s), where V
+is the whole variance, Vq and Vs its first two terms, and df_s = S - 1.
 
 Differences between two arms are taken for each seed and question before anything else: what makes a question hard
 for both arms cancels (paired differences, Miller 2024, section 4). Their variance between seeds is pooled over all
@@ -86,17 +86,14 @@ def _estimate(values: Rates, spread: _Spread | None, level: float) -> Estimate:
     if num_questions < 2:
         return Estimate(mean, None)
     of_questions = float(values.mean(axis=0).var(ddof=1)) / num_questions
-    if of_questions == 0 and spread is None:
-        return Estimate(mean, (mean, mean))
-    variance, freedom = of_questions, float(num_questions - 1)
+    variance, inverse_freedom = of_questions, of_questions**2 / (num_questions - 1)
     if spread is not None:
         of_seeds = spread.variance / num_seeds
-        variance += max(0.0, of_seeds - _rest(values) / values.size)
-        if variance == 0:
-            return Estimate(mean, (mean, mean))
-        satterthwaite = variance**2 / (of_questions**2 / freedom + of_seeds**2 / spread.freedom)
-        freedom = min(max(satterthwaite, spread.freedom), freedom)
-    margin = float(stdtrit(freedom, (1 + level) / 2)) * math.sqrt(variance)
+        variance = max(of_questions, of_seeds, of_questions + of_seeds - _rest(values) / values.size)
+        inverse_freedom += of_seeds**2 / spread.freedom
+    if variance == 0:
+        return Estimate(mean, (mean, mean))
+    margin = float(stdtrit(variance**2 / inverse_freedom, (1 + level) / 2)) * math.sqrt(variance)
     return Estimate(mean, (mean - margin, mean + margin))
 
 
