@@ -58,10 +58,19 @@ def results(folder: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in figures.items() if name not in ignored} for figures in rounds]
 
 
+def jsonl(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def but_for_rounding(line: dict[str, Any]) -> dict[str, Any]:
+    """A trace to compare with: sums over its tokens depend a little on what else was in the slots."""
+    return {**line, **{name: pytest.approx(line[name], rel=1e-4) for name in ("logprob", "entropy")}}
+
+
 def traces(folder: Path, index: int, sampling: str) -> dict[tuple[str, int], dict[str, Any]]:
     """The judged traces of a stage, from all its files; none is there twice."""
     files = (folder / "rounds" / f"{index:03}" / "traces").glob(f"{sampling}-*.jsonl")
-    lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    lines = [line for file in files for line in jsonl(file)]
     by_name = {(line["id"], line["sample"]): line for line in lines}
     assert len(by_name) == len(lines)
     return by_name
@@ -150,9 +159,11 @@ def test_a_run_killed_in_every_stage_ends_with_the_same_results(config: Path, fi
     for index in range(3):
         assert traces(folder, index, "evaluate") == traces(finished, index, "evaluate")
         ours, others = traces(folder, index, "think"), traces(finished, index, "think")
-        assert all(ours[name] == others[name] for name in ours.keys() & others.keys())
-        training = f"rounds/{index:03}/training.jsonl"
-        assert index == 0 or (folder / training).read_text() == (finished / training).read_text()
+        both = ours.keys() & others.keys()
+        assert [ours[name] for name in both] == [but_for_rounding(others[name]) for name in both]
+        if index:
+            lines, expected = (jsonl(each / f"rounds/{index:03}/training.jsonl") for each in (folder, finished))
+            assert lines == [but_for_rounding(line) for line in expected]
     assert logged_steps(folder) == logged_steps(finished)
     assert not list(folder.glob("rounds/*/training"))
 
