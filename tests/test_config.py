@@ -29,7 +29,7 @@ from tpt_jax.prune.steps.verdicts import Correct
 from tpt_jax.tasks import FileConfig, Gsm8kConfig
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
-SWEEPS = sorted((Path(__file__).parent.parent / "configs").glob("*/*.yaml"))
+SWEEPS = sorted(path for path in CONFIGS[0].parent.glob("*/*.yaml") if path.parent.name in ("paper", "sweeps"))
 QUICKSTART = CONFIGS[0].parent / "quickstart.yaml"
 
 
@@ -89,7 +89,7 @@ def test_command_line_overrides_reach_every_depth() -> None:
     [
         ({"num_rounds": 1}, {"num_rounds": "1"}),
         ({"train": {"rows": 8}}, {"train.rows": "8"}),
-        ({"train.optimizer": {"learning_rate": 1e-3}}, {"train.optimizer.learning_rate": "1e-3"}),
+        ({"train.optimizer": {"learning_rate": 3e-3}}, {"train.optimizer.learning_rate": "3e-3"}),
         ({"train": MappingProxyType({"optimizer": {"name": "adamw"}})}, {"train.optimizer.name": "adamw"}),
         ({"prune.max_traces": None}, {"prune.max_traces": "null"}),
         ({"task": {"templates": (43, 10)}}, {"task.templates": "[43, 10]"}),
