@@ -3,14 +3,17 @@
 import dataclasses
 import math
 import random
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from simulated_slots import sample
 
+from tpt_jax.prune.candidate import Candidate
 from tpt_jax.prune.demand import Demand, sample_levels
 from tpt_jax.prune.order import question_order
 from tpt_jax.prune.pipeline import Pipeline
@@ -35,7 +38,7 @@ class Model:
     def is_right(self, name: Name) -> bool:
         return random.Random(f"verdict {self.seed} {name}").random() < self.rates[name[0]]
 
-    def candidate(self, pipeline: Pipeline, name: Name):
+    def candidate(self, pipeline: Pipeline, name: Name) -> Candidate:
         right = self.is_right(name)
         return pipeline.candidate(Trace(*name, completion=f"{self.length(name)} {name}"), Verdict("1", right, right))
 
@@ -45,68 +48,6 @@ def make_model(num_questions: int, rate: float, seed: int = 0) -> Model:
     generator = random.Random(seed)
     names = [f"q{index}" for index in range(num_questions)]
     return Model({name: generator.betavariate(2 * rate, 2 * (1 - rate)) for name in names}, seed)
-
-
-@dataclasses.dataclass
-class Device:
-    """What the slots did. A chunk's results are seen two chunks later, as in the engine."""
-
-    num_slots: int
-    num_steps: int = 0
-    num_busy: int = 0
-    num_open_steps: int = 0  # while questions were left that had not been asked
-    num_open_busy: int = 0
-    written: dict[Name, int] = dataclasses.field(default_factory=dict)  # traces, with their lengths
-
-
-def sample(demand: Demand, pipeline: Pipeline, model: Model, num_slots: int, num_shards: int = 1, steps: int = 32):
-    """Runs the demand against simulated slots, a queue for each shard; returns what they did."""
-    devices = [Device(num_slots) for _ in range(num_shards)]
-    queues: list[list[Name]] = [[] for _ in devices]
-    slots: list[list[tuple[Name, int] | None]] = [[None] * num_slots for _ in devices]
-    started, num_finished, last_finished = [0] * num_shards, [0] * num_shards, [num_slots // 2] * num_shards
-    chunks: deque[list[list[Name]]] = deque()
-
-    def run_chunk(shard: int) -> list[Name]:
-        device, finished, has_more = devices[shard], [], demand.has_more(shard)
-        for _ in range(steps):
-            for index, slot in enumerate(slots[shard]):
-                if slot is None and started[shard] < len(queues[shard]):
-                    name = queues[shard][started[shard]]
-                    slots[shard][index] = (name, model.length(name))
-                    started[shard] += 1
-            busy = sum(slot is not None for slot in slots[shard])
-            if not busy:
-                break
-            is_open = has_more or started[shard] < len(queues[shard])
-            device.num_steps += 1
-            device.num_busy += busy
-            device.num_open_steps += is_open
-            device.num_open_busy += busy * is_open
-            for index, slot in enumerate(slots[shard]):
-                if slot is not None:
-                    name, left = slot
-                    ends = left == 1 or not demand.is_needed(name)
-                    slots[shard][index] = None if ends else (name, left - 1)
-                    finished += [name] if ends else []
-                    if left == 1:
-                        device.written[name] = model.length(name)
-        return finished
-
-    while not demand.is_settled:
-        while len(chunks) < 2:
-            for shard, queue in enumerate(queues):
-                waiting = len(queue) - started[shard]
-                count = num_slots // 8 + 3 * last_finished[shard] - waiting
-                for name, samples in demand.take(shard, count, num_slots - (len(queue) - num_finished[shard])):
-                    queue += [(name, sample) for sample in samples]
-            chunks.append([run_chunk(shard) for shard in range(num_shards)])
-        for shard, finished in enumerate(chunks.popleft()):
-            num_finished[shard] += len(finished)
-            last_finished[shard] = len(finished)
-            demand.add(model.candidate(pipeline, name) for name in finished if name in devices[shard].written)
-    assert all(len(queue) == len(set(queue)) for queue in queues)  # nothing is asked for twice
-    return devices
 
 
 def training_set(pipeline: Pipeline, demand: Demand, model: Model, names: Sequence[Name]) -> set[Name]:
@@ -204,7 +145,8 @@ def test_kept_traces_are_distributed_as_in_a_selection_from_all_samples() -> Non
         drawn += [(rates[name[0]], other.length(name)) for name in chosen]
     assert len(ours) == len(drawn) == 200 * 20
     for one, two in zip(zip(*ours, strict=True), zip(*drawn, strict=True), strict=True):
-        assert stats.ks_2samp(one, two).pvalue > 0.01
+        comparison: Any = stats.ks_2samp(one, two)
+        assert comparison.pvalue > 0.01
     # The kept sample is the first right one: its index is geometric given the question's rate, cut off at 4.
     shares = [sum(rate * (1 - rate) ** index for rate in rates.values()) for index in range(4)]
     counts = [len(ours) * share / sum(shares) for share in shares]
