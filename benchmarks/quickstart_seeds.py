@@ -1,23 +1,25 @@
 """Runs the quickstart and its unpruned control with several seeds, and prints Pass@1 by round.
 
-    python benchmarks/quickstart_seeds.py --output runs/seeds [--seeds 0 1 2] [--picture benchmarks/quickstart.svg]
+    python benchmarks/quickstart_seeds.py --output sweeps/seeds [--seeds 3] [--picture benchmarks/quickstart.svg]
 
-Finished runs in the output folder are not run again. Round 0 is the base model, sampled with the run's seed.
+A sweep of two arms: finished runs in the output folder are not run again. Round 0 is the base model, sampled with the
+run's seed.
 """
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import tpt_jax as tpt
 from tpt_jax.report.svg import HEIGHT, WIDTH, Frame, Unit, round_ticks, tag
+from tpt_jax.report.sweep_read import ArmResult
 
-CONFIGS = Path(__file__).parent.parent / "configs"
-NAMES = {"quickstart": "pruned", "quickstart_no_prune": "not pruned"}  # config -> label in the picture
+CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
+# The second arm is configs/quickstart_no_prune.yaml.
+ARMS: dict[str, Any] = {"pruned": {}, "not pruned": {"prune.steps": ["any", "unique_texts"]}}
 COLORS = ("#0068a8", "#c05a00")
 STYLE = "text { font: 12px sans-serif; fill: #59626b } .grid { stroke: #e2e4e3 } polyline { fill: none }"
 PERCENT = Unit(lambda value: f"{value:.0f}%", lambda value: f"{value:.1f}%")
@@ -27,24 +29,22 @@ Curve = list[tuple[float, float]]  # per round: Pass@1 and half of its 95% inter
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="folder of the runs")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--output", type=Path, required=True, help="folder of the sweep")
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--picture", type=Path, help="SVG file for the curves")
     args = parser.parse_args()
-    curves = {name: [pass_at_1(finished_run(args.output, name, seed)) for seed in args.seeds] for name in NAMES}
+    swept = tpt.sweep(CONFIG, arms=ARMS, seeds=args.seeds, sweep_dir=args.output)
+    curves = {arm.name: [pass_at_1(read_rounds(swept, arm, seed)) for seed in arm.seeds] for arm in swept.arms}
     for name, seed_curves in curves.items():
-        print(table(name, args.seeds, seed_curves))
+        print(table(name, seed_curves))
     if args.picture is not None:
         args.picture.write_text(picture(curves) + "\n")
 
 
-def finished_run(output: Path, name: str, seed: int) -> list[dict[str, Any]]:
-    """Runs or resumes a run, and returns the metrics of its rounds."""
-    folder = output / f"{name}-{seed}"
-    command = ["--config", str(CONFIGS / f"{name}.yaml"), "--seed", str(seed), "--run_dir", str(folder)]
-    subprocess.run([sys.executable, "-m", "tpt_jax", "run", *command], check=True, stdout=subprocess.DEVNULL)
-    paths = sorted(folder.glob("rounds/*/metrics.json"))
-    return [json.loads(path.read_text()) for path in paths]
+def read_rounds(swept: tpt.Sweep, arm: ArmResult, seed: int) -> list[dict[str, Any]]:
+    """The metrics of a run's rounds."""
+    paths = swept.path.glob(f"arms/{arm.folder}/seed-{seed}/rounds/*/metrics.json")
+    return [json.loads(path.read_text()) for path in sorted(paths)]
 
 
 def pass_at_1(rounds: list[dict[str, Any]]) -> Curve:
@@ -52,7 +52,7 @@ def pass_at_1(rounds: list[dict[str, Any]]) -> Curve:
     return list(zip([100 * metrics["pass_at_1"] for metrics in rounds], half_width, strict=True))
 
 
-def table(name: str, seeds: list[int], curves: list[Curve]) -> str:
+def table(name: str, curves: list[Curve]) -> str:
     """A Markdown table with each seed's gain and the mean over seeds."""
     means = np.mean([[value for value, _ in curve] for curve in curves], axis=0)
     gains = [curve[-1][0] - curve[0][0] for curve in curves]
@@ -60,7 +60,7 @@ def table(name: str, seeds: list[int], curves: list[Curve]) -> str:
         f"| {name} | {' | '.join(f'round {index}' for index in range(len(means)))} | gain |",
         f"|---|{'---|' * (len(means) + 1)}",
     ]
-    for seed, curve, gain in zip(seeds, curves, gains, strict=True):
+    for seed, (curve, gain) in enumerate(zip(curves, gains, strict=True)):
         cells = " | ".join(f"{value:.1f} ± {half:.1f}" for value, half in curve)
         lines.append(f"| seed {seed} | {cells} | {gain:+.1f} |")
     lines.append(f"| mean | {' | '.join(f'{mean:.1f}' for mean in means)} | {np.mean(gains):+.1f} |")
@@ -82,7 +82,7 @@ def picture(curves: dict[str, list[Curve]]) -> str:
                 ends = {"x1": x, "x2": x, "y1": frame.y(value - half), "y2": frame.y(value + half)}
                 elements.append(tag("line", **ends, stroke=color, stroke_opacity="0.4"))
         end = np.mean([curve[-1][0] for curve in seed_curves])
-        elements.append(tag("text", NAMES[name], x=WIDTH - 92, y=frame.y(float(end)) + 4, style=f"fill: {color}"))
+        elements.append(tag("text", name, x=WIDTH - 92, y=frame.y(float(end)) + 4, style=f"fill: {color}"))
     title = tag("title", f"Pass@1 on held-out questions, {len(values) // (2 * last + 2)} seeds, with 95% intervals")
     box = f"0 0 {WIDTH} {HEIGHT}"
     return tag(

@@ -29,7 +29,7 @@ from tpt_jax.prune.steps.verdicts import Correct
 from tpt_jax.tasks import FileConfig, Gsm8kConfig
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
-PAPER = sorted((Path(__file__).parent.parent / "configs/paper").glob("*.yaml"))
+SWEEPS = sorted(path for path in CONFIGS[0].parent.glob("*/*.yaml") if path.parent.name in ("paper", "sweeps"))
 QUICKSTART = CONFIGS[0].parent / "quickstart.yaml"
 
 
@@ -40,8 +40,8 @@ def test_shipped_configs_load_and_round_trip(path: Path) -> None:
     assert parse_config(yaml.safe_load(dump_config(config))) == config
 
 
-@pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
-def test_the_sweeps_of_the_paper_load(path: Path) -> None:
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_the_shipped_sweeps_load(path: Path) -> None:
     tree = read_tree(path)
     plan = make_plan(tree, {})
     assert plan.name == path.stem
@@ -89,7 +89,7 @@ def test_command_line_overrides_reach_every_depth() -> None:
     [
         ({"num_rounds": 1}, {"num_rounds": "1"}),
         ({"train": {"rows": 8}}, {"train.rows": "8"}),
-        ({"train.optimizer": {"learning_rate": 1e-3}}, {"train.optimizer.learning_rate": "1e-3"}),
+        ({"train.optimizer": {"learning_rate": 3e-3}}, {"train.optimizer.learning_rate": "3e-3"}),
         ({"train": MappingProxyType({"optimizer": {"name": "adamw"}})}, {"train.optimizer.name": "adamw"}),
         ({"prune.max_traces": None}, {"prune.max_traces": "null"}),
         ({"task": {"templates": (43, 10)}}, {"task.templates": "[43, 10]"}),

@@ -17,8 +17,8 @@ from safetensors.numpy import load_file
 CONFIG = f"""{EASY_TASK}
 name: small
 num_rounds: 2
-think: {{num_questions: 24, num_samples: 2, max_prompt_tokens: 32, num_slots: 4}}
-prune: {{num_workers: 1}}
+think: {{num_questions: 24, num_samples: 2, temperature: 2.5, max_prompt_tokens: 32, num_slots: 4}}
+prune: {{num_workers: 1, max_traces: 16}}
 train: {{num_epochs: 3, save_every: 2, traces_of: all, optimizer: {{learning_rate: 1.0e-3}}}}
 evaluate: {{num_samples: 2, max_prompt_tokens: 32, num_slots: 16}}
 """
@@ -52,16 +52,28 @@ def metrics(folder: Path, index: int) -> dict[str, Any]:
 
 
 def results(folder: Path) -> list[dict[str, Any]]:
-    """A run's metrics, without those that depend on the clock or on the process."""
-    ignored = ("seconds", "compilations", "slot_occupancy", "device_idle")
+    """A run's metrics, without those that depend on the clock, on the process, or on what was under way."""
+    ignored = ("seconds", "compilations", "slot_occupancy", "device_idle", "tokens", "num_surplus", "num_cancelled")
     rounds = [metrics(folder, index) for index in range(3)]
     return [{name: value for name, value in figures.items() if name not in ignored} for figures in rounds]
 
 
-def traces(folder: Path, index: int) -> list[str]:
-    """The judged traces of a round, from all its files, sorted."""
-    files = (folder / "rounds" / f"{index:03}" / "traces").glob("*.jsonl")
-    return sorted(line for file in files for line in file.read_text().splitlines())
+def jsonl(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def but_for_rounding(line: dict[str, Any]) -> dict[str, Any]:
+    """A trace to compare with: sums over its tokens depend a little on what else was in the slots."""
+    return {**line, **{name: pytest.approx(line[name], rel=1e-4) for name in ("logprob", "entropy")}}
+
+
+def traces(folder: Path, index: int, sampling: str) -> dict[tuple[str, int], dict[str, Any]]:
+    """The judged traces of a stage, from all its files; none is there twice."""
+    files = (folder / "rounds" / f"{index:03}" / "traces").glob(f"{sampling}-*.jsonl")
+    lines = [line for file in files for line in jsonl(file)]
+    by_name = {(line["id"], line["sample"]): line for line in lines}
+    assert len(by_name) == len(lines)
+    return by_name
 
 
 def logged_steps(folder: Path) -> list[tuple[int, str, int]]:
@@ -77,8 +89,12 @@ def test_a_run_writes_its_metrics_curves_and_report(finished: Path) -> None:
         assert figures["num_questions"] == 16
         assert set(figures["seconds"]) == {"train", "evaluate", *(["think", "prune"] if index else [])}
     assert metrics(finished, 0)["pass_at_1"] > 0.2  # the shipped model solves some
-    assert metrics(finished, 1)["num_traces"] == 48
-    assert 0 < metrics(finished, 1)["num_kept"] <= metrics(finished, 1)["num_correct"]
+    first = metrics(finished, 1)
+    assert first["num_kept"] == 16
+    assert first["num_traces"] + first["num_surplus"] == len(traces(finished, 1, "think")) < 48
+    assert 16 <= first["num_correct"] < first["num_traces"]  # some questions were asked twice
+    assert first["train_is_estimate"]
+    assert 0 < first["train_pass_at_1"] < 1
     assert metrics(finished, 2)["compilations"] == 0
     phases = [json.loads(line)["phase"] for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert phases.count("round") == 3
@@ -141,9 +157,13 @@ def test_a_run_killed_in_every_stage_ends_with_the_same_results(config: Path, fi
     assert done.returncode == 0, done.stderr
     assert results(folder) == results(finished)
     for index in range(3):
-        assert traces(folder, index) == traces(finished, index)
-        training = f"rounds/{index:03}/training.jsonl"
-        assert index == 0 or (folder / training).read_text() == (finished / training).read_text()
+        assert traces(folder, index, "evaluate") == traces(finished, index, "evaluate")
+        ours, others = traces(folder, index, "think"), traces(finished, index, "think")
+        both = ours.keys() & others.keys()
+        assert [ours[name] for name in both] == [but_for_rounding(others[name]) for name in both]
+        if index:
+            lines, expected = (jsonl(each / f"rounds/{index:03}/training.jsonl") for each in (folder, finished))
+            assert lines == [but_for_rounding(line) for line in expected]
     assert logged_steps(folder) == logged_steps(finished)
     assert not list(folder.glob("rounds/*/training"))
 

@@ -19,6 +19,7 @@ from tpt_jax.evaluation import evaluate_traces
 from tpt_jax.io.files import write_jsonl
 from tpt_jax.io.paths import to_path
 from tpt_jax.loop.metrics import MetricsLog
+from tpt_jax.loop.monitors import monitor, to_metrics
 from tpt_jax.loop.run_folder import RunFolder, Stage
 from tpt_jax.prune.summary import count_labels
 from tpt_jax.records import JudgedTrace, Question, Trace, Verdict
@@ -127,6 +128,9 @@ def add_round(
             "num_strict": 1,
             "num_kept": 1,
             "mean_think_tokens": 30.0,
+            "train_pass_at_1": 0.2,
+            "train_is_estimate": True,
+            "difficulty": {"1": 1, "3-4": 2},
         }
     folder.write_stages(index, facts)
     if "evaluate" in stages:
@@ -134,6 +138,7 @@ def add_round(
         metrics = {
             "round": index,
             **dataclasses.asdict(evaluate_traces(evaluation, k=evaluation[-1].trace.sample + 1)),
+            **to_metrics(monitor(evaluation, folder.traces(0, "evaluate") if index else [])),
             **(facts["prune"] if index else {"num_traces": 0}),
             "num_dropped": {"wrong": 9} if index else {},
             "verdicts": {**({"think": count_labels(think)} if index else {}), "evaluate": count_labels(evaluation)},
@@ -169,7 +174,10 @@ def change_metrics(folder: RunFolder, change: Callable[[dict[str, Any]], Mapping
 def test_the_page_shows_the_run(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run")
     page = report(folder)
-    assert page.tags.count("figure") == 8
+    assert page.tags.count("figure") == 10
+    assert "Signs of collapse, against the base model" in page.text
+    assert "first samples only" in page.text
+    assert "Difficulty: how many samples" in page.text
     assert "40.0%" in page.text
     assert "80.0%" in page.text
     assert "+40.0 points" in page.text

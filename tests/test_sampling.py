@@ -1,6 +1,7 @@
 """Sampling: parity with transformers and the softmax; traces do not depend on slots, order or mesh."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,6 +48,9 @@ class Ids:
 
     def text(self, token_ids: Sequence[int]) -> str:
         return " ".join(map(str, token_ids))
+
+    def token_ends(self, token_ids: Sequence[int]) -> tuple[int, ...]:
+        return tuple(len(self.text(token_ids[: index + 1])) for index in range(len(token_ids)))
 
 
 def compiled(config: ModelConfig, mesh: Any, shape: SlotShape = SHAPE) -> SamplerProgram:
@@ -240,6 +244,64 @@ def test_a_trace_ends_in_the_step_that_completes_a_stop_string(
             num_ended += 1
     assert num_ended
     assert engine.statistics.num_tokens == num_decoded
+
+
+# Sampling on demand.
+
+
+class OneByOne:
+    """Asks for the samples of a question one after the other, and cancels what it is told to forget."""
+
+    def __init__(self, wanted: Sequence[Request], num_shards: int, forget: frozenset[str] = frozenset()):
+        self.prompts = {request.id: request.prompt_ids for request in wanted}
+        self.taken: list[tuple[str, int]] = []
+        self._left = {
+            shard: [(request, sample) for sample in range(NUM_SAMPLES) for request in wanted[shard::num_shards]]
+            for shard in range(num_shards)
+        }
+        self._forget = forget
+
+    def take(self, shard: int, count: int, num_idle: int) -> list[Request]:
+        taken = [self._left[shard].pop(0) for _ in range(min(1, count, len(self._left[shard])))]
+        self.taken += [(request.id, sample) for request, sample in taken]
+        return [dataclasses.replace(request, samples=(sample,), limits=(MAX_NEW,)) for request, sample in taken]
+
+    def has_more(self, shard: int) -> bool:
+        return bool(self._left[shard])
+
+    def is_needed(self, name: tuple[str, int]) -> bool:
+        return name[0] not in self._forget
+
+    def is_done(self, num_left: int) -> bool:
+        return num_left == 0 and not any(self._left.values())
+
+
+@pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 1)])
+def test_traces_do_not_depend_on_when_they_are_requested(
+    mesh: tuple[int, int, int], tiny: tuple[SamplerProgram, nnx.State], expected: Traces
+) -> None:
+    """Requests come one by one, each with its own prefill, while the slots decode; the pool of prompts wraps around."""
+    shape = dataclasses.replace(SHAPE, num_slots=2, prefills_per_question=NUM_SAMPLES, token_scores=True)
+    devices = jax.devices()[: math.prod(mesh)]
+    program = compiled(TINY["gemma2"], make_mesh(MeshConfig(*mesh), devices), shape)
+    parameters = initialize_parameters(TINY["gemma2"], Layout(program.layout.mesh, TRAIN_RULES), seed=3)
+    shards = program.layout.batch_ways
+    forgotten = frozenset({Ids().text(PROMPTS[3])})
+    for forget in (frozenset(), forgotten):
+        schedule = OneByOne(requests(PROMPTS), shards, forget)
+        engine = Engine(program.slots["think"], Ids(), (), shards)  # pyright: ignore[reportArgumentType]
+        batches = engine.sample(program.reshard(parameters), schedule, seed=0, round_index=1, temperature=1.0)
+        traces = [trace for batch in batches for trace in batch]
+        assert len(schedule.taken) == len(set(schedule.taken)) == NUM_PROMPTS * NUM_SAMPLES
+        by_name = {(trace.id, trace.sample): trace for trace in traces}
+        assert tokens(by_name) == {name: each for name, each in tokens(expected).items() if name[0] not in forget}
+        assert engine.statistics.num_cancelled == (NUM_SAMPLES if forget else 0)
+        assert engine.statistics.num_cancelled_tokens <= NUM_SAMPLES
+        for trace in traces:
+            assert len(trace.token_logprobs) == len(trace.token_entropies) == len(trace.token_ids)
+            rest = trace.logprob - sum(trace.token_logprobs)  # of the end of turn, which is not in the lists
+            assert rest < 0.02 if trace.finish_reason == "stop" else abs(rest) < 0.02  # float16
+            assert 0 <= sum(trace.token_entropies) < trace.entropy + 0.02
 
 
 # Planning a pass.

@@ -75,7 +75,7 @@ def sweep(
     Args:
       config: a YAML file, which may have a section `sweep`, or a loaded config.
       vary: the values of each key, by its dotted name: {"train.rows": [8, 16]}; every combination is an arm.
-      arms: settings of arms by name: {"control": {"prune.steps": ["any"]}}; each is combined with all of `vary`.
+      arms: settings of arms by name, {"control": {"prune.steps": ["any"]}}; each with every combination of `vary`.
       seeds: runs of each arm, from the config's seed on; the file's number, or 1, if not given.
       sweep_dir: the sweep's folder, on a disk or gs://BUCKET/...; sweeps/NAME if not given.
       on_arm: called on the first host after every arm, with the results so far.

@@ -194,9 +194,8 @@ class RunFolder:
         return sorted((self.round_path(round_index) / "traces").glob(f"{sampling}-*.jsonl"))
 
     def write_questions(self, round_index: int, questions: Sequence[Question]) -> None:
-        write_jsonl(
-            self.round_path(round_index) / "questions.jsonl", (dataclasses.asdict(question) for question in questions)
-        )
+        lines = (dataclasses.asdict(question) for question in questions)
+        write_jsonl(self.round_path(round_index) / "questions.jsonl", lines)
 
     def questions(self, round_index: int) -> Iterator[Question]:
         """The questions asked in a round: training questions first, then held-out ones; empty until they are written.

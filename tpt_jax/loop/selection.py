@@ -21,6 +21,8 @@ from tpt_jax.records import JudgedTrace, Trace, Verdict
 def select_traces(setup: Setup, folder: RunFolder, round_index: int, names: Sequence[str]) -> dict[str, Any]:
     """Selects the traces to train on, trims them, writes them to the run folder, and returns the figures.
 
+    The figures leave out surplus traces, so that they do not depend on what was under way when there was enough.
+
     Args:
       names: ids of the questions that the think stage asked, or would have.
     """
@@ -37,14 +39,14 @@ def select_traces(setup: Setup, folder: RunFolder, round_index: int, names: Sequ
         "train_interval": mean_interval(rates),
         "train_is_estimate": is_estimate,
         "difficulty": difficulty(needed, selection.kept),
-        "num_traces": len(judged),
-        "num_correct": sum(trace.verdict.correct for trace in judged),
-        "num_strict": sum(trace.verdict.strict for trace in judged),
+        "num_traces": len(needed),
+        "num_correct": sum(trace.verdict.correct for trace in needed),
+        "num_strict": sum(trace.verdict.strict for trace in needed),
         "num_kept": len(selection.kept),
         "num_dropped": selection.num_dropped,
         "num_trimmed": sum(new is not old for new, old in zip(kept, selection.kept, strict=True)),
-        "verdicts": count_labels(judged),
-        "mean_think_tokens": sum(len(trace.trace.token_ids) for trace in judged) / max(1, len(judged)),
+        "verdicts": count_labels(needed),
+        "mean_think_tokens": sum(len(trace.trace.token_ids) for trace in needed) / max(1, len(needed)),
     }
 
 
