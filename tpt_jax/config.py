@@ -136,10 +136,10 @@ class ThinkConfig(SamplingConfig):
     Attributes:
       until: enough (a question is sampled until it has prune.max_per_question kept traces, num_samples times at most,
         and the round until it has prune.max_traces; questions go in an order drawn from the seed) or all (every
-        question num_samples times). The training set is the same. Steps of prune.steps that compare the samples of a
-        question, or look at the whole round, need all of theirs.
-      max_samples: a question with no kept trace among num_samples is sampled on, up to twice, four times ... as many,
-        and this many at most, so that hard questions are trained on too; null for no further samples.
+        question num_samples times). The training set is the same. A step of prune.steps that compares the samples of a
+        question gets all of them; one that looks at the whole round gets all samples of all questions.
+      max_samples: a question with no kept trace among num_samples gets more samples, up to twice as many, four times
+        and so on, and this many at most, so that hard questions are trained on too; null for no further samples.
       token_scores: keep the log-probability of every sampled token and the entropy of its distribution in the trace
         files, some 14 bytes a token; steps of prune.steps that need them switch this on.
     """

@@ -42,22 +42,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config",
         type=Path,
-        help="a run's YAML file: its task, checker, seed and section prune, where no option here says otherwise",
+        help="a run's YAML file; its task, checker, seed and section prune apply where no option here says otherwise",
     )
     accept_overrides(parser)
     add_input_arguments(parser, requires_task=False)
     parser.add_argument("--output", type=Path, required=True, help="the traces with their verdicts, JSON lines")
-    parser.add_argument("--held_out", help="questions of an evaluation; their traces are not kept")
+    parser.add_argument(
+        "--held_out", help="questions of an evaluation, in any of these formats; their traces are not kept"
+    )
     parser.add_argument(
         "--steps",
         help='what selects traces, in order: names, or a list in YAML, "[correct, {shortest: {count: 1}}]"; '
         "correct,unique_texts if not given. README.md has a table of all steps",
     )
-    parser.add_argument("--max_per_question", type=positive, help="most traces kept: the first samples")
+    parser.add_argument("--max_per_question", type=positive, help="most traces kept per question: its first samples")
     parser.add_argument(
-        "--max_traces", type=positive, help="most traces kept: those of the first questions, in an order from the seed"
+        "--max_traces",
+        type=positive,
+        help="most traces kept in all: those of the first questions, in an order drawn from the seed",
     )
-    parser.add_argument("--seed", type=natural)
+    parser.add_argument(
+        "--seed",
+        type=natural,
+        help="of the order of questions and of random steps; 0 if not given. For RUN/rounds/001/traces give the run's",
+    )
     parser.epilog = "With --config, any of its keys can be set: --prune.max_traces null"
 
 

@@ -16,16 +16,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY=V1,V2",
-        help=f"a key and its values; every combination of all --vary is an arm; {VALUES}",
+        help=f"a key and its values; with several --vary, every combination is an arm; {VALUES}",
     )
     parser.add_argument(
         "--arm",
         action="append",
         default=[],
         metavar="'NAME: KEY=V KEY=V'",
-        help="one arm with these settings; with --vary, each arm is run with every combination",
+        help="an arm with these settings; with --vary, one arm for each combination",
     )
-    parser.add_argument("--seeds", type=positive, help="runs of each arm, from the config's seed on; 1 if not given")
+    parser.add_argument(
+        "--seeds",
+        type=positive,
+        help="runs of each arm, with the config's seed and the next ones; the file's number, or 1, if not given",
+    )
     parser.add_argument(
         "--sweep_dir", help="the sweep's folder, on a disk or gs://BUCKET/...; sweeps/NAME if not given"
     )

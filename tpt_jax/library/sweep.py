@@ -66,7 +66,7 @@ def sweep(
     on_arm: Callable[[SweepResult], None] = print_sweep,
     **overrides: Any,
 ) -> Sweep:
-    """Runs configs that differ in some settings, each with several seeds, as `tpt sweep`; resumes what the folder has.
+    """Runs configs that differ in some settings, each with several seeds, as `tpt sweep`; resumes a folder that exists.
 
     The first arm is what the others are compared with. A stage whose inputs are equal to those of one that an earlier
     run has done is taken over from there; the results are those of separate runs. If keep_checkpoints has removed a

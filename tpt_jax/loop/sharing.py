@@ -83,7 +83,7 @@ class Sharing:
         self._keys = StageKeys(config, self._training_digest)
 
     def begin(self) -> None:
-        """Offers what an earlier process finished, also a stage that it was killed before noting."""
+        """Offers what an earlier process finished, even if it was killed before it noted the stage."""
         if hosts.is_first():
             for index in self._folder.round_indices():
                 for stage in self._folder.stages(index):

@@ -10,7 +10,7 @@ A file for `tpt sweep` is a run's config with one more section, which the comman
         prune.max_traces: [500, 1000, 2000]
       arms:                                     # a list: each arm by itself, or each with every combination above
         pruned: {}
-        not pruned: {prune.keep: any}
+        not pruned: {prune.steps: [any, unique_texts]}
 
 SWEEP/sweep.yaml                      the plan
 SWEEP/arms/<arm>/seed-<n>/            one run

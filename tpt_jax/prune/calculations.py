@@ -28,7 +28,7 @@ MAX_WORDS = 4  # of a unit, between a number and the next sign: "3 red apples ea
 def equations(text: str) -> list[str]:
     """The equations of a text in order, with plain signs, without units and spaces.
 
-    An equation has a sign of arithmetic and a result; "x = 7" is none. A chain, "3 + 4 = 7 = 14 / 2", is one.
+    An equation has a sign of arithmetic and a result; "x = 7" is not one. A chain, "3 + 4 = 7 = 14 / 2", is one.
     """
     return [equation for line in text.split("\n") if "=" in line for equation in _of_line(_plain(line))]
 

@@ -36,7 +36,7 @@ class Schedule(Protocol):
         ...
 
     def has_more(self, shard: int) -> bool:
-        """Whether the shard will get further requests, which are sure to come."""
+        """Whether the shard is expected to get requests for further questions."""
         ...
 
     def is_needed(self, name: TraceName) -> bool:

@@ -120,7 +120,7 @@ class Queue:
     is_cancelled: Bool[Array, " T"]  # ends at its next token, and is not needed
     num_prefills: Int[Array, " 1"]  # rows in use, of E
     num_traces: Int[Array, " 1"]  # rows in use, of T
-    has_more: Bool[Array, " 1"]  # more rows will follow, so an idle slot is a fault of the host
+    has_more: Bool[Array, " 1"]  # more rows are expected, so an idle slot is the host's fault
 
 
 @jax.tree_util.register_dataclass

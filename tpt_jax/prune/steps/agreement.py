@@ -37,10 +37,10 @@ class Majority(QuestionStep):
 
 @dataclass(frozen=True, config=STRICT)
 class PassRate(QuestionStep):
-    """Keeps the traces of questions of which a share of `low` to `high` of the samples is right.
+    """Keeps the traces of questions whose share of right samples is from `low` to `high`.
 
-    All samples of the question count, wherever the step stands: unfinished ones as the checker judged them, those of
-    unknown verdict not at all. {high: 0.75} leaves out what the model can do already; {low: 0.2} what is beyond it.
+    All samples of the question count, wherever the step stands: unfinished ones as the checker judged them, but none of
+    unknown verdict. {high: 0.75} leaves out what the model can do already; {low: 0.2} what is beyond it.
     DAPO (Yu et al., arXiv 2503.14476) leaves out the questions that are always or never solved.
 
     Attributes:

@@ -17,7 +17,7 @@ class Own(RoundStep):
 
     It is called once a round with the list of judged traces that earlier steps kept (tpt_jax.JudgedTrace: `trace` and
     `verdict`), by question in the round's random order and sample, and returns those to keep. It must be a pure
-    function, or a run that resumes may not end as one that was never stopped. All finished traces' texts and tokens are
+    function: otherwise a run that resumes may end with other traces. All finished traces' texts and tokens are
     in memory until it returns, unlike with any other step.
 
     Attributes:
