@@ -16,11 +16,11 @@ from typing import Any
 
 from tpt_jax.io.files import read_jsonl
 from tpt_jax.prune.candidate import Candidate
-from tpt_jax.prune.demand import Demand, TraceName
+from tpt_jax.prune.demand import Demand
 from tpt_jax.prune.order import question_order
 from tpt_jax.prune.pipeline import Pipeline
 from tpt_jax.prune.registry import parse_steps
-from tpt_jax.records import Trace, Until, Verdict
+from tpt_jax.records import Trace, TraceName, Until, Verdict
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from simulated_slots import sample

@@ -108,11 +108,15 @@ def compare(uninterrupted: Path, killed: Path) -> int:
 
 
 def read_results(run_dir: Path) -> dict[Any, Any]:
-    """The token ids of every trace and the loss of every step; a duplicate is marked, to count as a difference."""
+    """The token ids of every trace that is trained on or evaluated, and the loss of every step.
+
+    A duplicate is marked, to count as a difference. Which traces are sampled besides depends on the kills.
+    """
     results: dict[Any, Any] = {}
-    for path in sorted(run_dir.glob("rounds/*/traces/*.jsonl")):
+    paths = [*run_dir.glob("rounds/*/traces/evaluate-*.jsonl"), *run_dir.glob("rounds/*/training.jsonl")]
+    for path in sorted(paths):
         for line in map(json.loads, path.read_text().splitlines()):
-            key = (path.parent.parent.name, path.name.partition("-")[0], line["id"], line["sample"])
+            key = (path.relative_to(run_dir / "rounds").parts[0], path.name[:8], line["id"], line["sample"])
             results[key] = "duplicate" if key in results else line["token_ids"]
     for line in map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines()):
         if line["phase"] == "train":

@@ -1,12 +1,13 @@
 """Slots without a model, to watch what a demand asks of them: chunks, queues and delays as in think/engine.py."""
 
 import dataclasses
-from collections import deque
+from collections import Counter, deque
 from typing import Protocol
 
 from tpt_jax.prune.candidate import Candidate
-from tpt_jax.prune.demand import Demand, TraceName
+from tpt_jax.prune.demand import Demand
 from tpt_jax.prune.pipeline import Pipeline
+from tpt_jax.records import TraceName
 
 
 class Model(Protocol):
@@ -27,6 +28,7 @@ class Device:
     num_open_steps: int = 0  # while questions were left that had not been asked
     num_open_busy: int = 0
     written: dict[TraceName, int] = dataclasses.field(default_factory=dict)  # traces, with their lengths
+    num_requests: Counter[str] = dataclasses.field(default_factory=Counter)  # prefills, by question
 
 
 def sample(
@@ -72,6 +74,7 @@ def sample(
                 count = num_slots // 8 + 3 * last_finished[shard] - waiting
                 for name, samples in demand.take(shard, count, num_slots - (len(queue) - num_finished[shard])):
                     queue += [(name, sample) for sample in samples]
+                    devices[shard].num_requests[name] += 1
             chunks.append([run_chunk(shard) for shard in range(num_shards)])
         for shard, finished in enumerate(chunks.popleft()):
             num_finished[shard] += len(finished)

@@ -72,7 +72,7 @@ RUNS = st.fixed_dictionaries(
         "num_questions": st.integers(1, 30),
         "rate": st.sampled_from([0.05, 0.5, 0.95]),
         "seed": st.integers(0, 1000),
-        "max_per_question": st.sampled_from([None, 1, 1, 2]),
+        "max_per_question": st.sampled_from([None, 1, 1, 3]),
         "max_traces": st.sampled_from([None, 1, 5, 12]),
         "num_samples": st.integers(1, 4),
         "max_samples": st.sampled_from([None, None, 7]),
@@ -94,6 +94,8 @@ def test_the_training_set_does_not_depend_on_what_finishes_first(run: dict) -> N
     devices = sample(demand, pipeline, model, run["num_slots"], run["num_shards"])
     written = [name for device in devices for name in device.written]
     assert training_set(pipeline, demand, model, written) == expected(model, pipeline, levels)
+    most_requests = max(count for device in devices for count in (0, *device.num_requests.values()))
+    assert most_requests <= (levels[-1] if demand.is_one_by_one else len(levels))
     if run["until"] == "all":
         assert len(written) == demand.num_needed  # no surplus
 
@@ -105,6 +107,27 @@ def test_the_training_set_does_not_depend_on_what_finishes_first(run: dict) -> N
     (again,) = sample(rest, pipeline, model, num_slots=4)
     assert not set(again.written) & set(half)
     assert training_set(pipeline, rest, model, [*half, *again.written]) == expected(model, pipeline, levels)
+
+
+@settings(deadline=None, max_examples=60)
+@given(RUNS, st.sampled_from(["correct, shortest", "correct, {random: {count: 9}}"]))
+def test_samples_that_are_compared_are_requested_together(run: dict, steps: str) -> None:
+    model = make_model(run["num_questions"], run["rate"], run["seed"])
+    pipeline = Pipeline(parse_steps(f"[{steps}]"), run["max_per_question"], run["max_traces"], seed=run["seed"])
+    counts = {name: run[name] for name in ("until", "num_samples", "max_samples")}
+    demand = Demand(question_order(model.rates, pipeline.seed), pipeline, num_shards=run["num_shards"], **counts)
+    devices = sample(demand, pipeline, model, run["num_slots"], run["num_shards"])
+    levels = sample_levels(run["num_samples"], run["max_samples"])
+    assert max(count for device in devices for count in (0, *device.num_requests.values())) <= len(levels)
+
+
+def test_a_question_whose_reference_cannot_be_read_is_given_up_at_once() -> None:
+    pipeline = Pipeline(parse_steps(["correct"]), 1, None)
+    demand = Demand(["a", "b"], pipeline, until="enough", num_samples=4)
+    assert demand.take(0, 9, 0) == [("a", (0,)), ("b", (0,))]
+    verdicts = {"a": Verdict.unreadable(), "b": Verdict.wrong("")}
+    demand.add(pipeline.candidate(Trace(name, 0, ""), verdict) for name, verdict in verdicts.items())
+    assert demand.take(0, 9, 0) == [("b", (1,))]
 
 
 @pytest.mark.parametrize("steps", [["correct", "shortest"], ["correct", {"pass_rate": {"high": 0.75}}]])
@@ -151,6 +174,17 @@ def test_kept_traces_are_distributed_as_in_a_selection_from_all_samples() -> Non
     shares = [sum(rate * (1 - rate) ** index for rate in rates.values()) for index in range(4)]
     counts = [len(ours) * share / sum(shares) for share in shares]
     assert stats.chisquare([ranks[index] for index in range(4)], counts).pvalue > 0.01
+
+
+def test_several_traces_of_a_question_are_requested_together() -> None:
+    """All three are needed; only a wrong one asks for more. The slots stay busy as with one."""
+    model, pipeline = make_model(2000, 0.6), Pipeline(parse_steps(["correct"]), 3, 1200)
+    demand = Demand(question_order(model.rates, 0), pipeline, until="enough", num_samples=8)
+    assert demand.take(0, 6, 0) == [(name, (0, 1, 2)) for name in question_order(model.rates, 0)[:2]]
+    demand = Demand(question_order(model.rates, 0), pipeline, until="enough", num_samples=8)
+    (device,) = sample(demand, pipeline, model, num_slots=64)
+    assert device.num_open_busy >= 0.95 * device.num_open_steps * 64
+    assert device.num_busy >= 0.85 * device.num_steps * 64
 
 
 def test_slots_stay_busy_and_little_is_surplus() -> None:

@@ -187,7 +187,9 @@ def test_a_rounds_selection_keeps_to_the_configs_limits(folder: RunFolder) -> No
     folder.trace_writer(1, "think", 0).write([*judged, JudgedTrace(Trace("e", 0, "0", (1,) * 11), Verdict.wrong(""))])
 
     def kept(seed: int, **limits: Any) -> list[str]:
-        setup: Any = SimpleNamespace(config=load_config(QUICKSTART, {"seed": seed, "prune": limits}))
+        setup: Any = SimpleNamespace(
+            config=load_config(QUICKSTART, {"seed": seed, "think.until": "all", "prune": limits})
+        )
         figures = select_traces(setup, folder, 1, list("abcde"))
         names = [trace.trace.name for trace in folder.training(1)]
         assert (figures["num_traces"], figures["num_correct"], figures["num_kept"]) == (9, 8, len(names))

@@ -7,6 +7,7 @@ from typing import Any, Generic, Literal, Self, TypeVar, overload
 FinishReason = Literal["stop", "length"]
 TOKEN_FIELDS = ("token_ids", "token_logprobs", "token_entropies", "token_ends")  # of a Trace: one value a sampled token
 CHECKERS_FAULT = "checker"  # prefix of reasons that are not the trace's fault
+TraceName = tuple[str, int]  # question id and sample
 Until = Literal["enough", "all"]  # when to stop sampling: once there is enough to train on, or never
 
 

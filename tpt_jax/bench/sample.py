@@ -87,6 +87,7 @@ def _slot_shape(workload: Workload, num_shards: int) -> SlotShape:
         num_slots=workload.num_slots // num_shards,
         num_questions=num_questions,
         num_traces=num_questions * workload.num_samples,
+        traces_per_prefill=workload.num_samples,
         num_prefix_tokens=0,
         max_prompt_tokens=workload.prompt_tokens,
         max_new_tokens=workload.max_new_tokens,

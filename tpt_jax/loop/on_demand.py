@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 
 from tpt_jax.config import RunConfig
 from tpt_jax.loop.seeds import derive_seed
-from tpt_jax.prune.demand import Demand, TraceName
+from tpt_jax.prune.demand import Demand
 from tpt_jax.prune.order import question_order
 from tpt_jax.prune.pipeline import Pipeline
-from tpt_jax.records import JudgedTrace
+from tpt_jax.records import JudgedTrace, TraceName
 from tpt_jax.think.requests import Request
 from tpt_jax.think.sampling_plan import SamplingPlan
 
@@ -42,7 +42,7 @@ def needed_traces(
     """
     pipeline = make_pipeline(config, round_index)
     demand = make_demand(config, round_index, pipeline, names)
-    demand.add(pipeline.candidate(each.trace, each.verdict) for each in judged)
+    demand.add(pipeline.candidate_in_question(each.trace, each.verdict) for each in judged)
     return [each for each in judged if demand.is_needed((each.trace.id, each.trace.sample))]
 
 

@@ -1,11 +1,10 @@
 """The stages of a round that sample: think and evaluate. Checking overlaps with decoding."""
 
 import dataclasses
+import itertools
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as NotYet
+from concurrent.futures import Future, wait
 from typing import Any
 
 import jax
@@ -15,7 +14,7 @@ from tpt_jax.checks.pool import CheckerPool
 from tpt_jax.checks.registry import checker_name
 from tpt_jax.config import Sampling, SamplingConfig
 from tpt_jax.errors import Stopped, UserError
-from tpt_jax.loop.on_demand import OnDemand, make_demand, make_pipeline, needed_traces
+from tpt_jax.loop.on_demand import OnDemand, make_demand, make_pipeline
 from tpt_jax.loop.run_folder import RunFolder
 from tpt_jax.loop.setup import Setup
 from tpt_jax.prune.candidate import Candidate
@@ -139,9 +138,9 @@ def sample_on_demand(sampling_pass: Pass) -> Sampled:
     pipeline = make_pipeline(setup.config, index)
 
     def candidates(judged: Sequence[JudgedTrace]) -> list[dict[str, Any]]:
-        return [pipeline.candidate(each.trace, each.verdict).to_json() for each in judged]
+        return [pipeline.candidate_in_question(each.trace, each.verdict).to_json() for each in judged]
 
-    def add(lines: Sequence[Mapping[str, Any]]) -> None:
+    def add(lines: Iterable[Mapping[str, Any]]) -> None:
         demand.add(map(Candidate.from_json, lines))
 
     demand = make_demand(setup.config, index, pipeline, names, setup.sampler.layout.batch_ways)
@@ -152,18 +151,22 @@ def sample_on_demand(sampling_pass: Pass) -> Sampled:
 
             def on_judged(judged: Sequence[JudgedTrace]) -> None:
                 before = demand.num_decided
-                for lines in hosts.all_gather(f"{label}: verdicts", candidates(judged)):
-                    add(lines)
+                add(itertools.chain.from_iterable(hosts.all_gather(f"{label}: verdicts", candidates(judged))))
                 advance(demand.num_decided - before)
 
             figures = _sample(sampling_pass, OnDemand(sampling_pass.plan, demand), on_judged)
 
     def count_surplus(judged: Sequence[JudgedTrace]) -> int:
-        needed = needed_traces(setup.config, index, judged, names)
-        _require_all(sampling_pass.folder, len(needed), demand.num_needed)
-        return len(judged) - len(needed)
+        num_found = sum(demand.is_needed((each.trace.id, each.trace.sample)) for each in judged)
+        _require_all(sampling_pass.folder, num_found, demand.num_needed)
+        return len(judged) - num_found
 
-    return _summarize(sampling_pass, figures, count_surplus)
+    sampled = _summarize(sampling_pass, figures, count_surplus)
+    say(
+        f"{label}: {demand.num_needed:,} traces decide on the training set; {sampled.num_surplus:,} others were under "
+        f"way and finished, {sampled.num_cancelled:,} were cancelled"
+    )
+    return sampled
 
 
 def _sample(sampling_pass: Pass, schedule: Schedule, on_judged: Callable[[list[JudgedTrace]], None]) -> Statistics:
@@ -259,38 +262,30 @@ def judge_while_sampling(
 ) -> Iterator[list[JudgedTrace]]:
     """Judges batches of traces while the next ones are sampled.
 
-    Yields once for each batch, and once more at the end: the traces, of this batch and earlier ones, whose verdicts
-    have come. Those of the batch before have, and if no trace has finished since, all have.
+    Yields once for each batch, and once more at the end, the traces whose verdicts have come by then. After a batch
+    without traces it waits for all verdicts: the sampler may have nothing to do until they are there.
 
     Raises:
       Stopped: as the sampler raises it, after all its traces were judged.
     """
     by_id = {question.id: question for question in questions}
-    pending: deque[tuple[list[Trace], Future[list[Verdict]]]] = deque()
+    pending: list[tuple[list[Trace], Future[list[Verdict]]]] = []
     stopped: Stopped | None = None
 
-    def take() -> Iterator[JudgedTrace]:
-        traces, verdicts = pending.popleft()
-        return map(JudgedTrace, traces, verdicts.result())
+    def take(seconds: float | None) -> list[JudgedTrace]:
+        nonlocal pending
+        done, _ = wait([verdicts for _, verdicts in pending], seconds)
+        taken = [(traces, verdicts.result()) for traces, verdicts in pending if verdicts in done]
+        pending = [(traces, verdicts) for traces, verdicts in pending if verdicts not in done]
+        return [judged for traces, verdicts in taken for judged in map(JudgedTrace, traces, verdicts)]
 
     try:
         for traces in batches:
             if traces:
                 pending.append((traces, pool.submit_batch([(by_id[trace.id], trace) for trace in traces])))
-            judged: list[JudgedTrace] = []
-            while pending and (len(pending) > 1 or not traces or _comes_soon(pending[0][1])):
-                judged += take()
-            yield judged
+            yield take(PATIENCE if traces else None)
     except Stopped as error:
         stopped = error
-    yield [judged for _ in range(len(pending)) for judged in take()]
+    yield take(None)
     if stopped is not None:
         raise stopped
-
-
-def _comes_soon(verdicts: Future[list[Verdict]]) -> bool:
-    try:
-        verdicts.exception(PATIENCE)
-    except NotYet:
-        return False
-    return True

@@ -220,7 +220,7 @@ def _distinct(shapes: Mapping[Sampling, SlotShape]) -> Iterable[Sampling]:
     """The sections with programs of their own; the number of questions, traces and prefills changes no costs."""
     seen = []
     for sampling, shape in shapes.items():
-        key = dataclasses.replace(shape, num_questions=0, num_traces=0, prefills_per_question=1)
+        key = dataclasses.replace(shape, num_questions=0, num_traces=0, prefills_per_question=1, traces_per_prefill=1)
         if key not in seen:
             seen.append(key)
             yield sampling

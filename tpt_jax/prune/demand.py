@@ -19,9 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from tpt_jax.prune.candidate import Candidate
 from tpt_jax.prune.pipeline import Pipeline
-from tpt_jax.records import Until
-
-TraceName = tuple[str, int]  # question id and sample
+from tpt_jax.records import TraceName, Until
 
 
 def asks_one_by_one(pipeline: Pipeline, until: Until) -> bool:
@@ -100,9 +98,9 @@ class Demand:
         self._max_traces = None if takes_all_samples(pipeline, until) else pipeline.max_traces
         self.is_one_by_one = asks_one_by_one(pipeline, until)
         self._enough = pipeline.max_per_question if self.is_one_by_one else None  # kept traces of a question
-        self._largest_yield = pipeline.max_per_question or num_samples
         self._num_tried = [0] * self._levels[-1]  # unsettled questions whose sample i was judged
         self._num_won = [0] * self._levels[-1]  # those that it settled, with traces to keep
+        self._num_kept = 0  # of all settled questions
         self._update_ends()
 
     def add(self, candidates: Iterable[Candidate]) -> None:
@@ -124,9 +122,11 @@ class Demand:
 
     def is_needed(self, name: TraceName) -> bool:
         """Whether a trace, judged or not, may have a part in the training set."""
-        position = self._positions[name[0]]
+        position = self._positions.get(name[0])
+        if position is None or position >= self._certain_end:
+            return False
         num_needed = self._questions[position].num_needed
-        return position < self._certain_end and (num_needed is None or name[1] < num_needed)
+        return num_needed is None or name[1] < num_needed
 
     @property
     def num_expected(self) -> int:
@@ -159,7 +159,7 @@ class Demand:
         """
         taken: list[tuple[str, tuple[int, ...]]] = []
         num_taken = 0
-        for requests, limit in ((self._wanted(shard), count), (self._guesses(shard), num_idle)):
+        for requests, limit in ((self._wanted(shard), max(count, num_idle)), (self._guesses(shard), num_idle)):
             for position, samples in requests:
                 if num_taken >= limit:
                     break
@@ -180,14 +180,19 @@ class Demand:
             sample = question.num_tried
             question.num_tried += 1
             self._num_tried[sample] += 1
+            # The reference answer cannot be read, so that no further sample would help.
+            is_hopeless = question.judged[sample].verdict.unknown
             is_level = question.num_tried in self._levels
-            if self._enough is None and not is_level:
+            if self._enough is None and not is_level and not is_hopeless:
                 continue
             kept = self._pipeline.keep_of_question([question.judged[each] for each in range(question.num_tried)])
+            question.num_kept = len(kept)
             has_enough = self._enough is not None and len(kept) >= self._enough
-            if has_enough or (is_level and (kept or question.num_tried == self._levels[-1])):
-                question.num_needed, question.num_kept = question.num_tried, len(kept)
+            is_given_up = is_hopeless or question.num_tried == self._levels[-1]
+            if has_enough or is_given_up or (is_level and kept):
+                question.num_needed = question.num_tried
                 self._num_won[sample] += bool(kept)
+                self._num_kept += len(kept)
 
     def _update_ends(self) -> None:
         """Finds the first questions that suffice: those expected to, and those that do whatever is still to come."""
@@ -198,7 +203,9 @@ class Demand:
         if self._max_traces is None:
             return
         num_kept, mean, variance = 0, 0.0, 0.0  # of questions not settled: mean and variance of the traces to keep
-        yields = self._yields()
+        chances = self._chances()
+        prior = self._pipeline.max_per_question or self._levels[0]
+        kept_if_any = (self._num_kept + prior) / (sum(self._num_won) + 1)
         for position, question in enumerate(self._questions):
             if num_kept >= self._max_traces:
                 self._certain_end = position
@@ -208,22 +215,22 @@ class Demand:
             if question.is_settled:
                 num_kept += question.num_kept
             else:
-                share = yields[question.num_tried]
-                mean += share * self._largest_yield
-                variance += share * (1 - share) * self._largest_yield**2
+                chance = chances[question.num_tried]
+                mean += chance * kept_if_any
+                variance += chance * (1 - chance) * kept_if_any**2
         self._expected_end = min(self._expected_end, self._certain_end)
 
-    def _yields(self) -> list[float]:
+    def _chances(self) -> list[float]:
         """The chance that an unsettled question will yield traces, by the number of its samples that were tried.
 
         Kaplan and Meier's estimate (1958): questions still under way count for the samples that they have had. A
         question that was settled early would otherwise bias it, because that happens to easy ones.
         """
-        yields, none = [0.0] * (self._levels[-1] + 1), 1.0
+        chances, none = [0.0] * (self._levels[-1] + 1), 1.0
         for sample in reversed(range(self._levels[-1])):
             none *= 1 - (self._num_won[sample] + 0.5) / (self._num_tried[sample] + 1)
-            yields[sample] = 1 - none
-        return yields
+            chances[sample] = 1 - none
+        return chances
 
     def _expected(self, shard: int) -> Iterator[tuple[int, _Question]]:
         """The shard's questions that are expected to be needed, in order."""
@@ -235,13 +242,14 @@ class Demand:
         for position, question in self._expected(shard):
             if not question.is_settled and not question.is_under_way:
                 missing = self._missing(question)
-                yield position, missing[:1] if self.is_one_by_one else missing
+                # No fewer than this many more can be enough.
+                yield position, missing if self._enough is None else missing[: self._enough - question.num_kept]
 
     def _guesses(self, shard: int) -> Iterator[tuple[int, tuple[int, ...]]]:
-        """One further sample of each unsettled question, again and again."""
+        """Further samples of unsettled questions, again and again: one of each if they are requested one by one."""
         while True:
             guesses = [
-                (position, missing[:1])
+                (position, missing if self._enough is None else missing[:1])
                 for position, question in self._expected(shard)
                 if not question.is_settled and (missing := self._missing(question))
             ]

@@ -98,6 +98,11 @@ class Pipeline:
         """All that the pipeline looks at in a trace, measured while its text is at hand."""
         return Candidate.of(trace, verdict, tuple(step.measure(trace, verdict) for step in self.selecting))
 
+    def candidate_in_question(self, trace: Trace, verdict: Verdict) -> Candidate:
+        """As `candidate`, but without what only steps of scope "round" look at: enough for `keep_of_question`."""
+        values = (None if step.scope == "round" else step.measure(trace, verdict) for step in self.selecting)
+        return Candidate.of(trace, verdict, tuple(values))
+
     def keep_of_question(self, candidates: Iterable[Candidate]) -> list[Candidate]:
         """What the guards, the steps of scope "trace" and "question", and max_per_question keep, by sample.
 

@@ -36,7 +36,6 @@ class Statistics:
     num_tokens: int = 0  # sampled, stop tokens included
     num_full_steps: int = 0  # summed over data shards: steps with traces waiting for a slot, or still to be requested
     num_full_tokens: int = 0  # decoded in those steps
-    num_shard_steps: int = 0  # summed over data shards: all steps
     num_cancelled: int = 0  # traces
     num_cancelled_tokens: int = 0
 
@@ -59,7 +58,6 @@ class Statistics:
     def add_chunk(self, shards: Sequence[Finished]) -> None:
         """Adds the counters of one chunk, given the results of this host's data shards."""
         self.num_steps += max((int(shard.num_steps[0]) for shard in shards), default=0)
-        self.num_shard_steps += sum(int(shard.num_steps[0]) for shard in shards)
         self.num_tokens += sum(int(shard.num_decoded[0]) for shard in shards)
         self.num_full_steps += sum(int(shard.num_full_steps[0]) for shard in shards)
         self.num_full_tokens += sum(int(shard.num_full_decoded[0]) for shard in shards)
@@ -251,9 +249,8 @@ class _Pass:
         requests = self.schedule.take(shard, queue.lookahead(num_slots) - num_waiting, num_slots - num_open)
         for request in requests:
             queue.append(request)
-        had_more, has_more = bool(queue.arrays.has_more[0]), self.schedule.has_more(shard)
-        np.asarray(queue.arrays.has_more)[0] = has_more
-        return queue.cancel_unneeded(self.schedule) or bool(requests) or had_more != has_more
+        changes = (bool(requests), queue.set_has_more(self.schedule.has_more(shard)))
+        return queue.cancel_unneeded(self.schedule) or any(changes)
 
     def _gather(self) -> Queue:
         """The queues of all shards as host arrays; those that other hosts hold are left empty."""

@@ -7,10 +7,9 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import UInt8
 
+from tpt_jax.records import TraceName
 from tpt_jax.think.sampling import question_hash
 from tpt_jax.think.state import Prompts, Queue, SlotShape
-
-TraceName = tuple[str, int]  # question id and sample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +161,13 @@ class ShardQueue:
         Between two answers of the host lie up to three chunks, each of which frees about as many slots as the last one.
         """
         return num_slots // 8 + 3 * self._num_finished_last
+
+    def set_has_more(self, has_more: bool) -> bool:
+        """Notes whether further requests will follow; returns whether that is news."""
+        array = np.asarray(self.arrays.has_more)
+        is_news = bool(array[0]) != has_more
+        array[0] = has_more
+        return is_news
 
     def cancel_unneeded(self, schedule: Schedule) -> bool:
         """Marks the rows that the schedule no longer needs; returns whether there were any."""

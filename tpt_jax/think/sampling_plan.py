@@ -119,6 +119,7 @@ def slot_shape(
         num_slots=min(num_slots // num_shards, shard_questions * num_samples),
         num_questions=shard_questions,
         num_traces=shard_questions * num_samples,
+        traces_per_prefill=num_samples,
         num_prefix_tokens=num_prefix_tokens,
         max_prompt_tokens=max_prompt_tokens,
         max_new_tokens=max_new_tokens,
@@ -141,12 +142,13 @@ def think_shape(shape: SlotShape, config: RunConfig, num_slots: int) -> SlotShap
       num_slots: per data shard.
     """
     think, pipeline = config.think, Pipeline.from_config(config.prune, config.seed)
-    levels = sample_levels(think.num_samples, think.max_samples)
+    levels, one_by_one = sample_levels(think.num_samples, think.max_samples), asks_one_by_one(pipeline, think.until)
     return dataclasses.replace(
         shape,
         num_slots=min(num_slots, shape.num_questions * levels[-1]),
         num_traces=shape.num_questions * levels[-1],
-        prefills_per_question=levels[-1] if asks_one_by_one(pipeline, think.until) else len(levels),
+        prefills_per_question=levels[-1] if one_by_one else len(levels),
+        traces_per_prefill=1 if one_by_one else think.num_samples,
         token_scores=keeps_token_scores(config),
     )
 

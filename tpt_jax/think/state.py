@@ -29,6 +29,7 @@ class SlotShape:
       prefill_rows: questions prefilled together.
       num_stop_states: states of the automaton that finds stop strings; 0 for no stop strings.
       prefills_per_question: most requests for traces of one question; each has its own prefill.
+      traces_per_prefill: fewest traces that usually share one.
       token_scores: keep each sampled token's log-probability and its distribution's entropy.
       tile: cache lengths are rounded up to a multiple of this.
     """
@@ -45,6 +46,7 @@ class SlotShape:
     prefill_rows: int = 8
     num_stop_states: int = 0
     prefills_per_question: int = 1
+    traces_per_prefill: int = 1
     token_scores: bool = False
     tile: int = 1
 
@@ -65,7 +67,7 @@ class SlotShape:
     @property
     def pool_rows(self) -> int:
         """One prompt per prefill in the slots, plus one batch prefilled ahead."""
-        rows = -(-self.num_slots * self.num_prefills // self.num_traces) + self.prefill_rows
+        rows = -(-self.num_slots // self.traces_per_prefill) + self.prefill_rows
         return -(-rows // self.prefill_rows) * self.prefill_rows
 
     @property
