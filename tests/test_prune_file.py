@@ -84,7 +84,7 @@ def test_memory_does_not_grow_with_the_texts(tmp_path: Path, monkeypatch: pytest
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert sum(line["kept"] for line in read_jsonl(tmp_path / "out.jsonl")) == 4_000
-    assert (peaks[1] - peaks[0]) / 3_000 < 400  # bytes per trace; its text has 5,000
+    assert (peaks[1] - peaks[0]) / 3_000 < 500  # bytes per trace; its text has 5,000
 
 
 LINES = st.lists(

@@ -144,7 +144,25 @@ def test_each_stage_works_with_the_parameters_and_traces_of_its_round(calls: Cal
     assert not list(Path(folder.path).glob("rounds/*/training"))
     assert set(folder.stages(2)) == {"think", "prune", "train", "evaluate"}
     pruned = folder.stages(2)["prune"]
-    assert [pruned[f"num_{name}"] for name in ("traces", "correct", "strict", "kept")] == [4, 4, 2, 2]
+    assert [pruned[f"num_{name}"] for name in ("traces", "correct", "strict", "kept")] == [
+        2,
+        2,
+        2,
+        2,
+    ]  # the second samples are surplus
+
+
+def test_an_early_stop_ends_after_a_round_that_is_no_better(calls: Calls, tmp_path: Path) -> None:
+    """Round 2 gets everything wrong; what was done stays, and the same command does no more."""
+    calls.wrong_rounds = {2}
+    settings = config(early_stop=True, keep_checkpoints=1, prune={"steps": "any"})
+    folder, done = run(settings, calls, tmp_path / "run")
+    # Round 0 is as good as round 1 here, and the first of equals is the best.
+    assert [state.index for state in done[-1]] == [0, 1]
+    states = [RoundState(index, folder.stages(index), folder.metrics(index)) for index in range(4)]
+    made = len(calls.made)
+    assert [state.index for state in list(make_loop(settings, calls, folder).run(states))[-1]] == [0, 1]
+    assert calls.made[made:] == ["close"]
 
 
 @pytest.mark.parametrize("is_evaluated", [False, True])

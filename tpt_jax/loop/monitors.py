@@ -81,7 +81,7 @@ def warn_of_collapse(metrics: Mapping[str, Any]) -> str | None:
         f"round {metrics['round']}: Pass@1 has risen by {100 * rise:.1f} points since the base model, but Pass@{k} has "
         f"fallen by {-100 * fall:.1f} (95% interval of the change: {100 * low:+.1f} to {100 * high:+.1f}{sure}): the "
         "model repeats itself more. Fewer training steps, more questions, or steps of prune.steps that keep different "
-        "solutions (unique_calculations, diverse) slow this down"
+        "solutions (unique_calculations, diverse) may slow this down"
     )
 
 
