@@ -1,6 +1,7 @@
 """`tpt prune`, also with the user's own checker."""
 
 import argparse
+import io
 import json
 import re
 from collections.abc import Iterable
@@ -9,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from tpt_jax.commands import prune as command
 from tpt_jax.errors import UserError
 from tpt_jax.io.files import read_jsonl
 from tpt_jax.library.trace_files import read_traces_to_judge
-from tpt_jax.prune.summary import failed_on_all
+from tpt_jax.prune.pipeline import Pipeline
+from tpt_jax.prune.summary import failed_on_all, print_summary
 from tpt_jax.records import JudgedTrace, Question, Trace, Verdict
 
 DATA = Path(__file__).parent / "data"
@@ -303,3 +306,19 @@ def test_real_gemma_traces(tmp_path: Path) -> None:
     public = sum(match is not None and match[1] == answer for match, answer in matches)
     assert public / 2500 == pytest.approx(0.42, abs=0.005)
     assert sum(line["correct"] for line in lines) / 2500 == pytest.approx(0.63, abs=0.005)
+
+
+def test_rates_of_questions_that_were_asked_until_right_are_those_of_first_samples() -> None:
+    """Two of three are right at once, one after three more samples; over all samples that looks like 75%."""
+    verdicts = {"a": [True], "b": [True], "c": [False, False, False, True]}
+    pipeline = Pipeline(())
+    candidates = [
+        pipeline.candidate(Trace(name, sample, str(sample)), Verdict("1", right, right))
+        for name, rights in verdicts.items()
+        for sample, right in enumerate(rights)
+    ]
+    console = Console(width=100, file=io.StringIO())
+    print_summary(console, candidates, pipeline.choose(candidates))
+    text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    assert re.search(r"correct, first samples +│ 66\.7%", text)
+    assert "only their first samples give a fair rate" in text

@@ -150,7 +150,9 @@ class ThinkConfig(SamplingConfig):
 
     def __post_init__(self) -> None:
         if self.max_samples is not None and self.max_samples < self.num_samples:
-            raise ValueError(f"max_samples must be at least num_samples ({self.num_samples})")
+            raise UserError(
+                f"think.max_samples ({self.max_samples}) must be at least think.num_samples ({self.num_samples})"
+            )
 
 
 @dataclass(frozen=True, config=STRICT)

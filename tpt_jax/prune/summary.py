@@ -81,12 +81,22 @@ def _print_rates(console: Console, judged: Sequence[Candidate]) -> None:
     ks = sorted({1, min(map(len, questions))})
     table = Table("95% over questions", *(f"Pass@{k}" for k in ks))
 
-    def rate(is_right: Callable[[Candidate], bool], k: int) -> str:
-        values = [pass_at_k(len(traces), sum(map(is_right, traces)), k) for traces in questions]
+    def rate(is_right: Callable[[Candidate], bool], k: int, groups: Sequence[Sequence[Candidate]] = questions) -> str:
+        values = [pass_at_k(len(traces), sum(map(is_right, traces)), k) for traces in groups]
         low, high = mean_interval(values)
         return f"{sum(values) / len(values):.1%} ({low:.1%} to {high:.1%})"
 
     table.add_row("correct", *(rate(lambda trace: trace.verdict.correct, k) for k in ks))
     table.add_row("strict", *(rate(lambda trace: trace.verdict.strict, k) for k in ks))
+    is_uneven = len({len(traces) for traces in questions}) > 1
+    if is_uneven:
+        firsts = [[min(traces, key=lambda trace: trace.sample)] for traces in questions]
+        table.add_row("correct, first samples", rate(lambda trace: trace.verdict.correct, 1, firsts))
     console.print(table)
+    if is_uneven:
+        console.print(
+            "Some questions have more traces than others. If they were sampled until a trace was right "
+            "(think.until: enough), only their first samples give a fair rate.",
+            highlight=False,
+        )
     console.print(f"{len(judged):,} traces of {len(questions):,} questions", highlight=False)
