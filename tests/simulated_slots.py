@@ -38,7 +38,8 @@ def sample(
     devices = [Device(num_slots) for _ in range(num_shards)]
     queues: list[list[TraceName]] = [[] for _ in devices]
     slots: list[list[tuple[TraceName, int] | None]] = [[None] * num_slots for _ in devices]
-    started, num_finished, last_finished = [0] * num_shards, [0] * num_shards, [num_slots // 2] * num_shards
+    started, num_finished = [0] * num_shards, [0] * num_shards
+    recently_finished = [deque([num_slots // 2], maxlen=4) for _ in devices]
     chunks: deque[list[list[TraceName]]] = deque()
 
     def run_chunk(shard: int) -> list[TraceName]:
@@ -71,14 +72,14 @@ def sample(
         while len(chunks) < 2:
             for shard, queue in enumerate(queues):
                 waiting = len(queue) - started[shard]
-                count = num_slots // 8 + 3 * last_finished[shard] - waiting
+                count = num_slots // 8 + 3 * max(recently_finished[shard]) - waiting
                 for name, samples in demand.take(shard, count, num_slots - (len(queue) - num_finished[shard])):
                     queue += [(name, sample) for sample in samples]
                     devices[shard].num_requests[name] += 1
             chunks.append([run_chunk(shard) for shard in range(num_shards)])
         for shard, finished in enumerate(chunks.popleft()):
             num_finished[shard] += len(finished)
-            last_finished[shard] = len(finished)
+            recently_finished[shard].append(len(finished))
             demand.add(model.candidate(pipeline, name) for name in finished if name in devices[shard].written)
     assert all(len(queue) == len(set(queue)) for queue in queues)  # nothing is asked for twice
     return devices

@@ -1,6 +1,7 @@
 """Requests for traces, who makes them, and the arrays that hand them to the device."""
 
 import dataclasses
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -131,7 +132,8 @@ class ShardQueue:
         self.names: list[TraceName] = []
         self.num_finished = 0
         self.num_started = 0
-        self._num_finished_last = shape.num_slots // 2
+        # In the last chunks; a guess until the first traces have finished.
+        self._recently_finished = deque([shape.num_slots // 2], maxlen=4)
         own = list(prompts)[shard::num_shards]
         self._questions = {name: row for row, name in enumerate(own)}
         self._open: set[int] = set()  # rows that are neither returned nor cancelled
@@ -152,15 +154,16 @@ class ShardQueue:
     def finish(self, rows: Sequence[int]) -> None:
         """Notes that the device has returned these rows."""
         self.num_finished += len(rows)
-        self._num_finished_last = len(rows)
+        self._recently_finished.append(len(rows))
         self._open.difference_update(rows)
 
     def lookahead(self, num_slots: int) -> int:
         """How many requests should wait, so that no slot runs out of work before the host is asked again.
 
-        Between two answers of the host lie up to three chunks, each of which frees about as many slots as the last one.
+        Between two answers of the host lie up to three chunks, each of which may free as many slots as one of the last:
+        traces of about one length finish in waves.
         """
-        return num_slots // 8 + 3 * self._num_finished_last
+        return num_slots // 8 + 3 * max(self._recently_finished)
 
     def set_has_more(self, has_more: bool) -> bool:
         """Notes whether further requests will follow; returns whether that is news."""
