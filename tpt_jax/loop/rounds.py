@@ -14,7 +14,7 @@ from tpt_jax.evaluation import evaluate_traces
 from tpt_jax.loop.metrics import MetricsLog
 from tpt_jax.loop.monitors import monitor, to_metrics, warn_of_collapse
 from tpt_jax.loop.recovery import Facts, RoundState
-from tpt_jax.loop.run_folder import RunFolder, Stage
+from tpt_jax.loop.run_folder import RunFolder, Stage, is_no_better
 from tpt_jax.loop.sampling import Pass, sample_all, sample_on_demand
 from tpt_jax.loop.seeds import derive_seed
 from tpt_jax.loop.selection import select_traces
@@ -60,8 +60,8 @@ class Loop:
                     done = [*done, self.run_round(state)]
                     self._remove_old_checkpoints(done)
                 yield done
-                if self.setup.config.early_stop and (best := best_round(done)) < state.index:
-                    say(f"round {state.index} is not better than round {best}: the run ends here (early_stop)")
+                if self.setup.config.early_stop and is_no_better([*rates(done).values()]):
+                    say(f"round {state.index} is not better than round {best_round(done)}: early_stop ends the run")
                     break
         except BaseException as error:
             if isinstance(error, Stopped) or hosts.count() == 1:  # other hosts may not have failed here
@@ -243,14 +243,15 @@ class Loop:
         }
 
 
-def best_round(done: Sequence[RoundState]) -> int:
-    """The index of the finished round with the highest Pass@1, the first one of equals.
+def rates(done: Sequence[RoundState]) -> dict[int, float]:
+    """Pass@1 of the finished rounds, by index."""
+    return {state.index: state.metrics["pass_at_1"] for state in done if state.metrics is not None}
 
-    All rounds answer the same held-out questions, so that the difference of two rates is the mean of the questions' own
-    changes.
-    """
-    scores = {state.index: state.metrics["pass_at_1"] for state in done if state.metrics is not None}
-    return max(scores, key=lambda index: scores[index])
+
+def best_round(done: Sequence[RoundState]) -> int:
+    """The index of the finished round with the highest Pass@1, the first one of equals."""
+    by_round = rates(done)
+    return max(by_round, key=lambda index: by_round[index])
 
 
 def _timed(stage: Callable[[], Facts]) -> Facts:

@@ -156,9 +156,9 @@ class RunFolder:
             metrics = self.metrics(index)
             if metrics is None or not self.is_done(index, "train"):
                 return False
-            if config.early_stop and rates and metrics["pass_at_1"] <= max(rates):
-                return True
             rates.append(metrics["pass_at_1"])
+            if config.early_stop and is_no_better(rates):
+                return True
         return True
 
     def write_stages(self, round_index: int, stages: Mapping[Stage, Mapping[str, Any]]) -> None:
@@ -222,6 +222,15 @@ class RunFolder:
 
     def write_metrics(self, round_index: int, metrics: Mapping[str, Any]) -> None:
         write_atomically(self.round_path(round_index) / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+
+
+def is_no_better(rates: Sequence[float]) -> bool:
+    """Whether the last round's Pass@1 is not above the best one before: then early_stop ends the run.
+
+    All rounds answer the same held-out questions, so that the difference of two rates is the mean of the questions' own
+    changes.
+    """
+    return len(rates) > 1 and rates[-1] <= max(rates[:-1])
 
 
 @dataclasses.dataclass(frozen=True)
