@@ -25,7 +25,7 @@ SHAPE = SlotShape(
     max_prompt_tokens=PROMPT_LENGTH,
     max_new_tokens=4,
     chunk_steps=4,
-    prefill_rows=2,
+    prefill_tokens=24,
 )
 TOKENS = np.random.default_rng(0).integers(10, 64, (NUM_PROMPTS, NUM_PREFIX + PROMPT_LENGTH)).astype(np.int32)
 TOKENS[:, :NUM_PREFIX] = TOKENS[0, :NUM_PREFIX]

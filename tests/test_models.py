@@ -16,6 +16,7 @@ from tpt_jax.models.architecture import LinearScaling, ModelConfig
 from tpt_jax.models.attention import KVCache
 from tpt_jax.models.huggingface_config import from_huggingface
 from tpt_jax.models.published import PUBLISHED
+from tpt_jax.models.inference import InferenceTransformer, abstract_inference_parameters
 from tpt_jax.models.transformer import Remat, abstract_parameters
 from tpt_jax.runtime.sharding import Layout
 from tpt_jax.think import cache as kv_cache
@@ -74,27 +75,33 @@ def test_packed_segments_match_separate_sequences(twins: Twins) -> None:
         assert relative_difference(logits[row : row + 1, columns], expected) < TOLERANCE
 
 
-def test_prefill_and_decode_steps_match_a_full_forward_pass(twins: Twins, layout: Layout) -> None:
-    """Right-padded prompts of different lengths; the KV caches of local layers hold only their window."""
+@pytest.mark.parametrize("grouping", ["scanned", "unrolled"])
+def test_prefill_and_decode_steps_match_a_full_forward_pass(twins: Twins, layout: Layout, grouping: str) -> None:
+    """Prompts of different lengths, one after the other; the KV caches of local layers hold only their window."""
     tokens = random_tokens(3)
     prompt_lengths = np.asarray([10, 7, 3])
     longest = int(prompt_lengths.max())
     config = twins.config
-    graph, _ = abstract_parameters(config)
+    num_groups = config.period if grouping == "scanned" else config.num_layers
+    graph, _ = nnx.split(nnx.eval_shape(lambda: InferenceTransformer(config, num_groups, rngs=nnx.Rngs(0))))
 
     @jax.jit
     def prefill(
         parameters: nnx.State, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array
     ) -> list[KVCache]:
-        new_entries = nnx.merge(graph, parameters).prefill(tokens, positions, segment_ids, layout=layout)
-        sizes = kv_cache.layer_sizes(config, LENGTH)
-        caches = kv_cache.empty(config, BATCH, sizes, jnp.dtype("float32"), "compute")
-        pools = kv_cache.empty(config, BATCH, [longest] * len(sizes), jnp.dtype("float32"), "compute")
+        model = nnx.merge(graph, parameters)
+        new_entries = model.prefill(tokens, positions, segment_ids, max_segment=longest, layout=layout)
+        dtype = jnp.dtype("float32")
+        caches = kv_cache.empty(config, BATCH, kv_cache.layer_sizes(config, LENGTH)[:num_groups], dtype, "compute")
+        pools = kv_cache.empty(config, 1, [len(tokens) + longest] * num_groups, dtype, "compute")
         filled = []
         for new, pool, cache in zip(new_entries, pools, caches, strict=True):
             pool = kv_cache.write_prompts(pool, *new, jnp.int32(0))
+            start = 0
             for row, length in enumerate(prompt_lengths.tolist()):
-                cache = kv_cache.copy_prompt(cache, pool, jnp.int32(row), jnp.int32(row), jnp.int32(length))
+                prompt = (jnp.int32(start), jnp.int32(length), longest)
+                cache = kv_cache.copy_prompt(cache, pool, jnp.int32(row), *prompt)
+                start += length
             filled.append(cache)
         return filled
 
@@ -103,20 +110,31 @@ def test_prefill_and_decode_steps_match_a_full_forward_pass(twins: Twins, layout
         model = nnx.merge(graph, parameters)
         kv_caches = [[(cache, kv_cache.entry_positions(cache.key.shape[3], positions))] for cache in caches]
         hidden, new_entries = model.decode(tokens, positions, kv_caches, layout=layout)
-        updated = [
-            kv_cache.write_tokens(cache, *new, positions) for cache, new in zip(caches, new_entries, strict=True)
-        ]
-        return model.logits(hidden), updated
+        return model.logits(hidden), kv_cache.write_tokens(caches, new_entries, positions)
 
-    prompt_positions = np.broadcast_to(np.arange(longest, dtype=np.int32), (BATCH, longest))
-    mask = prompt_positions < prompt_lengths[:, None]
-    caches = prefill(twins.parameters, tokens[:, :longest], prompt_positions, mask.astype(np.int32))
-    expected = twins.expected_logits(tokens)
     rows = np.arange(BATCH)
+    padding = -prompt_lengths.sum() % longest
+    segment_ids = np.pad(np.repeat(rows, prompt_lengths), (0, padding), constant_values=BATCH).astype(np.int32)
+    positions = np.concatenate([np.arange(length) for length in (*prompt_lengths, padding)]).astype(np.int32)
+    flat = np.concatenate([*(tokens[row, :length] for row, length in enumerate(prompt_lengths)), np.zeros(padding)])
+    parameters = group_layers(twins.parameters, num_groups)
+    caches = prefill(parameters, flat.astype(np.int32), positions, segment_ids)
+    expected = twins.expected_logits(tokens)
     for index in range(LENGTH - longest):
         positions = (prompt_lengths + index).astype(np.int32)
-        logits, caches = step(twins.parameters, tokens[rows, positions], positions, caches)
+        logits, caches = step(parameters, tokens[rows, positions], positions, caches)
         assert relative_difference(np.asarray(logits), expected[rows, positions]) < TOLERANCE
+
+
+def group_layers(parameters: nnx.State, num_groups: int) -> nnx.State:
+    """The parameters of a Transformer as those of an InferenceTransformer."""
+    flat = dict(nnx.to_flat_state(parameters))
+    grouped = {path: variable for path, variable in flat.items() if path[0] != "layers"}
+    for path, variable in flat.items():
+        if path[0] == "layers":
+            for group in range(num_groups):
+                grouped["groups", group, *path[1:]] = variable.replace(variable.get_value()[group::num_groups])
+    return nnx.from_flat_state(list(grouped.items()))
 
 
 @pytest.mark.parametrize(
@@ -165,20 +183,19 @@ def test_remat_does_not_change_gradients(twins: Twins, remat: Remat) -> None:
 def test_activations_have_the_parameters_dtype_and_logits_are_fp32(
     tiny_config: ModelConfig, layout: Layout, dtype: jnp.dtype
 ) -> None:
-    graph, abstract = abstract_parameters(tiny_config)
+    graph, abstract = abstract_inference_parameters(tiny_config, layout.mesh)
     parameters = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), abstract)
-    ids = jax.ShapeDtypeStruct((BATCH, LENGTH), jnp.int32)
+    ids = jax.ShapeDtypeStruct((LENGTH,), jnp.int32)
 
     def run(parameters: nnx.State, ids: jax.Array) -> tuple:
         model = nnx.merge(graph, parameters)
-        hidden = model(ids, ids, ids, layout=layout)
-        prefilled = model.prefill(ids, ids, ids, layout=layout)
-        kv_caches = [[(KVCache(key.swapaxes(2, 3), value.swapaxes(2, 3)), ids)] for key, value in prefilled]
-        decoded = model.decode(ids[:, 0], ids[:, 0], kv_caches, layout=layout)
-        return model.logits(hidden), (hidden, *jax.tree.leaves((prefilled, decoded)))
+        prefilled = model.prefill(ids, ids, ids, max_segment=LENGTH, layout=layout)
+        caches = [KVCache(*(x[:, None].swapaxes(2, 3) for x in pair)) for pair in prefilled]
+        hidden, entries = model.decode(ids[:1], ids[:1], [[(cache, ids[None])] for cache in caches], layout=layout)
+        return model.logits(hidden), (hidden, *jax.tree.leaves((prefilled, entries)))
 
     logits, activations = jax.eval_shape(run, parameters, ids)
-    assert logits.shape == (BATCH, LENGTH, tiny_config.vocab_size)
+    assert logits.shape == (1, tiny_config.vocab_size)
     assert logits.dtype == jnp.float32
     assert {x.dtype for x in activations} == {jnp.dtype(dtype)}
 

@@ -36,7 +36,7 @@ SHAPE = SlotShape(
     max_prompt_tokens=12,
     max_new_tokens=MAX_NEW,
     chunk_steps=6,
-    prefill_rows=2,
+    prefill_tokens=24,
 )
 STOP = (5, 9)
 PROMPTS = [tuple(np.random.default_rng(row).integers(10, 64, 3 + row).tolist()) for row in range(NUM_PROMPTS)]
@@ -150,9 +150,9 @@ def test_logprobs_match_the_full_forward_pass(twins: Twins, twin_program: Sample
 @pytest.mark.parametrize(
     "changes",
     [
-        {"num_slots": 1, "chunk_steps": 64, "prefill_rows": 1},
-        {"num_slots": 16, "chunk_steps": 1, "prefill_rows": 8},
-        {"num_slots": 3, "chunk_steps": 100, "prefill_rows": 3},
+        {"num_slots": 1, "chunk_steps": 64, "prefill_tokens": 12},
+        {"num_slots": 16, "chunk_steps": 1, "prefill_tokens": 96},
+        {"num_slots": 3, "chunk_steps": 100, "prefill_tokens": 36},
     ],
     ids=lambda changes: f"{changes['num_slots']} slots",
 )
@@ -354,9 +354,9 @@ def test_int8_entries_are_within_half_a_step_of_the_written_ones() -> None:
     rng = np.random.default_rng(0)
     heads = np.asarray([[1.0], [100.0]])  # of different magnitudes
     key, value = ((rng.normal(size=(4, 3, 2, 8)) * heads).astype(np.float32) for _ in range(2))  # L B K H
-    (cache,) = kv_cache.empty(TINY["llama"], 3, [5], jnp.dtype("float32"), "int8")
+    caches = kv_cache.empty(TINY["llama"], 3, [5], jnp.dtype("float32"), "int8")
     positions = jnp.asarray([0, 4, 7], jnp.int32)
-    cache = kv_cache.write_tokens(cache, jnp.asarray(key), jnp.asarray(value), positions)
+    (cache,) = kv_cache.write_tokens(caches, [(jnp.asarray(key), jnp.asarray(value))], positions)
     for written, entries, scales in ((key, cache.key, cache.key_scale), (value, cache.value, cache.value_scale)):
         assert scales is not None
         stored = np.asarray(entries, np.float32) * np.asarray(scales)[..., None]  # L B K S H

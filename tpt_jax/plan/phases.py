@@ -183,7 +183,7 @@ class Compiler:
     def _sampling_phases(self, sampling: Sampling, shape: SlotShape) -> list[Phase]:
         """Reshard (for think only), prefill and decode; prefill runs inside the decoding program."""
         source = place_abstract(abstract_parameters(self.model)[1], self.train_layout)
-        prefill_unit = f"{shape.prefill_rows} prompts per shard"
+        prefill_unit = f"{shape.prefill_batches[1]} tokens of prompts per shard"
         decode_unit = f"a token in each of {shape.num_slots} slots per shard"
         try:
             program = self.compile_sampler(sampling, shape)

@@ -11,7 +11,7 @@ from tpt_jax.prune.demand import asks_one_by_one, takes_all_samples
 from tpt_jax.prune.pipeline import Pipeline
 from tpt_jax.think.state import SlotShape
 
-PACKING = 0.95  # share of a training batch that is not padding
+PACKING = 0.95  # share of a training batch, or of a prefill batch, that is not padding
 UNLIMITED = 10**12
 
 
@@ -62,18 +62,19 @@ def stage_bounds(
 
     def sampling(kind: Sampling) -> StageBound:
         shape = shapes[kind]
-        num_traces, num_prefills = shape.num_traces, math.ceil(shape.num_questions / shape.prefill_rows)
+        num_traces, num_prefills = shape.num_traces, shape.num_questions
         if kind == "think":
             wanted = expected_traces(config, shape.num_questions * num_shards, assumed.right_share)
             num_traces = math.ceil(wanted / num_shards)
             if shape.prefills_per_question > 1:
-                num_prefills = math.ceil(num_traces / shape.prefill_rows)
+                num_prefills = num_traces
         # Sections that differ only in their number of questions share the phases of the first.
         source = kind if f"{kind}: decode" in by_name else "think"
         step, prefill = seconds.get(f"{source}: decode"), seconds.get(f"{source}: prefill")
         tokens = num_traces * assumed.mean_completion
         num_steps = math.ceil(tokens / shape.num_slots)
-        total = None if step is None or prefill is None else num_steps * step + num_prefills * prefill
+        num_batches = math.ceil(num_prefills * assumed.mean_prompt / (PACKING * shape.prefill_batches[1]))
+        total = None if step is None or prefill is None else num_steps * step + num_batches * prefill
         return StageBound(kind, tokens * num_shards, total)
 
     return [

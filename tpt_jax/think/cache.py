@@ -4,6 +4,7 @@ A sliding-window layer keeps only its window: of S entries, entry i holds the ne
 A global layer has S >= the sequence length, so entry i holds position i.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -13,23 +14,23 @@ from jaxtyping import Array, Float, Int
 
 from tpt_jax.models.architecture import ModelConfig
 from tpt_jax.models.attention import KVCache
+from tpt_jax.models.inference import group_sizes
 
 CacheType = Literal["compute", "int8"]  # the compute dtype, or int8 with one scale per token and head
 
 
 def layer_sizes(config: ModelConfig, length: int) -> list[int]:
-    """Cache entries that each layer of the period needs for sequences of this length."""
-    return [length if window is None else min(length, window) for window in config.windows[: config.period]]
+    """Cache entries that each layer needs for sequences of this length."""
+    return [length if window is None else min(length, window) for window in config.windows]
 
 
 def empty(
     config: ModelConfig, rows: int, sizes: Sequence[int], dtype: jnp.dtype, cache_type: CacheType
 ) -> list[KVCache]:
-    """Zeroed caches, one per layer of the period: keys and values [L, B, K, S, H], S from `sizes`."""
-    layer_counts = [len(range(index, config.num_layers, config.period)) for index in range(config.period)]
+    """Zeroed caches, one per group of layers: keys and values [L, B, K, S, H], S from `sizes`."""
     shapes = [
         (count, rows, config.num_kv_heads, size, config.head_dim)
-        for count, size in zip(layer_counts, sizes, strict=True)
+        for count, size in zip(group_sizes(config, len(sizes)), sizes, strict=True)
     ]
     return [_zeros(shape, dtype, cache_type) for shape in shapes]
 
@@ -48,47 +49,60 @@ def entry_positions(size: int, positions: Int[Array, " B"]) -> Int[Array, "B S"]
 
 
 def write_tokens(
-    cache: KVCache, key: Float[Array, "L B K H"], value: Float[Array, "L B K H"], positions: Int[Array, " B"]
-) -> KVCache:
-    """Writes one token per row, in place.
+    caches: Sequence[KVCache],
+    entries: Sequence[tuple[Float[Array, "L B K H"], Float[Array, "L B K H"]]],
+    positions: Int[Array, " B"],
+) -> list[KVCache]:
+    """Writes one token per row, in place; `entries` has the keys and values for each of the caches.
 
     One update per row: the rows' positions differ, and XLA's TPU compiler changes the cache's layout for a scatter.
     """
-    new = _convert(cache, key[:, :, :, None], value[:, :, :, None])  # [L, B, K, 1, H]
-    entries = positions % cache.key.shape[3]
-
+    new = [
+        _convert(cache, key[:, :, :, None], value[:, :, :, None])  # [L, B, K, 1, H]
+        for cache, (key, value) in zip(caches, entries, strict=True)
+    ]
     # The barrier hides from XLA's TPU compiler that the loop writes every row once: it would turn that into an update
     # of the whole cache, and fail.
     rows = jax.lax.optimization_barrier(jnp.arange(len(positions), dtype=positions.dtype))
 
-    def write(old: jax.Array, new: jax.Array) -> jax.Array:
-        def write_row(index: jax.Array, old: jax.Array) -> jax.Array:
-            row = rows[index]
-            zero = jnp.zeros_like(row)
-            start = (zero, row, zero, entries[row], zero)[: old.ndim]
+    def write_row(index: jax.Array, caches: list[KVCache]) -> list[KVCache]:
+        row = rows[index]
+        zero = jnp.zeros_like(row)
+
+        def write(old: jax.Array, new: jax.Array, entry: jax.Array) -> jax.Array:
+            start = (zero, row, zero, entry, zero)[: old.ndim]
             return jax.lax.dynamic_update_slice(old, jax.lax.dynamic_slice_in_dim(new, row, 1, axis=1), start)
 
-        return jax.lax.fori_loop(0, len(positions), write_row, old)
+        entries = [positions[row] % cache.key.shape[3] for cache in caches]
+        return [
+            jax.tree.map(functools.partial(write, entry=entry), *pair)
+            for entry, *pair in zip(entries, caches, new, strict=True)
+        ]
 
-    return jax.tree.map(write, cache, new)
+    return jax.lax.fori_loop(0, len(positions), write_row, list(caches))
 
 
 def write_prompts(
-    pool: KVCache, key: Float[Array, "L A T K H"], value: Float[Array, "L A T K H"], row: jax.Array
+    pool: KVCache, key: Float[Array, "L T K H"], value: Float[Array, "L T K H"], start: Int[Array, ""]
 ) -> KVCache:
-    """Writes A prompts into the pool, starting at a row. In a pool, entry i holds position i."""
-    new = _convert(pool, key.swapaxes(2, 3), value.swapaxes(2, 3))
-    return jax.tree.map(lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, row, axis=1), pool, new)
+    """Writes prompts that lie one after the other into the pool's only row, from the entry `start` on."""
+    new = _convert(pool, *(x[:, None].swapaxes(2, 3) for x in (key, value)))
+    return jax.tree.map(lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, start, axis=3), pool, new)
 
 
-def copy_prompt(cache: KVCache, pool: KVCache, row: jax.Array, pool_row: jax.Array, length: jax.Array) -> KVCache:
-    """Copies a prompt of this length from a pool row to a cache row."""
-    size, pool_size = cache.key.shape[3], pool.key.shape[3]
-    positions = jnp.clip(entry_positions(size, length[None])[0], 0, pool_size - 1)
+def copy_prompt(
+    cache: KVCache, pool: KVCache, row: jax.Array, start: jax.Array, length: jax.Array, max_length: int
+) -> KVCache:
+    """Copies a prompt of this length, which starts at an entry of the pool, to a cache row.
+
+    Entries beyond its length are copied too; the cache counts them as empty.
+    """
+    size = cache.key.shape[3]
+    positions = jnp.clip(entry_positions(size, length[None])[0], 0, max_length - 1)
 
     def copy(old: jax.Array, prompts: jax.Array) -> jax.Array:
-        prompt = jax.lax.dynamic_slice_in_dim(prompts, pool_row, 1, axis=1)
-        if size < pool_size:  # otherwise entry i holds position i in the cache too
+        prompt = jax.lax.dynamic_slice_in_dim(prompts, start, max_length, axis=3)
+        if size < max_length:  # otherwise entry i holds position i in the cache too
             prompt = jnp.take(prompt, positions, axis=3)
         return jax.lax.dynamic_update_slice_in_dim(old, prompt, row, axis=1)
 

@@ -137,17 +137,38 @@ def sample_tokens(
     temperature: Float[Array, ""],
     filters: Filters,
 ) -> Drawn:
-    """Draws one token per row from the filtered softmax(logits / temperature); temperature 0 takes the argmax.
-
-    The noise does not depend on the filters: if they keep the token that would be drawn without them, it is drawn.
-    """
-    position_keys = jax.vmap(jax.random.fold_in)(keys, positions)
-    noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:], jnp.float32))(position_keys)
-    # Gumbel-max with the temperature on the noise: no division, and temperature 0 is greedy.
-    tokens = jnp.argmax(filter_logits(logits, temperature, filters) + temperature * noise, axis=-1).astype(jnp.int32)
+    """Draws one token per row from the filtered softmax(logits / temperature); temperature 0 takes the argmax."""
+    filtered = filter_logits(logits, temperature, filters)
+    drawn = _draw(filtered, jax.vmap(jax.random.fold_in)(keys, positions), temperature)
+    tokens = jnp.where(temperature > 0, drawn, jnp.argmax(filtered, axis=-1).astype(jnp.int32))
     relative = logits - logits.max(axis=-1, keepdims=True)
     masses = jnp.exp(relative)
     total = masses.sum(axis=-1)  # both sums in one pass over the vocabulary
     weighted = jnp.where(masses > 0, masses * relative, 0.0).sum(axis=-1)
     chosen = jnp.take_along_axis(relative, tokens[:, None], axis=-1)[:, 0]
     return Drawn(tokens, chosen - jnp.log(total), jnp.log(total) - weighted / total)
+
+
+def _draw(logits: Float[Array, "B V"], keys: Key[Array, " B"], temperature: Float[Array, ""]) -> Int[Array, " B"]:
+    """Draws from softmax(logits / temperature) by the Gumbel-max trick, with two draws in place of one.
+
+    The vocabulary is laid out as a grid, row by row. A column is drawn by the mass of its tokens, then one of them: this
+    takes as many random numbers as the grid has rows and columns, where one draw would take one for each token.
+    """
+    num_rows = _grid_rows(logits.shape[-1])
+    padding = -logits.shape[-1] % num_rows
+    grid = jnp.pad(logits, ((0, 0), (0, padding)), constant_values=-jnp.inf).reshape(len(logits), num_rows, -1)
+    num_columns = grid.shape[-1]
+    # Subtract before dividing: no inf - inf, however small the temperature.
+    scores = (grid - grid.max(axis=(1, 2), keepdims=True)) / jnp.maximum(temperature, jnp.finfo(jnp.float32).tiny)
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, (num_columns + num_rows,), jnp.float32))(keys)
+    column = jnp.argmax(jnp.log(jnp.exp(scores).sum(axis=1)) + noise[:, :num_columns], axis=-1)
+    in_column = jnp.take_along_axis(scores, column[:, None, None], axis=2)[:, :, 0]
+    row = jnp.argmax(in_column + noise[:, num_columns:], axis=-1)
+    return (row * num_columns + column).astype(jnp.int32)
+
+
+def _grid_rows(vocab_size: int) -> int:
+    """Rows of the grid: a multiple of 16, so that devices which share the vocabulary hold whole rows."""
+    sixteenth = -(-vocab_size // 16)
+    return 16 * max(count for count in range(1, 33) if sixteenth % count == 0)

@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from tpt_jax.models.architecture import ModelConfig
+from tpt_jax.models.inference import num_layer_groups
 from tpt_jax.runtime.sharding import Layout
 from tpt_jax.think.state import Finished, Prompts, Queue, Slots, SlotShape
 
@@ -36,8 +37,9 @@ def cache_spec(layout: Layout) -> P:
 
 
 def slot_specs(config: ModelConfig, shape: SlotShape, layout: Layout) -> Slots:
-    caches: Any = [cache_spec(layout)] * config.period
-    prefix: Any = [P()] * config.period if shape.num_prefix_tokens else []
+    num_groups = num_layer_groups(config, layout.mesh)
+    caches: Any = [cache_spec(layout)] * num_groups
+    prefix: Any = [P()] * num_groups if shape.num_prefix_tokens else []
     specs = _same_spec(Slots, P(layout.rules["batch"]))
     return Slots(**{**specs, "caches": caches, "pool": caches, "prefix": prefix})
 

@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from tpt_jax.models.architecture import ModelConfig
-from tpt_jax.models.transformer import abstract_parameters
+from tpt_jax.models.inference import abstract_inference_parameters
 from tpt_jax.runtime.sharding import Layout, place
 from tpt_jax.think.shard_specs import (
     abstract_prompts,
@@ -84,9 +84,12 @@ def compile_slots(
       parameters: another shape's `SlotProgram.parameters`, whose memory layouts to use; None lets the compiler choose.
         With a layout that does not suit the matrix products, XLA copies the weight in every chunk.
     """
-    if layout.mesh.devices.flat[0].platform == "tpu":
+    platform = layout.mesh.devices.flat[0].platform
+    if platform == "tpu":
         shape = dataclasses.replace(shape, tile=TPU_TILE)
-    graph, abstract = abstract_parameters(config)
+    elif platform == "cpu":  # where a part of the cache would be copied before it is read
+        shape = dataclasses.replace(shape, num_live_lengths=1)
+    graph, abstract = abstract_inference_parameters(config, layout.mesh)
     specs, outputs = slot_specs(config, shape, layout), finished_specs(layout)
     run_start = map_over_shards(functools.partial(start, graph=graph, shape=shape), layout, (P(), P()), specs)
 

@@ -20,9 +20,10 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from tpt_jax.models.attention import KVCache
-from tpt_jax.models.transformer import Transformer
+from tpt_jax.models.inference import InferenceTransformer
 from tpt_jax.runtime.sharding import Layout
 from tpt_jax.think import cache as kv_cache
+from tpt_jax.think.prefill import fill_pool, prefill_prefix
 from tpt_jax.think.sampling import sample_tokens, trace_keys
 from tpt_jax.think.state import FREE, Finished, Prompts, Queue, Slots, SlotShape
 
@@ -31,7 +32,7 @@ def start(
     parameters: nnx.State,
     prefix: Int[Array, " S"],
     *,
-    graph: nnx.GraphDef[Transformer],
+    graph: nnx.GraphDef[InferenceTransformer],
     shape: SlotShape,
     layout: Layout,
 ) -> Slots:
@@ -40,17 +41,21 @@ def start(
     config = model.config
     dtype = model.embedding[...].dtype
 
+    num_groups = len(model.groups)
+
     def empty_caches(rows: int, sizes: list[int]) -> list[KVCache]:
-        caches = kv_cache.empty(config, rows, sizes, dtype, shape.cache_type)
+        caches = kv_cache.empty(config, rows, sizes[:num_groups], dtype, shape.cache_type)
         return [_constrain(cache, layout) for cache in caches]
 
     zeros = jnp.zeros(shape.num_slots, jnp.int32)
     false = jnp.zeros(shape.num_slots, bool)
     return Slots(
         caches=empty_caches(shape.num_slots, kv_cache.layer_sizes(config, shape.cache_length)),
-        pool=empty_caches(shape.pool_rows, [shape.max_prompt_tokens] * config.period),
-        prefix=_prefill_prefix(model, prefix, layout),
+        pool=empty_caches(1, [shape.pool_tokens + shape.max_prompt_tokens] * num_groups),
+        prefix=prefill_prefix(model, prefix, layout),
         num_prefilled=zeros[:1],
+        pool_head=zeros[:1],
+        prefill_starts=jnp.zeros(shape.num_prefills, jnp.int32),
         num_started=zeros[:1],
         trace=zeros + FREE,
         done=false,
@@ -72,21 +77,13 @@ def _constrain(cache: KVCache, layout: Layout) -> KVCache:
     return jax.tree.map(lambda x: layout.constrain(x, *axes[: x.ndim]), cache)
 
 
-def _prefill_prefix(model: Transformer, prefix: Int[Array, " S"], layout: Layout) -> list[KVCache]:
-    positions = jnp.arange(len(prefix), dtype=jnp.int32)[None]
-    if not len(prefix):
-        return []
-    layers = model.prefill(prefix[None], positions, jnp.ones_like(positions), layout=layout)
-    return [KVCache(key[:, 0].swapaxes(1, 2), value[:, 0].swapaxes(1, 2)) for key, value in layers]
-
-
 def decode_chunk(
     parameters: nnx.State,
     prompts: Prompts,
     queue: Queue,
     slots: Slots,
     *,
-    graph: nnx.GraphDef[Transformer],
+    graph: nnx.GraphDef[InferenceTransformer],
     shape: SlotShape,
     stop_ids: tuple[int, ...],
     layout: Layout,
@@ -96,7 +93,7 @@ def decode_chunk(
     Stops early once all slots are idle. Jit it with `slots` donated.
     """
     model = nnx.merge(graph, parameters)
-    slots = _fill_pool(model, prompts, queue, slots, shape, layout)
+    slots = fill_pool(model, prompts, queue, slots, shape, layout)
     ready = jnp.sum(queue.trace_prefills < slots.num_prefilled, dtype=jnp.int32)  # traces whose prompt is in the pool
     ready = jnp.minimum(ready, queue.num_traces[0])
 
@@ -121,58 +118,6 @@ def _busy(slots: Slots) -> Bool[Array, " B"]:
     return (slots.trace != FREE) & ~slots.done
 
 
-def _fill_pool(
-    model: Transformer, prompts: Prompts, queue: Queue, slots: Slots, shape: SlotShape, layout: Layout
-) -> Slots:
-    """Prefills prompts in order while the pool has room: rows of prefills whose traces all started are free."""
-    next_trace = jnp.minimum(slots.num_started[0], shape.num_traces - 1)
-    all_started = slots.num_started[0] >= queue.num_traces[0]
-    oldest_needed = jnp.where(all_started, slots.num_prefilled[0], queue.trace_prefills[next_trace])
-
-    # Batches start at multiples of prefill_rows, so that none wraps around the pool. If the last one was not full, its
-    # prompts are prefilled again, together with those that have come since.
-    begun = slots.num_prefilled[0]
-    num_prefills = queue.num_prefills[0]
-    first = jnp.where(begun < num_prefills, begun // shape.prefill_rows * shape.prefill_rows, begun)
-
-    def has_room(carry: tuple[list[KVCache], jax.Array]) -> Bool[Array, ""]:
-        _, count = carry
-        return (count < num_prefills) & (count + shape.prefill_rows - shape.pool_rows <= oldest_needed)
-
-    def prefill(carry: tuple[list[KVCache], jax.Array]) -> tuple[list[KVCache], jax.Array]:
-        pool, count = carry
-        pool = prefill_prompts(model, prompts, queue, pool, slots.prefix, count, shape=shape, layout=layout)
-        return pool, count + shape.prefill_rows
-
-    pool, count = jax.lax.while_loop(has_room, prefill, (slots.pool, first))
-    return dataclasses.replace(
-        slots, pool=pool, num_prefilled=jnp.maximum(begun, jnp.minimum(count, num_prefills))[None]
-    )
-
-
-def prefill_prompts(
-    model: Transformer,
-    prompts: Prompts,
-    queue: Queue,
-    pool: list[KVCache],
-    prefix: list[KVCache],
-    first: Int[Array, ""],
-    *,
-    shape: SlotShape,
-    layout: Layout,
-) -> list[KVCache]:
-    """Computes prefill_rows prefills of the queue, starting at row `first`, into the pool."""
-    offsets = jnp.arange(shape.prefill_rows, dtype=jnp.int32)
-    columns = jnp.arange(shape.max_prompt_tokens, dtype=jnp.int32)
-    questions = queue.prefill_questions[jnp.minimum(first + offsets, shape.num_prefills - 1)]
-    filled = columns[None] < prompts.lengths[questions][:, None]
-    positions = jnp.broadcast_to(shape.num_prefix_tokens + columns, filled.shape)
-    segment_ids = filled.astype(jnp.int32)
-    layers = model.prefill(prompts.tokens[questions], positions, segment_ids, layout=layout, prefix=prefix)
-    row = first % shape.pool_rows
-    return [kv_cache.write_prompts(cache, key, value, row) for cache, (key, value) in zip(pool, layers, strict=True)]
-
-
 def _refill(prompts: Prompts, queue: Queue, slots: Slots, ready: Int[Array, ""], shape: SlotShape) -> Slots:
     """Gives free slots the next traces, in order. A trace starts by decoding its prompt's last token."""
     free = slots.trace == FREE
@@ -187,9 +132,9 @@ def _refill(prompts: Prompts, queue: Queue, slots: Slots, ready: Int[Array, ""],
 
     def copy(index: jax.Array, caches: list[KVCache]) -> list[KVCache]:
         slot = order[index]
-        pool_row = prefill[slot] % shape.pool_rows
+        prompt = (slots.prefill_starts[prefill[slot]], last[slot], shape.max_prompt_tokens)
         pairs = zip(caches, slots.pool, strict=True)
-        return [kv_cache.copy_prompt(cache, pool, slot, pool_row, last[slot]) for cache, pool in pairs]
+        return [kv_cache.copy_prompt(cache, pool, slot, *prompt) for cache, pool in pairs]
 
     def where_refilled(new: jax.Array, old: jax.Array) -> jax.Array:
         return jnp.where(refilled, new, old)
@@ -210,7 +155,7 @@ def _refill(prompts: Prompts, queue: Queue, slots: Slots, ready: Int[Array, ""],
 
 
 def decode_step(
-    model: Transformer,
+    model: InferenceTransformer,
     prompts: Prompts,
     queue: Queue,
     slots: Slots,
@@ -230,10 +175,6 @@ def decode_step(
     drawn = sample_tokens(logits, keys, position + 1, prompts.temperature, shape.filters)
     stops = (drawn.token[:, None] == jnp.asarray(stop_ids, jnp.int32)[None]).any(axis=-1)
     length = slots.length + busy.astype(jnp.int32)
-    caches = [
-        kv_cache.write_tokens(cache, key, value, slots.position)
-        for cache, (key, value) in zip(slots.caches, new_entries, strict=True)
-    ]
     is_next = (jnp.arange(shape.max_new_tokens, dtype=jnp.int32)[None] == slots.length[:, None]) & busy[:, None]
     broken = ~jnp.isfinite(drawn.logprob)
     ends = stops | broken | (length >= queue.trace_limits[trace]) | queue.is_cancelled[trace]
@@ -247,7 +188,7 @@ def decode_step(
 
     return dataclasses.replace(
         slots,
-        caches=caches,
+        caches=kv_cache.write_tokens(slots.caches, new_entries, slots.position),
         done=slots.done | (busy & ends),
         last_token=drawn.token,
         position=slots.position + busy.astype(jnp.int32),
@@ -263,7 +204,7 @@ def decode_step(
 
 
 def _next_token_logits(
-    model: Transformer, slots: Slots, busy: Bool[Array, " B"], shape: SlotShape, layout: Layout
+    model: InferenceTransformer, slots: Slots, busy: Bool[Array, " B"], shape: SlotShape, layout: Layout
 ) -> tuple[Float[Array, "B V"], list[tuple[jax.Array, jax.Array]]]:
     """Each slot's logits, and its last token's keys and values; reads only the live part of the KV cache."""
     offset = shape.num_prefix_tokens

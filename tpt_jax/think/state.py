@@ -1,7 +1,7 @@
 """The arrays that sampling keeps on the device, and the shapes its programs are compiled for.
 
-Shapes are those of one data shard: B slots, Q questions, E prefills, T traces, R rows in the prompt pool, M new tokens,
-P prompt tokens after the shared prefix. M' is M if per-token scores are kept, else 0.
+Shapes are those of one data shard: B slots, Q questions, E prefills, T traces, M new tokens,
+P prompt tokens after the shared prefix, W tokens in the pool of prompts. M' is M if per-token scores are kept, else 0.
 """
 
 import dataclasses
@@ -26,12 +26,13 @@ class SlotShape:
       num_prefix_tokens: length of the prefix that all prompts share, prefilled once.
       max_prompt_tokens: longest prompt, prefix excluded.
       chunk_steps: decode steps per chunk; finished traces go to the host once per chunk.
-      prefill_rows: questions prefilled together.
+      prefill_tokens: prompt tokens that a prefill batch aims at.
       num_stop_states: states of the automaton that finds stop strings; 0 for no stop strings.
       prefills_per_question: most requests for traces of one question; each has its own prefill.
       traces_per_prefill: fewest traces that usually share one.
       token_scores: keep each sampled token's log-probability and its distribution's entropy.
       tile: cache lengths are rounded up to a multiple of this.
+      num_live_lengths: how many lengths of the KV cache a decode step chooses from.
     """
 
     num_slots: int
@@ -43,12 +44,13 @@ class SlotShape:
     filters: Filters = dataclasses.field(default_factory=Filters)
     cache_type: CacheType = "compute"
     chunk_steps: int = 32
-    prefill_rows: int = 8
+    prefill_tokens: int = 512
     num_stop_states: int = 0
     prefills_per_question: int = 1
     traces_per_prefill: int = 1
     token_scores: bool = False
     tile: int = 1
+    num_live_lengths: int = 4
 
     @property
     def cache_length(self) -> int:
@@ -65,10 +67,26 @@ class SlotShape:
         return self.max_new_tokens if self.token_scores else 0
 
     @property
-    def pool_rows(self) -> int:
-        """One prompt per prefill in the slots, plus one batch prefilled ahead."""
-        rows = -(-self.num_slots // self.traces_per_prefill) + self.prefill_rows
-        return -(-rows // self.prefill_rows) * self.prefill_rows
+    def prefill_block(self) -> int:
+        """Tokens of the smallest prefill batch, which holds the longest prompt."""
+        return self._round_up(self.max_prompt_tokens)
+
+    @property
+    def prefill_batches(self) -> tuple[int, int]:
+        """Tokens of a prefill batch: few, or many."""
+        num_blocks = min(max(2, -(-self.prefill_tokens // self.prefill_block)), 8)
+        return self.prefill_block, num_blocks * self.prefill_block
+
+    @property
+    def prefills_per_batch(self) -> int:
+        """Most prompts in a prefill batch."""
+        return min(self.num_prefills, 8 * (self.prefill_batches[1] // self.prefill_block))
+
+    @property
+    def pool_tokens(self) -> int:
+        """Room for half of a longest prompt per prefill in the slots, and for two batches."""
+        prompts = -(-self.num_slots // self.traces_per_prefill) * self.max_prompt_tokens // 2
+        return self._round_up(prompts) + 2 * self.prefill_batches[1]
 
     @property
     def buffer_rows(self) -> int:
@@ -79,15 +97,14 @@ class SlotShape:
         """Size of one slot's KV cache."""
         # int8 entries have an fp32 scale per head.
         entry_bytes = 1 + 4 / config.head_dim if self.cache_type == "int8" else itemsize
-        sizes = kv_cache.layer_sizes(config, self.cache_length)
-        entries = sum(sizes[layer % config.period] for layer in range(config.num_layers))
+        entries = sum(kv_cache.layer_sizes(config, self.cache_length))
         return int(2 * entries * config.num_kv_heads * config.head_dim * entry_bytes)
 
     @property
     def live_lengths(self) -> tuple[int, ...]:
         """How many cache entries a decode step may read: it picks the shortest that covers the longest live trace."""
-        quarter = self._round_up(-(-self.cache_length // 4))
-        return tuple(min(self.cache_length, quarter * count) for count in (1, 2, 3, 4))
+        part = self._round_up(-(-self.cache_length // self.num_live_lengths))
+        return tuple(min(self.cache_length, part * (count + 1)) for count in range(self.num_live_lengths))
 
     def _round_up(self, length: int) -> int:
         return -(-length // self.tile) * self.tile
@@ -130,10 +147,12 @@ class Queue:
 class Slots:
     """The decoding state carried from one chunk to the next."""
 
-    caches: list[KVCache]  # one per layer of the period: [L, B, K, S, H]
-    pool: list[KVCache]  # prefilled prompts: [L, R, K, P, H]; prefill e is in row e % R
+    caches: list[KVCache]  # one per group of layers: [L, B, K, S, H]
+    pool: list[KVCache]  # prefilled prompts, one after the other: [L, 1, K, W + P, H]; used as a ring of W
     prefix: list[KVCache]  # [L, K, S, H]; empty list if the prompts share no prefix
     num_prefilled: Int[Array, " 1"]
+    pool_head: Int[Array, " 1"]  # the entry of the pool to write next
+    prefill_starts: Int[Array, " E"]  # the entry of the pool where each prefill's prompt starts
     num_started: Int[Array, " 1"]  # traces
     trace: Int[Array, " B"]  # row of the queue, or FREE
     done: Bool[Array, " B"]  # finished, still to be moved to the host's buffer
