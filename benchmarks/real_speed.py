@@ -86,7 +86,7 @@ def prepare_ours(folder: Path, prompts: list[list[int]], lengths: list[int], num
     from tpt_jax.runtime.mesh import make_mesh
     from tpt_jax.runtime.sharding import TRAIN_RULES, Layout
     from tpt_jax.think.engine import Engine
-    from tpt_jax.think.requests import Request
+    from tpt_jax.think.requests import FixedSchedule, Request
     from tpt_jax.think.sampler import compile_sampler
     from tpt_jax.think.sampling_plan import common_prefix
     from tpt_jax.think.state import SlotShape
@@ -113,7 +113,7 @@ def prepare_ours(folder: Path, prompts: list[list[int]], lengths: list[int], num
     engine: Any = Engine(program.slots["bench"], NumberTokenizer(), prefix, 1)  # pyright: ignore[reportArgumentType]
 
     def run() -> None:
-        finished = engine.sample(parameters, requests, seed=0, round_index=0, temperature=1.0)
+        finished = engine.sample(parameters, FixedSchedule(requests, 1), seed=0, round_index=0, temperature=1.0)
         assert sum(len(trace.token_ids) for traces in finished for trace in traces) == sum(lengths)
 
     return run
