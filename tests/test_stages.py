@@ -89,6 +89,7 @@ def make_setup(config: RunConfig, verdict: Verdict = RIGHT) -> Any:
         num_shards=1,
         filters=Filters(),
         cache_type="compute",
+        weights="compute",
         option="think.",
     )
 

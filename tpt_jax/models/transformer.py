@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from tpt_jax.models.architecture import ModelConfig
 from tpt_jax.models.attention import KVCache, attend, attend_cached, rope_frequencies, rotate, segment_mask, softcap
 from tpt_jax.models.embedding import embedding_lookup
+from tpt_jax.models.int8 import Int8Weight, product
 from tpt_jax.models.self_attention import SPLASH_RESIDUALS, Kernel, self_attention
 from tpt_jax.runtime.sharding import Layout, LogicalAxes
 
@@ -36,9 +37,10 @@ REMAT_POLICIES: Mapping[Remat, Any] = {
 }
 
 
-def _weight(rngs: nnx.Rngs, shape: tuple[int, ...], axes: LogicalAxes, fan_in: int) -> nnx.Param:
+def _weight(rngs: nnx.Rngs, shape: tuple[int, ...], axes: LogicalAxes, fan_in: int, num_summed: int = 1) -> nnx.Param:
+    """A random weight; products with it sum over `num_summed` axes, from the second on."""
     value = jax.random.normal(rngs.params(), shape, jnp.float32) * fan_in**-0.5
-    return nnx.Param(value, logical_axes=axes)
+    return nnx.Param(value, logical_axes=axes, num_summed=num_summed)
 
 
 def _norm_scale(config: ModelConfig, *shape: int) -> nnx.Param:
@@ -69,7 +71,7 @@ class Layers(nnx.Module):
         self.query = _weight(rngs, (L, D, N, H), ("layers", "embed", "heads", "head_dim"), D)
         self.key = _weight(rngs, (L, D, K, H), ("layers", "embed", "kv_heads", "head_dim"), D)
         self.value = _weight(rngs, (L, D, K, H), ("layers", "embed", "kv_heads", "head_dim"), D)
-        self.output = _weight(rngs, (L, N, H, D), ("layers", "heads", "head_dim", "embed"), N * H * 2 * L)
+        self.output = _weight(rngs, (L, N, H, D), ("layers", "heads", "head_dim", "embed"), N * H * 2 * L, 2)
         self.gate = _weight(rngs, (L, D, F), ("layers", "embed", "mlp"), D)
         self.up = _weight(rngs, (L, D, F), ("layers", "embed", "mlp"), D)
         self.down = _weight(rngs, (L, F, D), ("layers", "mlp", "embed"), F * 2 * L)
@@ -102,9 +104,9 @@ class Layers(nnx.Module):
         """
         config = self.config
         h = rms_norm(x, self.attention_norm[...], config)
-        query = jnp.einsum("BTD,DNH->BTNH", h, self.query[...])
-        key = jnp.einsum("BTD,DKH->BTKH", h, self.key[...])
-        value = jnp.einsum("BTD,DKH->BTKH", h, self.value[...])
+        query = product("BTD,DNH->BTNH", h, self.query[...])
+        key = product("BTD,DKH->BTKH", h, self.key[...])
+        value = product("BTD,DKH->BTKH", h, self.value[...])
         if config.attention_bias:
             query, key = query + self.query_bias[...][None, None], key + self.key_bias[...][None, None]
             value = value + self.value_bias[...][None, None]
@@ -114,16 +116,16 @@ class Layers(nnx.Module):
             frequencies = rope_frequencies(config, config.windows[index])
             query, key = rotate(query, positions, frequencies), rotate(key, positions, frequencies)
         query = layout.constrain(query, "batch", None, "heads", None)
-        h = jnp.einsum("BTNH,NHD->BTD", attend(query, key, value), self.output[...])
+        h = product("BTNH,NHD->BTD", attend(query, key, value), self.output[...])
         if config.is_gemma:
             h = rms_norm(h, self.post_attention_norm[...], config)
         x = layout.constrain(x + h, "batch", None, None)
 
         h = rms_norm(x, self.mlp_norm[...], config)
         activate = _gelu if config.is_gemma else jax.nn.silu
-        h = activate(jnp.einsum("BTD,DF->BTF", h, self.gate[...])) * jnp.einsum("BTD,DF->BTF", h, self.up[...])
+        h = activate(product("BTD,DF->BTF", h, self.gate[...])) * product("BTD,DF->BTF", h, self.up[...])
         h = layout.constrain(h, "batch", None, "mlp")
-        h = jnp.einsum("BTF,FD->BTD", h, self.down[...])
+        h = product("BTF,FD->BTD", h, self.down[...])
         if config.is_gemma:
             h = rms_norm(h, self.post_mlp_norm[...], config)
         return layout.constrain(x + h, "batch", None, None), key, value
@@ -220,7 +222,7 @@ class Transformer(nnx.Module):
 
             return attend
 
-        dtype = jnp.dtype(compute_dtype or self.embedding[...].dtype)
+        dtype = jnp.dtype(compute_dtype or self.dtype)
         x = self._embed(tokens, layout, dtype)
         x = self._scan(x, positions, make_attend, layout=layout, remat=remat)
         return rms_norm(x, self.final_norm[...], self.config)
@@ -257,7 +259,7 @@ class Transformer(nnx.Module):
 
             return attend_with_prefix
 
-        x = self._embed(tokens, layout, self.embedding[...].dtype)
+        x = self._embed(tokens, layout, self.dtype)
         return self._scan_inference(x, positions, make_attend, layout=layout)[1]
 
     def _scan(
@@ -356,19 +358,24 @@ class Transformer(nnx.Module):
             ]
             return lambda query, key, value: attend_cached(query, key, value, masked_caches, self.config)
 
-        x = self._embed(tokens[:, None], layout, self.embedding[...].dtype)
+        x = self._embed(tokens[:, None], layout, self.dtype)
         x, new_entries = self._scan_inference(x, positions[:, None], make_attend, layout=layout)
         hidden = rms_norm(x[:, 0], self.final_norm[...], self.config)
         return hidden, [(key[:, :, 0], value[:, :, 0]) for key, value in new_entries]
 
     @property
-    def output_table(self) -> Float[Array, "V D"]:
+    def dtype(self) -> jnp.dtype:
+        """The type of activations: that of the norms, whatever the weights are stored in."""
+        return self.final_norm[...].dtype
+
+    @property
+    def output_table(self) -> Float[Array, "V D"] | Int8Weight:
         """The output projection; with tied embeddings, the embedding table."""
         return (self.embedding if self.config.tie_embeddings else self.unembedding)[...]
 
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Next-token logits in fp32, soft-capped if the config has final_softcap."""
-        scores = jnp.einsum("...D,VD->...V", hidden, self.output_table, preferred_element_type=jnp.float32)
+        scores = product("...D,VD->...V", hidden, self.output_table, jnp.dtype("float32"))
         return softcap(scores, self.config.final_softcap)
 
     def _embed(self, tokens: jax.Array, layout: Layout, dtype: jnp.dtype) -> Float[Array, "B T D"]:

@@ -38,7 +38,7 @@ def start(
     """Creates free slots and prefills the shared prefix."""
     model = nnx.merge(graph, parameters)
     config = model.config
-    dtype = model.embedding[...].dtype
+    dtype = model.dtype
 
     def empty_caches(rows: int, sizes: list[int]) -> list[KVCache]:
         caches = kv_cache.empty(config, rows, sizes, dtype, shape.cache_type)
