@@ -1,6 +1,7 @@
 """int8 weights against dequantized ones: products, the reshard, logits, and sampling on a mesh."""
 
 import dataclasses
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -11,11 +12,14 @@ import pytest
 from conftest import TINY, jit_forward
 from flax import nnx
 from jax.experimental.layout import Format
+from jax.sharding import SingleDeviceSharding
 
 from tpt_jax.config import MeshConfig
 from tpt_jax.models.attention import KVCache
 from tpt_jax.models.int8 import Int8Weight, product, quantize
 from tpt_jax.models.transformer import abstract_parameters, initialize_parameters, place_abstract
+from tpt_jax.plan.hlo import Module
+from tpt_jax.plan.topology import ENVIRONMENT, tpu_devices
 from tpt_jax.runtime.mesh import make_mesh
 from tpt_jax.runtime.sharding import DECODE_RULES, TRAIN_RULES, Layout
 from tpt_jax.think.reshard import abstract_copy, compile_reshard
@@ -122,3 +126,27 @@ def decode_logits(config: Any, layout: Layout) -> Callable[..., jax.Array]:
         return model.logits(hidden)
 
     return run
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is for Linux only")
+def test_a_tpu_reads_int8_weights_once_and_writes_no_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 tokens pass through stacked layers, as in a decode step: a converted copy would cost four times the bytes."""
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    sharding = SingleDeviceSharding(tpu_devices("v5e:2x2")[0])
+    L, D, F = 6, 1024, 8192  # noqa: N806
+
+    def array(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    up = Int8Weight(array((L, D, F), jnp.int8), array((L, F), jnp.float32))
+    down = Int8Weight(array((L, F, D), jnp.int8), array((L, D), jnp.float32))
+
+    def run(x: jax.Array, up: Int8Weight, down: Int8Weight) -> jax.Array:
+        def layer(x: jax.Array, index: jax.Array) -> tuple[jax.Array, None]:
+            return product("BF,FD->BD", product("BD,DF->BF", x, up[index]), down[index]), None
+
+        return jax.lax.scan(layer, x, jnp.arange(L, dtype=jnp.int32))[0]
+
+    moved = Module(str(jax.jit(run).lower(array((64, D), jnp.bfloat16), up, down).compile().as_text())).bytes()
+    assert 1.0 < moved / (2 * L * D * F) < 1.1
