@@ -109,7 +109,7 @@ def prepare_ours(folder: Path, prompts: list[list[int]], lengths: list[int], num
     program = compile_sampler(
         model.config, layout.mesh, compute_dtype="float32", shapes={"bench": shape}, stop_ids=nothing_stops
     )
-    parameters = program.reshard(model.load(layout))
+    parameters = program.reshards["bench"](model.load(layout))
     engine: Any = Engine(program.slots["bench"], NumberTokenizer(), prefix, 1)  # pyright: ignore[reportArgumentType]
 
     def run() -> None:

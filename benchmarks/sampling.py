@@ -96,7 +96,7 @@ def prepare_ours(folder: Path, workload: Workload) -> Callable[[], None]:
     program = compile_sampler(
         model.config, layout.mesh, compute_dtype="float32", shapes={"bench": shape}, stop_ids=stop
     )
-    parameters = program.reshard(model.load(layout))
+    parameters = program.reshards["bench"](model.load(layout))
     engine: Any = Engine(program.slots["bench"], NumberTokenizer(), (), 1)  # pyright: ignore[reportArgumentType]
 
     def run() -> None:

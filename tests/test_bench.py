@@ -23,6 +23,7 @@ SAMPLING = sample.Workload(
     tensor=1,
     compute_dtype="float32",
     cache_type="compute",
+    weights="compute",
 )
 
 

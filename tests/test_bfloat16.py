@@ -64,7 +64,7 @@ def test_sampling_after_a_shared_prefix_equals_the_fp32_forward_pass(
     engine = Engine(program.slots["think"], Ids(), tuple(TOKENS[0, :NUM_PREFIX].tolist()), 1)  # pyright: ignore[reportArgumentType]
     requests = [Request(str(row), tuple(TOKENS[row].tolist()), (0,), (1,)) for row in range(NUM_PROMPTS)]
     batches = engine.sample(
-        program.reshard(parameters), FixedSchedule(requests, 1), seed=0, round_index=0, temperature=0.0
+        program.reshards["think"](parameters), FixedSchedule(requests, 1), seed=0, round_index=0, temperature=0.0
     )
     sampled = {int(trace.id): trace.logprob for batch in batches for trace in batch}
     positions = np.broadcast_to(np.arange(TOKENS.shape[1], dtype=np.int32), TOKENS.shape)

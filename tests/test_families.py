@@ -93,7 +93,7 @@ def test_decoding_has_the_options_of_the_forward_pass(monkeypatch: pytest.Monkey
     engine = Engine(program.slots["s"], Text(), (), 1)  # pyright: ignore[reportArgumentType]
     requests = [Request(str(row), prompt, (0,), (12,)) for row, prompt in enumerate(prompts)]
     batches = engine.sample(
-        program.reshard(parameters), FixedSchedule(requests, 1), seed=0, round_index=0, temperature=0.0
+        program.reshards["s"](parameters), FixedSchedule(requests, 1), seed=0, round_index=0, temperature=0.0
     )
     sampled = {trace.id: trace.token_ids for batch in batches for trace in batch}
     forward = jit_forward(config, Layout(mesh, TRAIN_RULES))

@@ -17,7 +17,8 @@ from safetensors.numpy import load_file
 CONFIG = f"""{EASY_TASK}
 name: small
 num_rounds: 2
-think: {{num_questions: 24, num_samples: 2, temperature: 2.5, max_prompt_tokens: 32, num_slots: 4}}
+think: {{num_questions: 24, num_samples: 2, temperature: 2.5, max_prompt_tokens: 32, num_slots: 4,
+        weights: int8}}
 prune: {{num_workers: 1, max_traces: 16}}
 train: {{num_epochs: 3, save_every: 2, traces_of: all, optimizer: {{learning_rate: 1.0e-3}}}}
 evaluate: {{num_samples: 2, max_prompt_tokens: 32, num_slots: 16}}
@@ -87,6 +88,8 @@ def test_a_run_writes_its_metrics_curves_and_report(finished: Path) -> None:
         assert figures["round"] == index
         assert 0 <= figures["intervals"]["pass_at_1"][0] <= figures["pass_at_1"] <= figures["pass_at_k"] <= 1
         assert figures["num_questions"] == 16
+        weights = {stage: types["weights"] for stage, types in figures["sampler"].items()}
+        assert weights == {"evaluate": "compute", **({"think": "int8"} if index else {})}
         assert set(figures["seconds"]) == {"train", "evaluate", *(["think", "prune"] if index else [])}
     assert metrics(finished, 0)["pass_at_1"] > 0.2  # the shipped model solves some
     first = metrics(finished, 1)
@@ -99,7 +102,9 @@ def test_a_run_writes_its_metrics_curves_and_report(finished: Path) -> None:
     phases = [json.loads(line)["phase"] for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert phases.count("round") == 3
     assert phases.count("train") > 2
-    assert "<html" in (finished / "report.html").read_text()
+    report = (finished / "report.html").read_text()
+    assert "<html" in report
+    assert "sampled with int8 weights" in report
     assert list((finished / "tensorboard").iterdir())
 
 

@@ -15,8 +15,8 @@ from tpt_jax.errors import UserError
 from tpt_jax.models.architecture import LinearScaling, ModelConfig
 from tpt_jax.models.attention import KVCache
 from tpt_jax.models.huggingface_config import from_huggingface
-from tpt_jax.models.published import PUBLISHED
 from tpt_jax.models.inference import InferenceTransformer, abstract_inference_parameters
+from tpt_jax.models.published import PUBLISHED
 from tpt_jax.models.transformer import Remat, abstract_parameters
 from tpt_jax.runtime.sharding import Layout
 from tpt_jax.think import cache as kv_cache

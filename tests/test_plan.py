@@ -120,6 +120,20 @@ ENTRY %main (start: (s32[], f32[9,16], f32[1,16])) -> (s32[], f32[9,16], f32[1,1
     assert Module(text).bytes() == 9 * (add_bytes + row_bytes)
 
 
+def test_bytes_of_asynchronous_copies_are_those_moved() -> None:
+    """A row is read into on-chip memory, which is not counted, and a whole array is copied within main memory."""
+    lines = [
+        "ENTRY %main (a: s8[4,1024]) -> s8[4,1024] {",
+        "  %x = s8[4,1024]{1,0} parameter(0)",
+        "  %row = ((s8[4,1024]{1,0}), s8[1,1024]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%x), slice={[1:2], [0:1024]}",
+        "  %done = s8[1,1024]{1,0:S(1)} slice-done(%row)",
+        "  %copy = (s8[4,1024]{1,0}, s8[4,1024]{1,0}, u32[]{:S(2)}) copy-start(%x)",
+        "  ROOT %copied = s8[4,1024]{1,0} copy-done(%copy)",
+        "}",
+    ]
+    assert Module("\n".join(lines)).bytes() == 1024 + 2 * 4096
+
+
 def test_bytes_sent_by_collectives() -> None:
     lines = [
         "ENTRY %main (a: f32[8]) -> f32[64] {",
@@ -259,7 +273,7 @@ def test_advice_for_a_sampler_that_does_not_fit() -> None:
     need = MemoryNeed(2**34 + 3.5 * shape.bytes_per_slot(model, 2), 2**34)
     line = fewer_slots(need, "think", shape, model, layout, jnp.dtype("bfloat16"))
     assert line.startswith("think.num_slots (512): the sampler needs 16.3 of 16.00 GiB per device; try")
-    assert "think.num_slots: 480, or think.cache_type: int8" in line
+    assert "think.num_slots: 480, or think.cache_type: int8, or think.weights: int8" in line
 
 
 def test_advice_for_a_train_step_that_does_not_fit() -> None:

@@ -79,7 +79,7 @@ def sample(
     shards = program.layout.batch_ways
     engine = Engine(program.slots["think"], Ids(), prefix, shards)  # pyright: ignore[reportArgumentType]
     batches = engine.sample(
-        program.reshard(parameters),
+        program.reshards["think"](parameters),
         FixedSchedule(wanted, shards),
         seed=seed,
         round_index=round_index,
@@ -227,7 +227,7 @@ def test_a_trace_ends_in_the_step_that_completes_a_stop_string(
     program = compiled(TINY["gemma2"], layout.mesh, shape)
     engine = Engine(program.slots["think"], Ids(), (), 1, stop_strings)  # pyright: ignore[reportArgumentType]
     schedule = FixedSchedule(requests(PROMPTS), 1)
-    batches = engine.sample(program.reshard(tiny[1]), schedule, seed=0, round_index=1, temperature=1.0)
+    batches = engine.sample(program.reshards["think"](tiny[1]), schedule, seed=0, round_index=1, temperature=1.0)
     num_decoded = num_ended = 0
     for trace in (trace for batch in batches for trace in batch):
         full = expected[trace.id, trace.sample]
@@ -290,7 +290,7 @@ def test_traces_do_not_depend_on_when_they_are_requested(
     for forget in (frozenset(), forgotten):
         schedule = OneByOne(requests(PROMPTS), shards, forget)
         engine = Engine(program.slots["think"], Ids(), (), shards)  # pyright: ignore[reportArgumentType]
-        batches = engine.sample(program.reshard(parameters), schedule, seed=0, round_index=1, temperature=1.0)
+        batches = engine.sample(program.reshards["think"](parameters), schedule, seed=0, round_index=1, temperature=1.0)
         traces = [trace for batch in batches for trace in batch]
         assert len(schedule.taken) == len(set(schedule.taken)) == NUM_PROMPTS * NUM_SAMPLES
         by_name = {(trace.id, trace.sample): trace for trace in traces}
@@ -319,6 +319,7 @@ def plan(lengths: dict[str, int], max_prompt_tokens: int) -> SamplingPlan:
         num_shards=1,
         filters=Filters(),
         cache_type="compute",
+        weights="compute",
         option="think.",
     )
 

@@ -89,6 +89,7 @@ def make_setup(config: RunConfig, verdict: Verdict = RIGHT) -> Any:
         num_shards=1,
         filters=Filters(),
         cache_type="compute",
+        weights="compute",
         option="think.",
     )
 
@@ -97,12 +98,11 @@ def make_setup(config: RunConfig, verdict: Verdict = RIGHT) -> Any:
         future.set_result([verdict] * len(pairs))
         return future
 
+    programs = {"think": None, "evaluate": None}
     return SimpleNamespace(
         config=config,
         plans={"think": plan, "evaluate": plan},
-        sampler=SimpleNamespace(
-            slots={"think": None, "evaluate": None}, reshard=None, layout=SimpleNamespace(batch_ways=1)
-        ),
+        sampler=SimpleNamespace(slots=programs, reshards=programs, layout=SimpleNamespace(batch_ways=1)),
         prompt=None,
         stop_strings=None,
         pool=SimpleNamespace(submit_batch=submit_batch),

@@ -23,7 +23,7 @@ AFTER_TRAIN = "W1 E1 T2 P2 W2 E2"
 ALL_BUT_BASE = f"E0 T1 P1 {AFTER_TRAIN}"
 SAMPLING: Mapping[str, Any] = {
     "num_questions": 7, "num_samples": 3, "temperature": 0.3, "top_k": 5, "top_p": 0.9, "min_p": 0.1,
-    "max_prompt_tokens": 63, "max_new_tokens": 79, "num_slots": 8, "cache_type": "int8",
+    "max_prompt_tokens": 63, "max_new_tokens": 79, "num_slots": 8, "cache_type": "int8", "weights": "int8",
 }  # fmt: skip
 PRUNING: Mapping[str, Any] = {"steps": ["any"], "max_per_question": 2, "max_traces": 7}
 CHANGES: Mapping[str, tuple[str, Any]] = {

@@ -115,6 +115,8 @@ class SamplingConfig:
       max_new_tokens: a trace without an end of turn is cut off here; the task sets the default.
       num_slots: traces decoded concurrently; a finished trace frees its slot for the next.
       cache_type: element type of the KV cache: compute (model.compute_dtype), or int8 (half the memory of bfloat16).
+      weights: type of the sampling copy of the weights: compute, or int8 (half the memory and half the bytes that a
+        decode step reads; norms and biases stay in the compute type). Training always uses the fp32 master weights.
     """
 
     num_questions: PositiveInt | None = None
@@ -127,6 +129,7 @@ class SamplingConfig:
     max_new_tokens: PositiveInt = TaskConfig.generation.max_new_tokens
     num_slots: PositiveInt = 64
     cache_type: Literal["compute", "int8"] = "compute"
+    weights: Literal["compute", "int8"] = "compute"
 
 
 @dataclass(frozen=True, config=STRICT)

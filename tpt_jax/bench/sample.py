@@ -10,6 +10,7 @@ from flax import nnx
 from tpt_jax.bench.workloads import load_or_initialize, long_tailed
 from tpt_jax.config import MeshConfig
 from tpt_jax.errors import UserError
+from tpt_jax.models.decoding_weights import DecodingWeights
 from tpt_jax.plan.hlo import Module
 from tpt_jax.runtime.mesh import make_mesh
 from tpt_jax.runtime.sharding import TRAIN_RULES, Layout
@@ -46,6 +47,7 @@ class Workload:
     tensor: int
     compute_dtype: str
     cache_type: CacheType
+    weights: DecodingWeights
 
 
 def measure(workload: Workload) -> dict[str, str]:
@@ -70,7 +72,7 @@ def measure(workload: Workload) -> dict[str, str]:
         stop_ids=(config.vocab_size,),  # never sampled: every trace reaches its limit
     )
     slots = program.slots[SECTION]
-    decoding_parameters = program.reshard(parameters)
+    decoding_parameters = program.reshards[SECTION](parameters)
     requests = synthetic_requests(workload, config.vocab_size)
     one_token = [dataclasses.replace(request, limits=(1,) * workload.num_samples) for request in requests]
     _sample(program, decoding_parameters, one_token)  # warm-up: touches fresh memory
@@ -92,6 +94,7 @@ def _slot_shape(workload: Workload, num_shards: int) -> SlotShape:
         max_prompt_tokens=workload.prompt_tokens,
         max_new_tokens=workload.max_new_tokens,
         cache_type=workload.cache_type,
+        weights=workload.weights,
     )
 
 

@@ -20,6 +20,7 @@ def add_sample_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mean_new_tokens", type=positive, default=60, help="approximate mean length of a trace")
     parser.add_argument("--num_slots", type=positive, default=64)
     parser.add_argument("--cache_type", choices=("compute", "int8"), default="compute", help="type of the KV cache")
+    parser.add_argument("--weights", choices=("compute", "int8"), default="compute", help="type of the weights")
 
 
 def sample(args: argparse.Namespace) -> int:
@@ -38,6 +39,7 @@ def sample(args: argparse.Namespace) -> int:
         tensor=args.tensor,
         compute_dtype=args.compute_dtype,
         cache_type=args.cache_type,
+        weights=args.weights,
     )
     _print_figures(measure(workload))
     return 0

@@ -54,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tensor", type=positive, default=1, help="devices over which each weight is split")
     parser.add_argument("--compute_dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--cache_type", choices=("compute", "int8"), default="compute", help="type of the KV cache")
+    parser.add_argument("--weights", choices=("compute", "int8"), default="compute", help="type of the weights")
     add_host_arguments(parser)
 
 
@@ -87,6 +88,7 @@ def main(args: argparse.Namespace) -> None:
             tensor=args.tensor,
             compute_dtype=args.compute_dtype,
             cache_type=args.cache_type,
+            weights=args.weights,
         )
 
 

@@ -81,6 +81,7 @@ def sample_file(
         "max_prompt_tokens": config.max_prompt_tokens,
         "compute_dtype": compute_dtype,
         "cache_type": config.cache_type,
+        "weights": config.weights,
         "prompts": checksum(prompts),
     }
     partial = PartialOutput(output, fixed)

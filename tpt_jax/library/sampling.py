@@ -41,7 +41,7 @@ def sample(
       stop: a trace ends before the first of these texts; those of the questions' prompt if not given.
       plain: continue each text itself, without instruction and chat template.
       options: keys of a config's `think` section: num_samples, temperature, top_k, top_p, min_p, max_prompt_tokens,
-        max_new_tokens, num_slots, cache_type. Lengths default to those of the questions' task.
+        max_new_tokens, num_slots, cache_type, weights. Lengths default to those of the questions' task.
 
     Returns:
       All traces, sorted by question and sample, on every host.
@@ -135,7 +135,7 @@ def sample_batches(
     program = compile_program()
     engine = Engine(program.slots["sample"], prompt, plan.prefix, program.layout.batch_ways, stop_strings)
     batches = engine.sample(
-        reshard(program.reshard, load_parameters(), "sample"),
+        reshard(program.reshards["sample"], load_parameters(), "sample"),
         FixedSchedule(requests, program.layout.batch_ways),
         seed=seed,
         round_index=0,

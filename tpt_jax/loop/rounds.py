@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from tpt_jax.config import Sampling, SamplingConfig
 from tpt_jax.errors import Stopped
 from tpt_jax.evaluation import evaluate_traces
 from tpt_jax.loop.metrics import MetricsLog
@@ -236,11 +237,17 @@ class Loop:
             "verdicts": {**verdicts, "evaluate": count_labels(tested)},
             "num_contaminated": self.setup.task.num_contaminated,
             "num_prompts_too_long": {stage: facts["num_prompts_too_long"] for stage, facts in sampled.items()},
+            "sampler": {stage: self._sampler_types(stage) for stage in sampled},
             "seconds": {stage: facts["seconds"] for stage, facts in stages.items()},
             "tokens": {stage: facts["tokens"] for stage, facts in stages.items() if "tokens" in facts},
             **{name: stages.get("think", {}).get(name) for name in THINK_FIGURES},
             "compilations": self.setup.compilations.take(),
         }
+
+    def _sampler_types(self, stage: Sampling) -> dict[str, str]:
+        """The types of weights and KV cache that a stage samples with; no resumed run changes them."""
+        settings: SamplingConfig = getattr(self.setup.config, stage)
+        return {"weights": settings.weights, "cache_type": settings.cache_type}
 
 
 def rates(done: Sequence[RoundState]) -> dict[int, float]:

@@ -186,7 +186,7 @@ def _sample(sampling_pass: Pass, schedule: Schedule, on_judged: Callable[[list[J
         setup.stop_strings,
     )
     batches = engine.sample(
-        reshard(setup.sampler.reshard, sampling_pass.load_parameters(), label),
+        reshard(setup.sampler.reshards[sampling_pass.sampling], sampling_pass.load_parameters(), label),
         schedule,
         seed=setup.config.seed,
         round_index=sampling_pass.round_index,

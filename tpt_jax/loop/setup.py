@@ -294,6 +294,7 @@ def plan_prompts(
         num_shards=Layout(mesh, DECODE_RULES).batch_ways,
         filters=Filters(settings.top_k, settings.top_p, settings.min_p),
         cache_type=settings.cache_type,
+        weights=settings.weights,
         option=option,
     )
     num_states = stop_strings.num_states if stop_strings else 0

@@ -32,7 +32,7 @@ def _only(section: Kind, names: str) -> dict[str, frozenset[Kind]]:
 
 
 _SAMPLING_SETTINGS = "num_questions num_samples temperature top_k top_p min_p max_prompt_tokens max_new_tokens"
-_SAMPLING_SETTINGS += " num_slots cache_type"  # the slots change only the rounding of a trace's logits
+_SAMPLING_SETTINGS += " num_slots cache_type weights"  # the slots change only the rounding of a trace's logits
 
 # The stages that read a setting, or any setting of a section. A setting that is not here is read by every stage, so
 # that a new one is never forgotten. What a stage only inherits from the stages before it is not repeated.

@@ -5,11 +5,12 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
+from tpt_jax.models.decoding_weights import DecodingWeight, Int8Weight, OutputMajorWeight
 from tpt_jax.runtime.sharding import Layout
 
 
 def embedding_lookup(
-    table: Float[Array, "V D"], tokens: Int[Array, "B T"], layout: Layout, dtype: jnp.dtype
+    table: DecodingWeight, tokens: Int[Array, "B T"], layout: Layout, dtype: jnp.dtype
 ) -> Float[Array, "B T D"]:
     """Embeddings of the tokens; ids outside the vocabulary are clipped to the last row.
 
@@ -22,6 +23,11 @@ def embedding_lookup(
       dtype: dtype of the result.
     """
     columns, batch = layout.rules["embed"], layout.rules["batch"]
+    if isinstance(table, Int8Weight):  # a decoding parameter, so not sharded over its columns
+        rows = table.values.at[tokens].get(mode="clip").astype(jnp.float32)
+        return (rows * table.scale.at[tokens].get(mode="clip")[..., None]).astype(dtype)
+    if isinstance(table, OutputMajorWeight):
+        table = table.values
     if not columns:
         return table.at[tokens].get(mode="clip").astype(dtype)
     rows = layout.rules["vocab"]

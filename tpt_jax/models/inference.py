@@ -85,7 +85,7 @@ class InferenceTransformer(Decoder):
 
             return attend_in_blocks
 
-        x = self.embed(tokens[None], layout, self.embedding[...].dtype)
+        x = self.embed(tokens[None], layout, self.dtype)
         entries = self._run_layers(x, positions[None], make_attend, layout=layout)[1]
         return [(key[:, 0], value[:, 0]) for key, value in entries]
 
@@ -147,7 +147,7 @@ class InferenceTransformer(Decoder):
             ]
             return lambda query, key, value: attend_cached(query, key, value, masked_caches, self.config)
 
-        x = self.embed(tokens[:, None], layout, self.embedding[...].dtype)
+        x = self.embed(tokens[:, None], layout, self.dtype)
         x, new_entries = self._run_layers(x, positions[:, None], make_attend, layout=layout)
         # The barrier puts the caller's writes after all reads: otherwise XLA copies caches to keep their old entries.
         x, new_entries = jax.lax.optimization_barrier((x, new_entries))

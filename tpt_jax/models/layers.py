@@ -12,14 +12,16 @@ from jaxtyping import Array, Float, Int
 
 from tpt_jax.models.architecture import ModelConfig
 from tpt_jax.models.attention import rope_frequencies, rotate
+from tpt_jax.models.decoding_weights import product
 from tpt_jax.runtime.sharding import Layout, LogicalAxes
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
-def weight(rngs: nnx.Rngs, shape: tuple[int, ...], axes: LogicalAxes, fan_in: int) -> nnx.Param:
+def weight(rngs: nnx.Rngs, shape: tuple[int, ...], axes: LogicalAxes, fan_in: int, num_summed: int = 1) -> nnx.Param:
+    """A random weight; products with it sum over `num_summed` axes, from the second on."""
     value = jax.random.normal(rngs.params(), shape, jnp.float32) * fan_in**-0.5
-    return nnx.Param(value, logical_axes=axes)
+    return nnx.Param(value, logical_axes=axes, num_summed=num_summed)
 
 
 def norm_scale(config: ModelConfig, *shape: int) -> nnx.Param:
@@ -46,14 +48,15 @@ class Layers(nnx.Module):
     def __init__(self, config: ModelConfig, num_layers: int, rngs: nnx.Rngs):
         L, D, F = num_layers, config.embed_dim, config.mlp_dim  # noqa: N806
         N, K, H = config.num_heads, config.num_kv_heads, config.head_dim  # noqa: N806
+        depth = 2 * config.num_layers  # additions to the residual stream
         self.config = config
         self.query = weight(rngs, (L, D, N, H), ("layers", "embed", "heads", "head_dim"), D)
         self.key = weight(rngs, (L, D, K, H), ("layers", "embed", "kv_heads", "head_dim"), D)
         self.value = weight(rngs, (L, D, K, H), ("layers", "embed", "kv_heads", "head_dim"), D)
-        self.output = weight(rngs, (L, N, H, D), ("layers", "heads", "head_dim", "embed"), N * H * 2 * config.num_layers)
+        self.output = weight(rngs, (L, N, H, D), ("layers", "heads", "head_dim", "embed"), N * H * depth, num_summed=2)
         self.gate = weight(rngs, (L, D, F), ("layers", "embed", "mlp"), D)
         self.up = weight(rngs, (L, D, F), ("layers", "embed", "mlp"), D)
-        self.down = weight(rngs, (L, F, D), ("layers", "mlp", "embed"), F * 2 * config.num_layers)
+        self.down = weight(rngs, (L, F, D), ("layers", "mlp", "embed"), F * depth)
         self.attention_norm = norm_scale(config, L, D)
         self.mlp_norm = norm_scale(config, L, D)
         if config.is_gemma:
@@ -83,9 +86,9 @@ class Layers(nnx.Module):
         """
         config = self.config
         h = rms_norm(x, self.attention_norm[...], config)
-        query = jnp.einsum("BTD,DNH->BTNH", h, self.query[...])
-        key = jnp.einsum("BTD,DKH->BTKH", h, self.key[...])
-        value = jnp.einsum("BTD,DKH->BTKH", h, self.value[...])
+        query = product("BTD,DNH->BTNH", h, self.query[...])
+        key = product("BTD,DKH->BTKH", h, self.key[...])
+        value = product("BTD,DKH->BTKH", h, self.value[...])
         if config.attention_bias:
             query, key = query + self.query_bias[...][None, None], key + self.key_bias[...][None, None]
             value = value + self.value_bias[...][None, None]
@@ -95,18 +98,16 @@ class Layers(nnx.Module):
             frequencies = rope_frequencies(config, config.windows[index])
             query, key = rotate(query, positions, frequencies), rotate(key, positions, frequencies)
         query = layout.constrain(query, "batch", None, "heads", None)
-        # As matrices: XLA's CPU backend would transpose the weight for a product over two dimensions.
-        mixed, output = attend(query, key, value), self.output[...]
-        h = mixed.reshape(*x.shape[:2], -1) @ output.reshape(-1, output.shape[-1])
+        h = product("BTNH,NHD->BTD", attend(query, key, value), self.output[...])
         if config.is_gemma:
             h = rms_norm(h, self.post_attention_norm[...], config)
         x = layout.constrain(x + h, "batch", None, None)
 
         h = rms_norm(x, self.mlp_norm[...], config)
         activate = _gelu if config.is_gemma else jax.nn.silu
-        h = activate(jnp.einsum("BTD,DF->BTF", h, self.gate[...])) * jnp.einsum("BTD,DF->BTF", h, self.up[...])
+        h = activate(product("BTD,DF->BTF", h, self.gate[...])) * product("BTD,DF->BTF", h, self.up[...])
         h = layout.constrain(h, "batch", None, "mlp")
-        h = jnp.einsum("BTF,FD->BTD", h, self.down[...])
+        h = product("BTF,FD->BTD", h, self.down[...])
         if config.is_gemma:
             h = rms_norm(h, self.post_mlp_norm[...], config)
         return layout.constrain(x + h, "batch", None, None), key, value

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from tpt_jax.models.architecture import ModelConfig
 from tpt_jax.models.attention import softcap
+from tpt_jax.models.decoding_weights import DecodingWeight, product
 from tpt_jax.models.embedding import embedding_lookup
 from tpt_jax.models.layers import Attend, Layers, norm_scale, rms_norm, weight
 from tpt_jax.models.self_attention import SPLASH_RESIDUALS, Kernel, self_attention
@@ -48,13 +49,18 @@ class Decoder(nnx.Module):
             self.unembedding = weight(rngs, (V, D), ("vocab", "embed"), D)
 
     @property
-    def output_table(self) -> Float[Array, "V D"]:
+    def dtype(self) -> jnp.dtype:
+        """The type of activations: that of the norms, whatever the weights are stored in."""
+        return self.final_norm[...].dtype
+
+    @property
+    def output_table(self) -> DecodingWeight:
         """The output projection; with tied embeddings, the embedding table."""
         return (self.embedding if self.config.tie_embeddings else self.unembedding)[...]
 
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Next-token logits in fp32, soft-capped if the config has final_softcap."""
-        scores = jnp.einsum("...D,VD->...V", hidden, self.output_table, preferred_element_type=jnp.float32)
+        scores = product("...D,VD->...V", hidden, self.output_table, jnp.dtype("float32"))
         return softcap(scores, self.config.final_softcap)
 
     def embed(self, tokens: jax.Array, layout: Layout, dtype: jnp.dtype) -> Float[Array, "B T D"]:
@@ -101,7 +107,7 @@ class Transformer(Decoder):
 
             return attend
 
-        dtype = jnp.dtype(compute_dtype or self.embedding[...].dtype)
+        dtype = jnp.dtype(compute_dtype or self.dtype)
         x = self.embed(tokens, layout, dtype)
         x = self._scan(x, positions, make_attend, layout=layout, remat=remat)
         return rms_norm(x, self.final_norm[...], self.config)

@@ -43,12 +43,12 @@ class Instruction:
     @property
     def bytes(self) -> int:
         """Size of the result in main memory; memory spaces S(1), S(2), ... are on the chip."""
-        return sum(size for size, layout in self._arrays() if "S(" not in layout)
+        return sum(size for size, layout in self.arrays() if "S(" not in layout)
 
     @property
     def bytes_anywhere(self) -> int:
         """Size of the result in any memory."""
-        return sum(size for size, _ in self._arrays())
+        return sum(size for size, _ in self.arrays())
 
     @property
     def sizes(self) -> list[int]:
@@ -66,10 +66,13 @@ class Instruction:
         match = re.search(pattern, self.text)
         return match[1] if match else None
 
-    def _arrays(self) -> Iterator[tuple[int, str]]:
-        for dtype, sizes, layout in ARRAY.findall(self.shape):
-            if dtype in SIZEOF:
-                yield SIZEOF[dtype] * math.prod(_sizes(sizes)), layout
+    def arrays(self) -> list[tuple[int, str]]:
+        """Size in bytes and memory layout of each array of the result."""
+        return [
+            (SIZEOF[dtype] * math.prod(_sizes(sizes)), layout)
+            for dtype, sizes, layout in ARRAY.findall(self.shape)
+            if dtype in SIZEOF
+        ]
 
 
 Computation = dict[str, Instruction]
@@ -143,6 +146,10 @@ class Module:
             callee = self._callee(instruction)
             read = sum(min(self._read_bytes(callee, index), operand.bytes) for index, operand in enumerate(operands))
             return read + min(instruction.bytes, self._written_bytes(callee))
+        if opcode in ("copy-start", "slice-start"):  # a tuple of result and operand, in either order
+            moved = min(size for size, _ in instruction.arrays()[:2])
+            written = instruction.bytes - sum(operand.bytes for operand in operands)
+            return written + min(moved, sum(operand.bytes for operand in operands))
         if opcode in SLICES:
             return 2 * instruction.bytes
         if opcode == "dynamic-update-slice":

@@ -131,6 +131,7 @@ class Compiler:
             num_shards=self.decode_layout.batch_ways,
             filters=Filters(section.top_k, section.top_p, section.min_p),
             cache_type=section.cache_type,
+            weights=section.weights,
             option=f"{sampling}.",
         )
         if sampling == "evaluate":

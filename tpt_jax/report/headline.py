@@ -80,6 +80,7 @@ def facts(run: Run) -> list[str]:
         f"{run.num_done} of {run.num_planned} rounds finished" if run.num_planned is not None else "",
         f"{words.count(numbers['num_questions'])} held-out questions" if "num_questions" in numbers else "",
         f"{words.count(numbers['num_samples'])} samples each" if "num_samples" in numbers else "",
+        f"traces to train on sampled with int8 {' and '.join(run.int8_parts)}" if run.int8_parts else "",
     ]
     return [phrase for phrase in phrases if phrase]
 

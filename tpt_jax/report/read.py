@@ -69,6 +69,7 @@ class Run:
       label: the run's name, or its folder if several runs share a name.
       config: config.yaml as text.
       task, model: names from the config; "" if it has none.
+      int8_parts: what the think stage kept in int8: "weights", "KV cache".
       num_planned: training rounds in the config; None for the folder of `tpt eval`.
       losses: by round, one per step; None if the loss was not finite.
       held_out: evaluations of the first and the last finished round; one if these are the same.
@@ -78,6 +79,7 @@ class Run:
     config: str
     task: str
     model: str
+    int8_parts: tuple[str, ...]
     num_planned: int | None
     rounds: tuple[RoundResult, ...]
     losses: Mapping[int, Sequence[float | None]]
@@ -123,6 +125,7 @@ def _read_run(folder: RunFolder) -> Run:
         config=text,
         task=_name(config.get("task"), "name"),
         model=_name(config.get("model"), "path"),
+        int8_parts=_int8_parts(config.get("think")),
         num_planned=num_planned if isinstance(num_planned, int) and folder.verb == "run" else None,
         rounds=results,
         losses=_losses(folder),
@@ -142,6 +145,11 @@ def _parse_config(text: str) -> dict[str, Any]:
 
 def _name(section: Any, key: str) -> str:
     return words.plain(str(_mapping(section).get(key) or ""))
+
+
+def _int8_parts(think: Any) -> tuple[str, ...]:
+    names = {"weights": "weights", "cache_type": "KV cache"}
+    return tuple(label for key, label in names.items() if _mapping(think).get(key) == "int8")
 
 
 def _result(round_index: int, metrics: Mapping[str, Any]) -> RoundResult:

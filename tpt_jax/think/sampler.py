@@ -10,9 +10,11 @@ import math
 from collections.abc import Mapping
 
 import jax.numpy as jnp
+from flax import nnx
 from jax.sharding import Mesh
 
 from tpt_jax.models.architecture import ModelConfig
+from tpt_jax.models.decoding_weights import DecodingWeights
 from tpt_jax.models.transformer import abstract_parameters, place_abstract
 from tpt_jax.runtime.memory import MemoryNeed, explain_out_of_memory
 from tpt_jax.runtime.sharding import DECODE_RULES, TRAIN_RULES, Layout
@@ -26,11 +28,12 @@ class SamplerProgram:
     """All programs that sampling needs.
 
     Attributes:
-      slots: sampling programs, by the config section they were compiled for.
+      reshards, slots: by the config section they were compiled for; sections with the same type of weights share a
+        reshard.
     """
 
     layout: Layout
-    reshard: Reshard
+    reshards: Mapping[str, Reshard]
     slots: Mapping[str, SlotProgram]
 
 
@@ -50,17 +53,19 @@ def compile_sampler(
     Raises:
       UserError: the model does not divide over the mesh, or a program does not fit in memory.
     """
-    _, abstract = abstract_parameters(config)
     source, target = Layout(mesh, TRAIN_RULES), Layout(mesh, DECODE_RULES)
     dtype = jnp.dtype(compute_dtype)
-    parameters = None
+    parameters: dict[DecodingWeights, nnx.State] = {}
     slots: dict[str, SlotProgram] = {}
     for section, shape in shapes.items():
         advise = functools.partial(fewer_slots, section=section, shape=shape, config=config, layout=target, dtype=dtype)
         with explain_out_of_memory(advise):
-            slots[section] = compile_slots(config, target, dtype, shape, stop_ids, parameters)
-        parameters = slots[section].parameters  # all shapes share the memory layouts chosen for the first
-    return SamplerProgram(target, compile_reshard(place_abstract(abstract, source), parameters), slots)
+            slots[section] = compile_slots(config, target, dtype, shape, stop_ids, parameters.get(shape.weights))
+        # All shapes share the memory layouts chosen for the first.
+        parameters[shape.weights] = slots[section].parameters
+    masters = place_abstract(abstract_parameters(config)[1], source)
+    reshards = {weights: compile_reshard(masters, copy) for weights, copy in parameters.items()}
+    return SamplerProgram(target, {section: reshards[shape.weights] for section, shape in shapes.items()}, slots)
 
 
 def fewer_slots(
@@ -77,6 +82,7 @@ def fewer_slots(
         return f"{section}.num_slots ({slots}): the sampler does not fit the devices; try {slots // 2 // ways * ways}"
     per_slot = shape.bytes_per_slot(config, dtype.itemsize) / layout.ways(layout.rules["kv_heads"])
     fitting = max(0, shape.num_slots - math.ceil((need.needed - need.available) / per_slot)) * ways
-    smaller = [] if shape.cache_type == "int8" else [f"{section}.cache_type: int8"]
+    types = {"cache_type": shape.cache_type, "weights": shape.weights}
+    smaller = [f"{section}.{name}: int8" for name, current in types.items() if current != "int8"]
     advice = [f"{section}.num_slots: {fitting}", *smaller] if fitting else ["a larger mesh.tensor", *smaller]
     return f"{section}.num_slots ({slots}): the sampler needs {need} per device; try {', or '.join(advice)}"

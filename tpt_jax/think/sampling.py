@@ -138,6 +138,23 @@ def sample_tokens(
     filters: Filters,
 ) -> Drawn:
     """Draws one token per row from the filtered softmax(logits / temperature); temperature 0 takes the argmax."""
+
+    def draw(logits: jax.Array, keys: jax.Array, positions: jax.Array, temperature: jax.Array) -> Drawn:
+        return _sample(logits, keys, positions, temperature, filters)
+
+    def draw_on_cpu(logits: jax.Array, keys: jax.Array, positions: jax.Array, temperature: jax.Array) -> Drawn:
+        def draw_row(row: tuple[jax.Array, ...]) -> Drawn:
+            return jax.tree.map(lambda x: x[0], draw(*(x[None] for x in row), temperature))
+
+        # A few rows at once, which stay in the processor's cache from one pass over the vocabulary to the next.
+        return jax.lax.map(draw_row, (logits, keys, positions), batch_size=2)
+
+    return jax.lax.platform_dependent(logits, keys, positions, temperature, cpu=draw_on_cpu, default=draw)
+
+
+def _sample(
+    logits: jax.Array, keys: jax.Array, positions: jax.Array, temperature: jax.Array, filters: Filters
+) -> Drawn:
     filtered = filter_logits(logits, temperature, filters)
     drawn = _draw(filtered, jax.vmap(jax.random.fold_in)(keys, positions), temperature)
     tokens = jnp.where(temperature > 0, drawn, jnp.argmax(filtered, axis=-1).astype(jnp.int32))
@@ -152,8 +169,8 @@ def sample_tokens(
 def _draw(logits: Float[Array, "B V"], keys: Key[Array, " B"], temperature: Float[Array, ""]) -> Int[Array, " B"]:
     """Draws from softmax(logits / temperature) by the Gumbel-max trick, with two draws in place of one.
 
-    The vocabulary is laid out as a grid, row by row. A column is drawn by the mass of its tokens, then one of them: this
-    takes as many random numbers as the grid has rows and columns, where one draw would take one for each token.
+    The vocabulary is laid out as a grid, row by row. A column is drawn by the mass of its tokens, then one of them.
+    This takes as many random numbers as the grid has rows and columns; one draw would take as many as there are tokens.
     """
     num_rows = _grid_rows(logits.shape[-1])
     padding = -logits.shape[-1] % num_rows

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from tpt_jax.config import RunConfig
 from tpt_jax.errors import UserError
+from tpt_jax.models.decoding_weights import DecodingWeights
 from tpt_jax.prune.apply import SCORES
 from tpt_jax.prune.demand import asks_one_by_one, sample_levels
 from tpt_jax.prune.pipeline import Pipeline
@@ -55,6 +56,7 @@ def plan_sampling(
     num_shards: int,
     filters: Filters,
     cache_type: CacheType,
+    weights: DecodingWeights,
     option: str,
 ) -> SamplingPlan:
     """Selects the prompts that fit, and the smallest shape that holds them.
@@ -83,6 +85,7 @@ def plan_sampling(
         num_shards=num_shards,
         filters=filters,
         cache_type=cache_type,
+        weights=weights,
         option=option,
     )
     return SamplingPlan(fitting, prefix, shape, num_samples)
@@ -99,6 +102,7 @@ def slot_shape(
     num_shards: int,
     filters: Filters,
     cache_type: CacheType,
+    weights: DecodingWeights,
     option: str,
 ) -> SlotShape:
     """One data shard's share of the questions and slots.
@@ -125,6 +129,7 @@ def slot_shape(
         max_new_tokens=max_new_tokens,
         filters=filters,
         cache_type=cache_type,
+        weights=weights,
     )
 
 

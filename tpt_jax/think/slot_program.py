@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 from tpt_jax.models.architecture import ModelConfig
 from tpt_jax.models.inference import abstract_inference_parameters
 from tpt_jax.runtime.sharding import Layout, place
+from tpt_jax.think.reshard import abstract_copy
 from tpt_jax.think.shard_specs import (
     abstract_prompts,
     abstract_queue,
@@ -80,9 +81,10 @@ def compile_slots(
     """Compiles the start and the decode chunk for one slot shape.
 
     Args:
-      dtype: of the decoding parameters.
-      parameters: another shape's `SlotProgram.parameters`, whose memory layouts to use; None lets the compiler choose.
-        With a layout that does not suit the matrix products, XLA copies the weight in every chunk.
+      dtype: of the decoding parameters that are not int8.
+      parameters: `SlotProgram.parameters` of another shape with the same type of weights, whose memory layouts to use;
+        None lets the compiler choose. With a layout that does not suit the matrix products, XLA copies the weight in
+        every chunk.
     """
     platform = layout.mesh.devices.flat[0].platform
     if platform == "tpu":
@@ -103,12 +105,13 @@ def compile_slots(
     in_specs = (P(), prompt_specs(layout), queue_specs(layout), specs)
     run_chunk = map_over_shards(decode_and_sum, layout, in_specs, (specs, outputs))
 
-    weights = jax.tree.map(lambda weight: jax.ShapeDtypeStruct(weight.shape, dtype), abstract)
+    copy = abstract_copy(abstract, layout, dtype, shape.weights)
+    weights = jax.tree.map(lambda weight: jax.ShapeDtypeStruct(weight.shape, weight.dtype), copy)
     prefix = jax.ShapeDtypeStruct((shape.num_prefix_tokens,), jnp.int32, sharding=layout.replicated)
     prompts, queue = abstract_prompts(shape, config.vocab_size, layout), abstract_queue(shape, layout)
     slots = abstract_slots(jax.eval_shape(run_start, weights, prefix), specs, layout)
     if parameters is None:
-        formats = jax.tree.map(lambda sharding: Format(MemoryLayout.AUTO, sharding), layout.shardings(abstract))
+        formats = jax.tree.map(lambda weight: Format(MemoryLayout.AUTO, weight.sharding), copy)
     else:
         formats = jax.tree.map(lambda weight: weight.format, parameters)
     output_shardings = jax.tree.map(lambda spec: NamedSharding(layout.mesh, spec), outputs)

@@ -39,7 +39,7 @@ def start(
     """Creates free slots and prefills the shared prefix."""
     model = nnx.merge(graph, parameters)
     config = model.config
-    dtype = model.embedding[...].dtype
+    dtype = model.dtype
 
     num_groups = len(model.groups)
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Float16, Int, UInt8, UInt32
 
 from tpt_jax.models.architecture import ModelConfig
 from tpt_jax.models.attention import KVCache
+from tpt_jax.models.decoding_weights import DecodingWeights
 from tpt_jax.think import cache as kv_cache
 from tpt_jax.think.cache import CacheType
 from tpt_jax.think.sampling import Filters
@@ -43,6 +44,7 @@ class SlotShape:
     max_new_tokens: int
     filters: Filters = dataclasses.field(default_factory=Filters)
     cache_type: CacheType = "compute"
+    weights: DecodingWeights = "compute"
     chunk_steps: int = 32
     prefill_tokens: int = 512
     num_stop_states: int = 0
