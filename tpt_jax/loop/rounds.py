@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from tpt_jax.config import Sampling, SamplingConfig
+from tpt_jax.config import SamplingConfig
 from tpt_jax.errors import Stopped
 from tpt_jax.evaluation import evaluate_traces
 from tpt_jax.loop.metrics import MetricsLog
@@ -244,7 +244,7 @@ class Loop:
             "compilations": self.setup.compilations.take(),
         }
 
-    def _sampler_types(self, stage: Sampling) -> dict[str, str]:
+    def _sampler_types(self, stage: str) -> dict[str, str]:
         """The types of weights and KV cache that a stage samples with; no resumed run changes them."""
         settings: SamplingConfig = getattr(self.setup.config, stage)
         return {"weights": settings.weights, "cache_type": settings.cache_type}

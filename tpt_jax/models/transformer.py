@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from tpt_jax.models.architecture import ModelConfig
 from tpt_jax.models.attention import softcap
-from tpt_jax.models.decoding_weights import DecodingWeight, product
+from tpt_jax.models.decoding_weights import product
 from tpt_jax.models.embedding import embedding_lookup
 from tpt_jax.models.layers import Attend, Layers, norm_scale, rms_norm, weight
 from tpt_jax.models.self_attention import SPLASH_RESIDUALS, Kernel, self_attention
@@ -54,7 +54,7 @@ class Decoder(nnx.Module):
         return self.final_norm[...].dtype
 
     @property
-    def output_table(self) -> DecodingWeight:
+    def output_table(self) -> Any:  # an array, or a DecodingWeight while sampling
         """The output projection; with tied embeddings, the embedding table."""
         return (self.embedding if self.config.tie_embeddings else self.unembedding)[...]
 

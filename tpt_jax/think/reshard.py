@@ -43,7 +43,7 @@ def abstract_copy(abstract: nnx.State, layout: Layout, dtype: jnp.dtype, weights
     """Types and shardings of the decoding parameters, given the shapes of an InferenceTransformer's."""
     on_cpu = layout.mesh.devices.flat[0].platform == "cpu"
 
-    def array(axes: LogicalAxes, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    def array(axes: LogicalAxes, shape: tuple[int, ...], dtype: Any) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=layout.sharding(axes, shape))
 
     def place(weight: nnx.Variable) -> nnx.Variable:

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
+LANES = 128  # of a TPU's vector registers
+
 
 @dataclasses.dataclass(frozen=True)
 class Filters:
@@ -143,8 +145,9 @@ def sample_tokens(
         return _sample(logits, keys, positions, temperature, filters)
 
     def draw_on_cpu(logits: jax.Array, keys: jax.Array, positions: jax.Array, temperature: jax.Array) -> Drawn:
-        def draw_row(row: tuple[jax.Array, ...]) -> Drawn:
-            return jax.tree.map(lambda x: x[0], draw(*(x[None] for x in row), temperature))
+        def draw_row(row: tuple[jax.Array, jax.Array, jax.Array]) -> Drawn:
+            logits, key, position = (x[None] for x in row)
+            return jax.tree.map(lambda x: x[0], draw(logits, key, position, temperature))
 
         # A few rows at once, which stay in the processor's cache from one pass over the vocabulary to the next.
         return jax.lax.map(draw_row, (logits, keys, positions), batch_size=2)
@@ -186,6 +189,12 @@ def _draw(logits: Float[Array, "B V"], keys: Key[Array, " B"], temperature: Floa
 
 
 def _grid_rows(vocab_size: int) -> int:
-    """Rows of the grid: a multiple of 16, so that devices which share the vocabulary hold whole rows."""
+    """Rows of the grid: a multiple of 16, so that devices which share the vocabulary hold whole rows.
+
+    If columns are a multiple of a TPU's vector lanes, the grid takes no copy of the logits.
+    """
     sixteenth = -(-vocab_size // 16)
-    return 16 * max(count for count in range(1, 33) if sixteenth % count == 0)
+    return 16 * max(
+        (count for count in range(1, 33) if sixteenth % count == 0),
+        key=lambda count: (sixteenth // count % LANES == 0, count),
+    )
