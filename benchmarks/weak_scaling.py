@@ -70,10 +70,10 @@ def row_of(topology: str, phase: str, args: argparse.Namespace, first: dict[str,
         return f"| {topology} | {num_chips} | {phase} | does not fit: {error.need} |"
     seconds, waits = cost.seconds(compiler.chip), cost.wires.waited_seconds
     bounds = first.setdefault(phase, (seconds, seconds + waits))
-    parts = " | ".join(f"{1000 * part:,.1f}" for part in cost.parts(compiler.chip).values())
+    parts = " | ".join(f"{1000 * part:,.2f}" for part in cost.parts(compiler.chip).values())
     efficiency = f"{bounds[0] / seconds:.0%}, {bounds[1] / (seconds + waits):.0%}"
     return (
-        f"| {topology} | {num_chips} | {phase} | {parts} | {1000 * waits:,.1f} | {cost.bound_by(compiler.chip)} | "
+        f"| {topology} | {num_chips} | {phase} | {parts} | {1000 * waits:,.2f} | {cost.bound_by(compiler.chip)} | "
         f"{efficiency} | {time.monotonic() - started:.0f} |"
     )
 

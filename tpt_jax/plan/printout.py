@@ -15,21 +15,10 @@ from tpt_jax.plan.phases import Cost, Memory, Phase
 from tpt_jax.plan.planner import Plan, assumptions, make_plan
 from tpt_jax.terminal import say
 
-MIN_WIDTH = 100  # of the table, if standard output is not a terminal
-COLUMNS = (
-    "per device",
-    "args",
-    "temps",
-    "resident",
-    "peak",
-    "of HBM",
-    "GFLOP",
-    "GB",
-    "GB sent",
-    "wires ms",
-    "min ms",
-    "by",
-)
+MIN_WIDTH = 120  # of the table, if standard output is not a terminal
+MEMORY_COLUMNS = ("args", "temps", "resident", "peak", "of HBM")
+COST_COLUMNS = ("GFLOP", "GB", "GB sent", "wires ms", "min ms", "by", "+ waits")
+COLUMNS = ("per device", *MEMORY_COLUMNS, *COST_COLUMNS)
 
 
 def print_plan(
@@ -86,7 +75,7 @@ def _memory_cells(plan: Plan, phase: Phase) -> tuple[str, ...]:
 
 def _cost_cells(plan: Plan, cost: Cost | None) -> tuple[str, ...]:
     if cost is None:
-        return ("",) * 6
+        return ("",) * len(COST_COLUMNS)
     return (
         f"{cost.flops / 1e9:,.1f}",
         f"{cost.bytes / 1e9:,.2f}",
@@ -94,12 +83,16 @@ def _cost_cells(plan: Plan, cost: Cost | None) -> tuple[str, ...]:
         f"{1000 * cost.wires.seconds:,.2f}",
         f"{1000 * cost.seconds(plan.chip):,.2f}",
         cost.bound_by(plan.chip),
+        f"{1000 * cost.wires.waited_seconds:,.2f}",
     )
 
 
 def summary(plan: Plan) -> str:
     """Explains the table's rows; then the round, the largest sizes that fit, and advice for what does not fit."""
-    lines = ["Memory in GiB. resident: the fp32 weights, which stay on the devices while they sample."]
+    lines = [
+        "Memory in GiB. resident: the fp32 weights, which stay on the devices while they sample. + waits: ms more, for "
+        "collectives that run beside no computation."
+    ]
     lines += [_phase_line(plan, phase) for phase in plan.phases]
     lines += _round_lines(plan)
     for key, value in (plan.largest or {}).items():
@@ -108,7 +101,7 @@ def summary(plan: Plan) -> str:
     lines.append(
         "All times are lower bounds: the largest of flops over the chip's peak, bytes over its bandwidth, and "
         "collectives over the links between chips; loops counted once per iteration, every slot at maximum length. "
-        "Waiting comes on top: for collectives that run beside no computation, as given above, and for the hosts."
+        "Waiting for collectives, as given above, and for the hosts comes on top."
     )
     return "\n".join(lines)
 
@@ -132,8 +125,10 @@ def _efficiency(plan: Plan, phase: Phase, cost: Cost, least: float) -> str:
     seconds, chip = cost.seconds(plan.chip), plan.chip
     rate = f"at most {plan.tokens_per_second(phase):,.0f} tokens/s a chip"
     if phase.name == "train step":
-        share = least / (seconds * chip.flops)
-        return f"; {cost.flops / least:.2f} times the flops of the model; {rate}, {share:.0%} MFU"
+        mfu, waiting = (least / (time * chip.flops) for time in (seconds, seconds + cost.wires.waited_seconds))
+        return (
+            f"; {cost.flops / least:.2f} times the flops of the model; {rate}, {mfu:.0%} MFU; {waiting:.0%} with waits"
+        )
     share = cost.bytes / (seconds * chip.bandwidth)
     return f"; {cost.bytes / least:.2f} times the bytes of weights and KV cache; {rate}, {share:.0%} of the bandwidth"
 
