@@ -12,7 +12,7 @@ import torch
 from tpt_jax.config import LossConfig, MeshConfig
 from tpt_jax.runtime.mesh import make_mesh
 from tpt_jax.runtime.sharding import TRAIN_RULES, Layout
-from tpt_jax.train.linear_cross_entropy import Exchanges, linear_cross_entropy
+from tpt_jax.train.linear_cross_entropy import Exchanges, linear_cross_entropy, smaller_exchange
 from tpt_jax.train.loss import token_loss
 
 ROWS, LENGTH, EMBED = 8, 6, 16
@@ -134,3 +134,12 @@ def test_the_full_logits_never_exist(exchanges: Exchanges, layout: Layout) -> No
     memory = compiled.memory_analysis()
     assert memory is not None
     assert memory.temp_size_in_bytes < 4 * rows * length * vocab_size
+
+
+def test_the_smaller_of_tokens_and_table_is_exchanged() -> None:
+    """By hand: 2 x 2 x 2 devices gather half of the tokens of a batch, or half of the rows of the table."""
+    layout = Layout(make_mesh(MeshConfig(2, 2, 2)), TRAIN_RULES)
+    assert smaller_exchange(num_tokens=1000, vocab_size=1000, layout=layout) == "tokens"
+    assert smaller_exchange(num_tokens=1002, vocab_size=1000, layout=layout) == "table"
+    only_tensor = Layout(make_mesh(MeshConfig(1, 4, 2)), TRAIN_RULES)
+    assert smaller_exchange(num_tokens=502, vocab_size=1000, layout=only_tensor) == "table"
