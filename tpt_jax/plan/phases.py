@@ -193,7 +193,7 @@ class Compiler:
     def phases(self, shapes: Mapping[Sampling, SlotShape]) -> list[Phase]:
         """Compiles all phases, two at a time."""
         with ThreadPoolExecutor(2) as pool:
-            train = pool.submit(self.train_phase)
+            train = pool.submit(self._train_phase)
             sampling = [pool.submit(self._sampling_phases, kind, shapes[kind]) for kind in _distinct(shapes)]
             return [phase for phases in sampling for phase in phases.result()] + [train.result()]
 
@@ -222,8 +222,7 @@ class Compiler:
         ]
         return phases if sampling == "think" else phases[1:]
 
-    def train_phase(self) -> Phase:
-        """Compiles the train step for its memory and cost."""
+    def _train_phase(self) -> Phase:
         train = self.config.train
         num_rows = train.micro_batches * train.rows
         unit = f"a step of {num_rows} x {train.sequence_length} tokens"
