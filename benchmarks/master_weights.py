@@ -51,7 +51,7 @@ def main() -> None:
             getattr(batch, name)[0] for name in ("tokens", "targets", "loss_weights", "positions", "segment_ids")
         )
         hidden = model(tokens, positions, segment_ids, layout=layout, compute_dtype=jnp.dtype("bfloat16"))
-        options: Any = {"layout": layout, "cap": None, "token_loss": token_loss(LossConfig()), "saves": "flops"}
+        options: Any = {"layout": layout, "cap": None, "token_loss": token_loss(LossConfig()), "exchanges": "tokens"}
         return linear_cross_entropy(hidden, model.output_table, targets, weights, **options) / weights.sum()
 
     optimizer = optax.adamw(args.learning_rate, 0.9, 0.95, weight_decay=0.0, mu_dtype=jnp.float32)

@@ -562,6 +562,13 @@ TRAIN = (
         "tests/test_loss.py",
     ),
     Mutant(
+        "a vocabulary that does not divide over the devices not padded",
+        "train/linear_cross_entropy.py",
+        "self._padding = -len(table) % options.layout.ways(options.embed_axes)",
+        "self._padding = 0 * len(table)",
+        "tests/test_loss.py",
+    ),
+    Mutant(
         "focal loss with the complement's weight",
         "train/loss.py",
         "(1 - jnp.exp(-nll)) ** config.focal_gamma * nll",
@@ -1355,6 +1362,53 @@ LIBRARY = (
     ),
 )
 
+WIRES = "tests/test_wires.py"
+
+PLAN = (
+    Mutant(
+        "every axis of a slice a ring",
+        "plan/network.py",
+        "is_ring = self.wraps[axis] and gaps ==",
+        "is_ring = gaps ==",
+        WIRES,
+    ),
+    Mutant(
+        "groups that lie between each other with links of their own",
+        "plan/network.py",
+        "return (2 if self.is_ring else 1) / self.stride",
+        "return 2 if self.is_ring else 1",
+        WIRES,
+    ),
+    Mutant(
+        "collectives without the latency of hops",
+        "plan/network.py",
+        "max(busy, HOP_SECONDS * hops)",
+        "busy",
+        WIRES,
+    ),
+    Mutant(
+        "waiting for what was overlapped",
+        "plan/timeline.py",
+        "wait = max(0.0, end - now)",
+        "wait = max(0.0, end)",
+        WIRES,
+    ),
+    Mutant(
+        "an asynchronous gather counted once for each of its fusions",
+        "plan/collectives.py",
+        "return None if chain else Event(",
+        "return Event(",
+        WIRES,
+    ),
+    Mutant(
+        "a fused reduce-scatter counted as an all-reduce",
+        "plan/collectives.py",
+        'if match[1] == "all-reduce" and FUSED_SCATTER in instruction.text:',
+        "if False:",
+        WIRES,
+    ),
+)
+
 MUTANTS: tuple[Mutant, ...] = (
     *THINK,
     *PRUNE_AND_EVALUATION,
@@ -1365,4 +1419,5 @@ MUTANTS: tuple[Mutant, ...] = (
     *CHECKPOINTS,
     *PROMPTS_TASKS_IO,
     *LIBRARY,
+    *PLAN,
 )

@@ -12,11 +12,11 @@ import torch
 from tpt_jax.config import LossConfig, MeshConfig
 from tpt_jax.runtime.mesh import make_mesh
 from tpt_jax.runtime.sharding import TRAIN_RULES, Layout
-from tpt_jax.train.linear_cross_entropy import Saves, linear_cross_entropy
+from tpt_jax.train.linear_cross_entropy import Exchanges, linear_cross_entropy, smaller_exchange
 from tpt_jax.train.loss import token_loss
 
 ROWS, LENGTH, EMBED = 8, 6, 16
-VOCAB_SIZE = 1000
+VOCAB_SIZE = 1004
 LOSSES = {
     "cross_entropy": LossConfig(),
     "focal": LossConfig(name="focal", focal_gamma=1.5),
@@ -64,7 +64,7 @@ def plain_loss(inputs: Inputs, cap: float | None, loss: LossConfig) -> tuple[flo
 
 
 def chunked_loss(
-    inputs: Inputs, cap: float | None, loss: LossConfig, saves: Saves, layout: Layout, max_logits: int
+    inputs: Inputs, cap: float | None, loss: LossConfig, exchanges: Exchanges, layout: Layout, max_logits: int
 ) -> tuple[float, np.ndarray, np.ndarray]:
     def loss_sum(hidden: jax.Array, table: jax.Array) -> jax.Array:
         return linear_cross_entropy(
@@ -75,7 +75,7 @@ def chunked_loss(
             layout=layout,
             cap=cap,
             token_loss=token_loss(loss),
-            saves=saves,
+            exchanges=exchanges,
             max_logits=max_logits,
         )
 
@@ -86,7 +86,7 @@ def chunked_loss(
     return float(value) / 2, np.asarray(grad_hidden) / 2, np.asarray(grad_table) / 2
 
 
-@pytest.mark.parametrize("saves", ["memory", "flops"])
+@pytest.mark.parametrize("exchanges", ["table", "tokens"])
 @pytest.mark.parametrize(
     ("loss", "cap", "max_logits", "mesh"),
     [
@@ -97,23 +97,23 @@ def chunked_loss(
         ("clipped", 5.0, 6000, (1, 1, 1)),
         ("focal", 5.0, 2000, (2, 2, 2)),
         ("cross_entropy", 5.0, 2000, (1, 8, 1)),
-        ("cross_entropy", 5.0, 2000, (1, 1, 8)),
+        ("cross_entropy", 5.0, 2000, (1, 2, 4)),  # shares of the vocabulary differ
     ],
 )
 def test_chunked_loss_and_gradients_equal_the_plain_formula(
-    loss: str, cap: float | None, max_logits: int, mesh: tuple[int, int, int], saves: Saves
+    loss: str, cap: float | None, max_logits: int, mesh: tuple[int, int, int], exchanges: Exchanges
 ) -> None:
     devices = jax.devices()[: int(np.prod(mesh))]
     layout = Layout(make_mesh(MeshConfig(*mesh), devices), TRAIN_RULES)
     inputs = random_inputs()
     expected = plain_loss(inputs, cap, LOSSES[loss])
-    results = chunked_loss(inputs, cap, LOSSES[loss], saves, layout, max_logits)
+    results = chunked_loss(inputs, cap, LOSSES[loss], exchanges, layout, max_logits)
     for name, result, expected_result in zip(("sum", "hidden", "table"), results, expected, strict=True):
         np.testing.assert_allclose(result, expected_result, rtol=2e-5, atol=2e-6, err_msg=name)
 
 
-@pytest.mark.parametrize("saves", ["memory", "flops"])
-def test_the_full_logits_never_exist(saves: Saves, layout: Layout) -> None:
+@pytest.mark.parametrize("exchanges", ["table", "tokens"])
+def test_the_full_logits_never_exist(exchanges: Exchanges, layout: Layout) -> None:
     """Loss and gradient together need less memory than one [tokens, vocabulary] array."""
     rows, length, vocab_size, embed = 8, 64, 4096, 16
     max_logits = rows * length * vocab_size // 8
@@ -121,7 +121,9 @@ def test_the_full_logits_never_exist(saves: Saves, layout: Layout) -> None:
     def loss_sum(hidden: jax.Array, table: jax.Array, targets: jax.Array) -> jax.Array:
         options = {"layout": layout, "cap": 30.0, "token_loss": token_loss(LossConfig())}
         weights = jnp.ones(targets.shape, jnp.float32)
-        return linear_cross_entropy(hidden, table, targets, weights, **options, saves=saves, max_logits=max_logits)
+        return linear_cross_entropy(
+            hidden, table, targets, weights, **options, exchanges=exchanges, max_logits=max_logits
+        )
 
     shapes = [
         jax.ShapeDtypeStruct((rows, length, embed), jnp.float32),
@@ -132,3 +134,12 @@ def test_the_full_logits_never_exist(saves: Saves, layout: Layout) -> None:
     memory = compiled.memory_analysis()
     assert memory is not None
     assert memory.temp_size_in_bytes < 4 * rows * length * vocab_size
+
+
+def test_the_smaller_of_tokens_and_table_is_exchanged() -> None:
+    """By hand: 2 x 2 x 2 devices gather half of the tokens of a batch, or half of the rows of the table."""
+    layout = Layout(make_mesh(MeshConfig(2, 2, 2)), TRAIN_RULES)
+    assert smaller_exchange(num_tokens=1000, vocab_size=1000, layout=layout) == "tokens"
+    assert smaller_exchange(num_tokens=1002, vocab_size=1000, layout=layout) == "table"
+    only_tensor = Layout(make_mesh(MeshConfig(1, 4, 2)), TRAIN_RULES)
+    assert smaller_exchange(num_tokens=502, vocab_size=1000, layout=only_tensor) == "table"

@@ -26,6 +26,7 @@ from tpt_jax.plan.phases import Cost, Phase
 from tpt_jax.plan.planner import model_config
 from tpt_jax.plan.rounds import SPREAD, Assumptions, expected_traces, stage_bounds
 from tpt_jax.plan.search import MAX_COMPILES, largest_that_fits
+from tpt_jax.plan.timeline import Wires
 from tpt_jax.runtime.memory import DoesNotFitError, MemoryNeed, explain_out_of_memory
 from tpt_jax.runtime.mesh import make_mesh
 from tpt_jax.runtime.sharding import DECODE_RULES, TRAIN_RULES, Layout
@@ -134,18 +135,6 @@ def test_bytes_of_asynchronous_copies_are_those_moved() -> None:
     assert Module("\n".join(lines)).bytes() == 1024 + 2 * 4096
 
 
-def test_bytes_sent_by_collectives() -> None:
-    lines = [
-        "ENTRY %main (a: f32[8]) -> f32[64] {",
-        "  %x = f32[8]{0} parameter(0)",
-        "  %sum = f32[8]{0} all-reduce(%x), replica_groups={}",
-        "  %start = (f32[8]{0}, f32[64]{0}) all-gather-start(%sum), dimensions={0}",
-        "  ROOT %done = f32[64]{0} all-gather-done(%start)",
-        "}",
-    ]
-    assert dict(Module("\n".join(lines)).collectives()) == {"all-reduce": 2 * 32, "all-gather": 256 - 32}
-
-
 @settings(deadline=None)
 @given(
     fixed=st.floats(0, 90),
@@ -204,7 +193,7 @@ def test_bounds_of_a_round_whose_phases_take_a_second_each() -> None:
         {"prune.max_traces": "1000", "train.micro_batches": "2", "think.until": "all"},
     )
     chip = CHIPS["v5e"]
-    one_second = Cost(flops=round(chip.flops), bytes=0, collectives={})
+    one_second = Cost(round(chip.flops), 0, Wires({}, 0.5, 0.25, 1000))  # waiting is not part of the bound
     names = ("think: prefill", "think: decode", "train step")
     phases = [Phase(name, "", None, one_second) for name in names]
     bounds = stage_bounds(config, phases, {"think": SLOTS, "evaluate": SLOTS}, 2, Assumptions(100, 160, 0.6), chip)
@@ -237,6 +226,7 @@ def test_plan_for_a_tpu_slice_on_a_machine_without_one(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tpt_jax", "plan", "--config", str(ROOT / "configs/quickstart.yaml")]
     command += ["--topology", "v5e:2x2", "--model.compute_dtype", "bfloat16", "--train.sequence_length", "256"]
     command += ["--train.remat", "full", "--json", str(tmp_path / "plan.json")]
+    command += ["--price_per_chip_hour", "1.2"]
     process = subprocess.run(command, capture_output=True, text=True, env=env, timeout=240, check=False)
     assert process.returncode == 0, process.stderr
     plan = json.loads((tmp_path / "plan.json").read_text())
@@ -247,7 +237,14 @@ def test_plan_for_a_tpu_slice_on_a_machine_without_one(tmp_path: Path) -> None:
     assert 1.8 < decode["flops"] / (plan["num_parameters"] * 40) < 4
     assert 1.0 < train["flops"] / train["least"] < 2.0
     assert plan["round"]["chip_hours"] == pytest.approx(plan["round"]["seconds"] * 4 / 3600)
+    assert plan["round"]["price"] == pytest.approx(plan["round"]["chip_hours"] * 1.2)
+    # At least: weights gathered in bf16, forward and backward, from the other three chips, and gradients scattered.
+    assert sum(train["wires"]["sent"].values()) > 3 * 3 / 4 * plan["num_parameters"] * 2
+    assert train["wires"]["waited_seconds"] > 0
+    assert phases["train step"]["seconds"] == max(phases["train step"]["seconds_of_parts"].values())
+    assert sum(decode["wires"]["sent"].values()) < 1000  # weights that stand still, and no tensor parallelism
     assert "total: " in process.stdout
+    assert "at 1.2 per chip-hour" in process.stdout
     assert all(name in process.stdout for name in phases)
 
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from tpt_jax.commands.arguments import add_config_arguments, fraction, positive, read_config
+from tpt_jax.commands.arguments import add_config_arguments, fraction, positive, positive_number, read_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--right_share", type=fraction, default=0.6, help="assumed share of right traces; 0.6 if not given"
+    )
+    parser.add_argument(
+        "--price_per_chip_hour", type=positive_number, metavar="PRICE", help="also say what a round costs, at least"
     )
 
 
@@ -39,6 +42,7 @@ def main(args: argparse.Namespace) -> int:
         mean_new_tokens=args.mean_new_tokens,
         right_share=args.right_share,
         search=args.fit,
+        price=args.price_per_chip_hour,
         json_path=args.json,
     )
     return 0 if fits else 1

@@ -1,4 +1,4 @@
-"""Cost of a compiled program on one device, from its optimized HLO text: bytes, flops, collectives.
+"""Cost of a compiled program on one device, from its optimized HLO text: bytes and flops.
 
 XLA's own cost analysis counts a loop body once, and counts an array as read in full if a nested fusion slices it.
 Module multiplies a loop body by its trip count and counts only the slice. Loops must count from 0 to a constant, like
@@ -12,7 +12,6 @@ flops are known.
 import dataclasses
 import math
 import re
-from collections import Counter
 from collections.abc import Iterator
 
 SIZEOF = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
@@ -24,7 +23,6 @@ HEADER = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 INSTRUCTION = re.compile(r"^\s*(ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\((.*)$")
 ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\](\{[^}]*\})?")
 CALLEE = re.compile(r"(?:calls|body|to_apply)=%?([\w.\-]+)")
-COLLECTIVE = re.compile(r"(all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(-start)?")
 SPLASH_PRODUCTS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}  # query x key products
 SPLASH_KERNEL = re.compile(f"({'|'.join(SPLASH_PRODUCTS)})")
 
@@ -88,7 +86,7 @@ class Module:
             if header := HEADER.match(line):
                 current = self._computations.setdefault(header[1], {})
                 if line.startswith("ENTRY"):
-                    self._entry = current
+                    self.entry = current
             elif match := INSTRUCTION.match(line):
                 root, name, shape, opcode, rest = match.groups()
                 operands = tuple(re.findall(r"%([\w.\-]+)", rest[: _closing(rest)]))
@@ -96,54 +94,58 @@ class Module:
 
     def bytes(self) -> int:
         """Bytes moved to and from main memory in one run of the program."""
-        return self._bytes(self._entry)
+        return self._bytes(self.entry)
 
     def flops(self) -> int:
         """Flops of the matrix products in one run of the program."""
-        return self._flops_of(self._entry)
+        return self._flops(self.entry)
 
-    def collectives(self) -> Counter[str]:
-        """Bytes a device sends to others in one run, by kind of collective, assuming ring algorithms."""
-        sent: Counter[str] = Counter()
-        for instruction, scope, times in self._executed(self._entry, 1):
-            if match := COLLECTIVE.fullmatch(instruction.opcode):
-                sent[match[1]] += times * _sent_bytes(match[1], instruction, scope, is_start=match[2] is not None)
-        return sent
-
-    def _executed(self, computation: Computation, times: int) -> Iterator[tuple[Instruction, Computation, int]]:
+    def executed(self, computation: Computation, times: int = 1) -> Iterator[tuple[Instruction, Computation, int]]:
         """Every instruction, including those in fusions, with its computation and how often it runs."""
         for instruction in computation.values():
-            if instruction.opcode == "while":
-                yield from self._executed(self._callee(instruction), times * self._trip_count(instruction))
-            elif instruction.opcode == "conditional":
-                yield from self._executed(max(self._branches(instruction), key=self._cost), times)
-            elif instruction.opcode in ("call", "fusion", "async-start"):
-                yield from self._executed(self._callee(instruction), times)
-            else:
-                yield instruction, computation, times
+            yield from self._expanded(instruction, computation, times)
 
-    def _cost(self, branch: Computation) -> tuple[int, int]:
-        """Orders the branches of a conditional by cost, to count the costliest; flops decide between equal bytes."""
-        return self._bytes(branch), self._flops_of(branch)
+    def _expanded(
+        self, instruction: Instruction, scope: Computation, times: int
+    ) -> Iterator[tuple[Instruction, Computation, int]]:
+        if instruction.opcode == "while":
+            yield from self.executed(self.callee(instruction), times * self.trip_count(instruction))
+        elif instruction.opcode == "conditional":
+            yield from self.executed(self.costliest_branch(instruction), times)
+        elif instruction.opcode in ("call", "fusion", "async-start"):
+            yield from self.executed(self.callee(instruction), times)
+        else:
+            yield instruction, scope, times
 
-    def _flops_of(self, computation: Computation) -> int:
-        return sum(times * _flops(instruction, scope) for instruction, scope, times in self._executed(computation, 1))
+    def costliest_branch(self, conditional: Instruction) -> Computation:
+        """The branch with the most bytes; flops decide between equal ones."""
+        return max(self._branches(conditional), key=lambda branch: (self._bytes(branch), self._flops(branch)))
+
+    def flops_of(self, instruction: Instruction, scope: Computation) -> int:
+        """Flops of the matrix products of one instruction of a computation, with all that it calls."""
+        return sum(
+            times * _product_flops(inner, within) for inner, within, times in self._expanded(instruction, scope, 1)
+        )
+
+    def _flops(self, computation: Computation) -> int:
+        return sum(self.flops_of(instruction, computation) for instruction in computation.values())
 
     def _bytes(self, computation: Computation) -> int:
-        return sum(self._bytes_of(instruction, computation) for instruction in computation.values())
+        return sum(self.bytes_of(instruction, computation) for instruction in computation.values())
 
-    def _bytes_of(self, instruction: Instruction, scope: Computation) -> int:
-        opcode, operands = instruction.opcode, _operands(instruction, scope)
+    def bytes_of(self, instruction: Instruction, scope: Computation) -> int:
+        """Bytes that one instruction of a computation moves to and from main memory, with all that it calls."""
+        opcode, operands = instruction.opcode, operands_of(instruction, scope)
         if opcode in FREE or opcode.endswith("-done"):
             return 0
         if opcode == "while":
-            return self._trip_count(instruction) * self._bytes(self._callee(instruction))
+            return self.trip_count(instruction) * self._bytes(self.callee(instruction))
         if opcode == "conditional":
             return max(map(self._bytes, self._branches(instruction)))
         if opcode == "call":
-            return self._bytes(self._callee(instruction))
+            return self._bytes(self.callee(instruction))
         if opcode == "fusion":
-            callee = self._callee(instruction)
+            callee = self.callee(instruction)
             read = sum(min(self._read_bytes(callee, index), operand.bytes) for index, operand in enumerate(operands))
             return read + min(instruction.bytes, self._written_bytes(callee))
         if opcode in ("copy-start", "slice-start"):  # a tuple of result and operand, in either order
@@ -163,17 +165,19 @@ class Module:
             return [self._computations[name] for name in pair if name]
         return [self._computations[name] for name in re.findall(r"[\w.\-]+", names)]
 
-    def _callee(self, instruction: Instruction) -> Computation:
+    def callee(self, instruction: Instruction) -> Computation:
+        """The computation that a fusion, call or loop runs."""
         return self._computations[CALLEE.search(instruction.text)[1]]  # pyright: ignore[reportOptionalSubscript]
 
-    def _trip_count(self, loop: Instruction) -> int:
+    def trip_count(self, loop: Instruction) -> int:
+        """How often a loop's body runs."""
         condition = self._computations[str(loop.attribute(r"condition=%?([\w.\-]+)"))]
         limits = [instruction.constant for instruction in condition.values() if instruction.constant is not None]
-        return max(1, -(-max(limits, default=1) // self._stride(condition, self._callee(loop))))
+        return max(1, -(-max(limits, default=1) // self._stride(condition, self.callee(loop))))
 
     def _stride(self, condition: Computation, body: Computation) -> int:
         """Increment of the loop counter; XLA unrolls a loop by two to overlap products with communication."""
-        compared = _operands(_root(condition), condition)
+        compared = operands_of(_root(condition), condition)
         indices = [value.attribute(r"get-tuple-element\(.*\), index=(\d+)") for value in compared]
         counter = next((int(index) for index in indices if index is not None), None)
         results = _root(body).operands
@@ -195,7 +199,7 @@ class Module:
         for user in computation.values():
             if value.name not in user.operands:
                 continue
-            if user.opcode in MOVES or (user.opcode == "fusion" and self._only_moves(self._callee(user))):
+            if user.opcode in MOVES or (user.opcode == "fusion" and self._only_moves(self.callee(user))):
                 read += self._read_bytes_of(user, computation)
             elif user.opcode == "convert":  # computed only for the elements used
                 read += self._read_bytes_of(user, computation) * value.bytes // max(1, user.bytes)
@@ -204,7 +208,7 @@ class Module:
             elif user.opcode == "dynamic-update-slice" and user.operands[0] == value.name:
                 continue  # updated in place
             elif user.opcode == "fusion":
-                callee = self._callee(user)
+                callee = self.callee(user)
                 indices = [index for index, name in enumerate(user.operands) if name == value.name]
                 read += sum(self._read_bytes(callee, index) for index in indices)
             else:
@@ -230,7 +234,8 @@ def _root(computation: Computation) -> Instruction:
     return next(instruction for instruction in computation.values() if instruction.is_root)
 
 
-def _operands(instruction: Instruction, scope: Computation) -> list[Instruction]:
+def operands_of(instruction: Instruction, scope: Computation) -> list[Instruction]:
+    """The instructions of a computation whose results another one takes."""
     return [scope[name] for name in instruction.operands if name in scope]
 
 
@@ -248,22 +253,8 @@ def _sizes(text: str) -> list[int]:
     return [int(size) for size in text.split(",") if size]
 
 
-def _sent_bytes(kind: str, instruction: Instruction, scope: Computation, *, is_start: bool) -> int:
-    """Bytes a device sends: everything but its own shard; twice that for an all-reduce (reduce-scatter, all-gather)."""
-    operand_bytes = sum(operand.bytes_anywhere for operand in _operands(instruction, scope))
-    result_bytes = instruction.bytes_anywhere - (operand_bytes if is_start else 0)  # a start's tuple has its operand
-    match kind:
-        case "all-gather":
-            return max(0, result_bytes - operand_bytes)
-        case "reduce-scatter":
-            return max(0, operand_bytes - result_bytes)
-        case "all-reduce":
-            return 2 * operand_bytes
-    return operand_bytes
-
-
-def _flops(instruction: Instruction, scope: Computation) -> int:
-    operands = _operands(instruction, scope)
+def _product_flops(instruction: Instruction, scope: Computation) -> int:
+    operands = operands_of(instruction, scope)
     if instruction.opcode == "dot":
         contracted = _sizes(instruction.attribute(r"lhs_contracting_dims=\{([\d,]*)\}") or "")
         return 2 * math.prod(instruction.sizes) * math.prod(operands[0].sizes[axis] for axis in contracted)

@@ -15,6 +15,8 @@ from tpt_jax.models.architecture import ModelConfig
 from tpt_jax.models.transformer import abstract_parameters, place_abstract
 from tpt_jax.plan.chips import Chip
 from tpt_jax.plan.hlo import Module
+from tpt_jax.plan.network import Network
+from tpt_jax.plan.timeline import Wires, wires_of
 from tpt_jax.runtime.memory import DoesNotFitError, MemoryNeed, explain_out_of_memory
 from tpt_jax.runtime.sharding import DECODE_RULES, TRAIN_RULES, Layout
 from tpt_jax.think.cost_probes import compile_decode_step, compile_prefill, least_step_bytes
@@ -36,19 +38,31 @@ class Cost:
 
     Attributes:
       bytes: moved to and from main memory.
-      collectives: bytes sent to other devices, by kind of collective.
       least: lower bound: for a decode step, the bytes of weights and KV cache; for a train step, the model's flops;
         None for other programs.
     """
 
     flops: int
     bytes: int
-    collectives: dict[str, int]
+    wires: Wires
     least: float | None = None
 
     def seconds(self, chip: Chip) -> float:
-        """Lower bound on the time: the larger of compute time and memory time."""
-        return max(self.flops / chip.flops, self.bytes / chip.bandwidth)
+        """Lower bound on the time: the largest of compute, memory and wires, as if each ran beside the others."""
+        return max(self.parts(chip).values())
+
+    def parts(self, chip: Chip) -> dict[str, float]:
+        """Seconds that each part takes alone."""
+        return {
+            "compute": self.flops / chip.flops,
+            "memory": self.bytes / chip.bandwidth,
+            "wires": self.wires.seconds,
+        }
+
+    def bound_by(self, chip: Chip) -> str:
+        """The part that takes longest."""
+        parts = self.parts(chip)
+        return max(parts, key=lambda part: parts[part])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +89,7 @@ class Phase:
 
     Attributes:
       unit: the work done by one run of its program.
+      tokens: that all devices together sample or train on in one run; None for other phases.
       memory: None if the program does not fit, or is part of another phase's program.
       cost: None if the program does not fit.
       advice: what to change if it does not fit; None if it fits.
@@ -85,6 +100,7 @@ class Phase:
     memory: Memory | None
     cost: Cost | None
     advice: str | None = None
+    tokens: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +111,7 @@ class Compiler:
     model: ModelConfig
     mesh: Mesh
     chip: Chip
+    network: Network
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -194,13 +211,14 @@ class Compiler:
         prefill = compile_prefill(self.model, self.decode_layout, program)
         step = compile_decode_step(self.model, self.decode_layout, program)
         phases = [
-            Phase("reshard", "all weights", _memory(reshard), _cost(reshard)),
-            Phase(f"{sampling}: prefill", prefill_unit, None, _cost(prefill)),
+            Phase("reshard", "all weights", _memory(reshard), self.cost(reshard)),
+            Phase(f"{sampling}: prefill", prefill_unit, None, self.cost(prefill)),
             Phase(
                 f"{sampling}: decode",
                 decode_unit,
                 self.sampling_memory(program),
-                dataclasses.replace(_cost(step), least=least_step_bytes(program)),
+                dataclasses.replace(self.cost(step), least=least_step_bytes(program)),
+                tokens=shape.num_slots * self.decode_layout.batch_ways,
             ),
         ]
         return phases if sampling == "think" else phases[1:]
@@ -214,7 +232,13 @@ class Compiler:
         except DoesNotFitError as error:
             return Phase("train step", unit, None, None, str(error))
         least = model_flops(self.model, [train.sequence_length] * num_rows) / self.mesh.size
-        return Phase("train step", unit, self.training_memory(step), dataclasses.replace(_cost(step), least=least))
+        cost = dataclasses.replace(self.cost(step), least=least)
+        return Phase("train step", unit, self.training_memory(step), cost, tokens=num_rows * train.sequence_length)
+
+    def cost(self, compiled: jax.stages.Compiled) -> Cost:
+        """Cost of one run of a program, from its text."""
+        module = Module(str(compiled.as_text()))
+        return Cost(module.flops(), module.bytes(), wires_of(module, self.chip, self.network))
 
 
 def _distinct(shapes: Mapping[Sampling, SlotShape]) -> Iterable[Sampling]:
@@ -232,8 +256,3 @@ def _memory(compiled: jax.stages.Compiled, resident: int = 0) -> Memory:
     arguments, temporaries = analysis.argument_size_in_bytes, analysis.temp_size_in_bytes
     outputs = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     return Memory(arguments, temporaries, max(analysis.peak_memory_in_bytes, arguments + outputs), resident)
-
-
-def _cost(compiled: jax.stages.Compiled) -> Cost:
-    module = Module(str(compiled.as_text()))
-    return Cost(module.flops(), module.bytes(), dict(module.collectives()))

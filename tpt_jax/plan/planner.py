@@ -12,6 +12,7 @@ from tpt_jax.errors import UserError
 from tpt_jax.models.architecture import ModelConfig
 from tpt_jax.models.published import PUBLISHED, published
 from tpt_jax.plan.chips import Chip, chip_of
+from tpt_jax.plan.network import Network
 from tpt_jax.plan.phases import Compiler, Phase
 from tpt_jax.plan.rounds import Assumptions, StageBound, stage_bounds
 from tpt_jax.plan.search import most_rows, most_slots
@@ -27,6 +28,7 @@ class Plan:
 
     Attributes:
       largest: the largest value of a config key that fits, by key; 0 if none was found. None if not searched for.
+      price: of an hour of a chip, in any currency; None if not given.
     """
 
     config: RunConfig
@@ -38,6 +40,7 @@ class Plan:
     stages: Sequence[StageBound]
     assumed: Assumptions
     largest: dict[str, int] | None
+    price: float | None = None
 
     @property
     def fits(self) -> bool:
@@ -57,6 +60,17 @@ class Plan:
     def round_chip_hours(self) -> float | None:
         return None if self.round_seconds is None else self.round_seconds * self.num_chips / 3600
 
+    @property
+    def round_price(self) -> float | None:
+        """Lower bound on what the first round costs; None if a phase does not fit or the price is not known."""
+        return None if self.round_chip_hours is None or self.price is None else self.round_chip_hours * self.price
+
+    def tokens_per_second(self, phase: Phase) -> float | None:
+        """Upper bound on a chip's tokens per second; None for phases that do not count tokens, or do not fit."""
+        if phase.tokens is None or phase.cost is None:
+            return None
+        return phase.tokens / self.num_chips / phase.cost.seconds(self.chip)
+
     def as_json(self) -> dict[str, Any]:
         """All figures; bytes, flops and seconds."""
         return {
@@ -66,32 +80,42 @@ class Plan:
             "mesh": self.mesh_sizes,
             "num_parameters": self.num_parameters,
             "chip": dataclasses.asdict(self.chip),
-            "phases": [
-                {**dataclasses.asdict(phase), "seconds": phase.cost.seconds(self.chip) if phase.cost else None}
-                for phase in self.phases
-            ],
+            "phases": [self._phase_json(phase) for phase in self.phases],
             "round": {
                 "assumes": dataclasses.asdict(self.assumed),
                 "stages": [dataclasses.asdict(stage) for stage in self.stages],
                 "seconds": self.round_seconds,
                 "chip_hours": self.round_chip_hours,
+                "price": self.round_price,
                 "num_rounds": self.config.num_rounds,
             },
             "largest": self.largest,
         }
 
+    def _phase_json(self, phase: Phase) -> dict[str, Any]:
+        cost = phase.cost
+        bound = {
+            "seconds": cost.seconds(self.chip) if cost else None,
+            "seconds_of_parts": cost.parts(self.chip) if cost else None,
+            "bound_by": cost.bound_by(self.chip) if cost else None,
+            "tokens_per_second_per_chip": self.tokens_per_second(phase),
+        }
+        return {**dataclasses.asdict(phase), **bound}
 
-def make_plan(config: RunConfig, topology: str, assumed: Assumptions, *, search: bool) -> Plan:
+
+def make_plan(
+    config: RunConfig, topology: str, assumed: Assumptions, *, search: bool, price: float | None = None
+) -> Plan:
     """Compiles every phase of a run for a topology.
 
     Args:
       search: also find the most slots and rows that fit.
+      price: see Plan.
 
     Raises:
       UserError: unknown topology, unknown model, or a mesh that does not fit the topology.
     """
-    chip = chip_of(topology)
-    compiler = Compiler(config, model_config(config), make_mesh(config.mesh, tpu_devices(topology)), chip)
+    compiler = make_compiler(config, topology)
     num_train, num_test = config.task.num_questions()
     shapes: dict[Sampling, SlotShape] = {
         "think": compiler.slot_shape("think", num_train),
@@ -102,12 +126,33 @@ def make_plan(config: RunConfig, topology: str, assumed: Assumptions, *, search:
         f"mesh {dict(compiler.mesh.shape)}; compiling"
     )
     phases = compiler.phases(shapes)
-    stages = stage_bounds(config, phases, shapes, compiler.decode_layout.batch_ways, assumed, chip)
+    stages = stage_bounds(config, phases, shapes, compiler.decode_layout.batch_ways, assumed, compiler.chip)
     largest = None
     if search:
         largest = {"think.num_slots": most_slots(compiler, "think", num_train), "train.rows": most_rows(compiler)}
-    num_parameters = compiler.model.num_parameters
-    return Plan(config, topology, chip, dict(compiler.mesh.shape), num_parameters, phases, stages, assumed, largest)
+    return Plan(
+        config=config,
+        topology=topology,
+        chip=compiler.chip,
+        mesh_sizes=dict(compiler.mesh.shape),
+        num_parameters=compiler.model.num_parameters,
+        phases=phases,
+        stages=stages,
+        assumed=assumed,
+        largest=largest,
+        price=price,
+    )
+
+
+def make_compiler(config: RunConfig, topology: str) -> Compiler:
+    """The compiler of a run's programs for a topology.
+
+    Raises:
+      UserError: see make_plan.
+    """
+    chip = chip_of(topology)
+    mesh = make_mesh(config.mesh, tpu_devices(topology))
+    return Compiler(config, model_config(config), mesh, chip, Network.of(mesh, topology))
 
 
 def assumptions(

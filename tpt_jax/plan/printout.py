@@ -15,8 +15,10 @@ from tpt_jax.plan.phases import Cost, Memory, Phase
 from tpt_jax.plan.planner import Plan, assumptions, make_plan
 from tpt_jax.terminal import say
 
-MIN_WIDTH = 100  # of the table, if standard output is not a terminal
-COLUMNS = ("per device", "args", "temps", "resident", "peak", "of HBM", "GFLOP", "GB", "GB sent", "min ms")
+MIN_WIDTH = 120  # of the table, if standard output is not a terminal
+MEMORY_COLUMNS = ("args", "temps", "resident", "peak", "of HBM")
+COST_COLUMNS = ("GFLOP", "GB", "GB sent", "wires ms", "min ms", "by", "+ waits")
+COLUMNS = ("per device", *MEMORY_COLUMNS, *COST_COLUMNS)
 
 
 def print_plan(
@@ -27,6 +29,7 @@ def print_plan(
     mean_new_tokens: int | None = None,
     right_share: float = 0.6,
     search: bool = False,
+    price: float | None = None,
     json_path: Path | None = None,
 ) -> bool:
     """Makes a plan and prints it; returns whether everything fits.
@@ -34,6 +37,7 @@ def print_plan(
     Args:
       mean_prompt_tokens, mean_new_tokens, right_share: see Assumptions.
       search: also find the most slots and rows that fit; takes minutes longer.
+      price: of an hour of a chip; None not to speak of money.
       json_path: file to write the figures to.
 
     Raises:
@@ -41,7 +45,7 @@ def print_plan(
     """
     started = time.monotonic()
     assumed = assumptions(config, mean_prompt_tokens, mean_new_tokens, right_share)
-    plan = make_plan(config, topology, assumed, search=search)
+    plan = make_plan(config, topology, assumed, search=search, price=price)
     stdout = Console(width=max(Console().width, MIN_WIDTH))
     stdout.print(phase_table(plan))
     stdout.print(summary(plan), highlight=False, markup=False, soft_wrap=True)
@@ -71,41 +75,62 @@ def _memory_cells(plan: Plan, phase: Phase) -> tuple[str, ...]:
 
 def _cost_cells(plan: Plan, cost: Cost | None) -> tuple[str, ...]:
     if cost is None:
-        return ("",) * 4
+        return ("",) * len(COST_COLUMNS)
     return (
         f"{cost.flops / 1e9:,.1f}",
         f"{cost.bytes / 1e9:,.2f}",
-        f"{sum(cost.collectives.values()) / 1e9:,.3f}",
+        f"{sum(cost.wires.sent.values()) / 1e9:,.3f}",
+        f"{1000 * cost.wires.seconds:,.2f}",
         f"{1000 * cost.seconds(plan.chip):,.2f}",
+        cost.bound_by(plan.chip),
+        f"{1000 * cost.wires.waited_seconds:,.2f}",
     )
 
 
 def summary(plan: Plan) -> str:
     """Explains the table's rows; then the round, the largest sizes that fit, and advice for what does not fit."""
-    lines = ["Memory in GiB. resident: the fp32 weights, which stay on the devices while they sample."]
-    lines += [_phase_line(phase) for phase in plan.phases]
+    lines = [
+        "Memory in GiB. resident: the fp32 weights, which stay on the devices while they sample. + waits: ms more, for "
+        "collectives that run beside no computation."
+    ]
+    lines += [_phase_line(plan, phase) for phase in plan.phases]
     lines += _round_lines(plan)
     for key, value in (plan.largest or {}).items():
         lines.append(f"largest {key} that fits: {value}" if value else f"no {key} fits")
     lines += [f"{phase.name} does not fit: {phase.advice}" for phase in plan.phases if phase.advice]
     lines.append(
-        "All times are lower bounds: the larger of flops over the chip's peak and bytes over its bandwidth, loops "
-        "counted once per iteration, every slot at maximum length. Communication and waiting are not included."
+        "All times are lower bounds: the largest of flops over the chip's peak, bytes over its bandwidth, and "
+        "collectives over the links between chips; loops counted once per iteration, every slot at maximum length. "
+        "Waiting for collectives, as given above, and for the hosts comes on top."
     )
     return "\n".join(lines)
 
 
-def _phase_line(phase: Phase) -> str:
+def _phase_line(plan: Plan, phase: Phase) -> str:
     line, cost = f"{phase.name}: {phase.unit}", phase.cost
-    if cost and cost.least:
-        if phase.name == "train step":
-            line += f"; {cost.flops / cost.least:.2f} times the flops of the model"
-        else:
-            line += f"; {cost.bytes / cost.least:.2f} times the bytes of weights and KV cache"
-    if cost and cost.collectives:
-        large = [f"{kind} {size / 1e9:.3f} GB" for kind, size in cost.collectives.items() if size > 1e6]
+    if cost is None:
+        return line
+    if cost.least:
+        line += _efficiency(plan, phase, cost, cost.least)
+    wires = cost.wires
+    if wires.sent:
+        large = [f"{kind} {size / 1e9:.3f} GB" for kind, size in wires.sent.items() if size > 1e6]
         line += f"; sends {', '.join(large) or 'less than 1 MB'}"
+        line += f"; waits {1000 * wires.waited_seconds:,.2f} ms for {wires.waited_bytes / 1e9:.3f} GB of it"
     return line
+
+
+def _efficiency(plan: Plan, phase: Phase, cost: Cost, least: float) -> str:
+    """What the bound of a train or decode step means."""
+    seconds, chip = cost.seconds(plan.chip), plan.chip
+    rate = f"at most {plan.tokens_per_second(phase):,.0f} tokens/s a chip"
+    if phase.name == "train step":
+        mfu, waiting = (least / (time * chip.flops) for time in (seconds, seconds + cost.wires.waited_seconds))
+        return (
+            f"; {cost.flops / least:.2f} times the flops of the model; {rate}, {mfu:.0%} MFU; {waiting:.0%} with waits"
+        )
+    share = cost.bytes / (seconds * chip.bandwidth)
+    return f"; {cost.bytes / least:.2f} times the bytes of weights and KV cache; {rate}, {share:.0%} of the bandwidth"
 
 
 def _round_lines(plan: Plan) -> list[str]:
@@ -121,5 +146,10 @@ def _round_lines(plan: Plan) -> list[str]:
         lines.append(
             f"  total: {plan.round_seconds:,.0f} s on {plan.num_chips} chips, {plan.round_chip_hours:.2f} chip-hours; "
             f"{plan.round_chip_hours * plan.config.num_rounds:.1f} for {plan.config.num_rounds} rounds"
+        )
+    if plan.round_price is not None:
+        lines.append(
+            f"  at {plan.price:g} per chip-hour: {plan.round_price:,.2f}; "
+            f"{plan.round_price * plan.config.num_rounds:,.2f} for {plan.config.num_rounds} rounds"
         )
     return lines

@@ -5,6 +5,7 @@ import os
 from typing import Any
 
 from tpt_jax.errors import UserError
+from tpt_jax.plan.chips import chip_of, slice_shape
 
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
@@ -31,8 +32,11 @@ def tpu_devices(topology: str) -> list[Any]:
 
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("tpt plan needs libtpu (but no TPU); run: pip install 'tpt_jax[tpu]'")
-    # A v4 chip's two cores are one device, as on a VM.
-    options = {"chip_config_name": "megacore"} if topology.startswith("v4:") else {}
+    chip, shape = chip_of(topology), slice_shape(topology)
+    wraps = chip.wraps(shape)
+    options: dict[str, Any] = {"wrap": (*wraps, *(False,) * (3 - len(shape)))}
+    if topology.startswith("v4:"):  # a chip's two cores are one device, as on a VM
+        options["chip_config_name"] = "megacore"
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices)
     except Exception as error:  # the runtime has its own exception types

@@ -1,14 +1,16 @@
 """Output projection and softmax cross-entropy in one function; the full [tokens, vocabulary] logits never exist.
 
-Two algorithms compute the same sum:
+Over the axes that split both tokens and the table's columns (fsdp), devices must exchange one or the other. Two
+algorithms compute the same sum:
 
-    saves="memory"  Splits the vocabulary into chunks and visits them twice: once for the softmax denominators, once for
-                    the gradients, recomputing the logits (Wijmans et al., "Cut Your Losses", arXiv 2411.09009). Four
-                    products of tokens x embed x vocabulary. Each chunk of the table is gathered when needed, and its
-                    gradient is reduce-scattered at once.
-    saves="flops"   Splits the tokens into chunks and visits them once, computing gradients together with the loss
-                    (Liger Kernel, arXiv 2410.10989). Three products, but the whole table is gathered, and its gradient
-                    is accumulated whole in fp32.
+    exchanges="table"   Splits the vocabulary into chunks and visits them twice: once for the softmax denominators, once
+                        for the gradients, recomputing the logits (Wijmans et al., "Cut Your Losses", arXiv 2411.09009).
+                        Four products of tokens x embed x vocabulary. Each chunk of the table is gathered when needed,
+                        and its gradient is reduce-scattered at once.
+    exchanges="tokens"  Each device takes its share of the vocabulary's rows instead of columns. Splits the tokens into
+                        chunks, gathers each, and visits it once, computing gradients together with the loss (Liger
+                        Kernel, arXiv 2410.10989). Three products; the gradients of hidden states and table, as large as
+                        their shards, wait for the backward pass.
 
 Dimension letters: R tokens on one device, V vocabulary rows of one device or of one chunk, D embed, C one device's
 shard of D.
@@ -27,7 +29,7 @@ from tpt_jax.models.attention import softcap
 from tpt_jax.runtime.sharding import Layout
 from tpt_jax.train.loss import TokenLoss
 
-Saves = Literal["memory", "flops"]
+Exchanges = Literal["table", "tokens"]
 
 MAX_LOGITS = 2**26  # per device; 256 MiB in fp32
 PADDING_LOGIT = -1e9  # for padding rows of a chunk: probability 0, yet the soft cap's derivative stays finite
@@ -51,6 +53,11 @@ class _Options:
         return self.layout.rules["embed"]
 
     @property
+    def other_batch_axes(self) -> tuple[str, ...]:
+        """Mesh axes that split the tokens but not the table."""
+        return tuple(axis for axis in self.batch_axes if axis not in self.embed_axes)
+
+    @property
     def vocab_axes(self) -> tuple[str, ...]:
         """Mesh axes that split the table's rows."""
         return self.layout.rules["vocab"]
@@ -65,7 +72,7 @@ def linear_cross_entropy(
     layout: Layout,
     cap: float | None,
     token_loss: TokenLoss,
-    saves: Saves,
+    exchanges: Exchanges,
     max_logits: int = MAX_LOGITS,
 ) -> Float[Array, ""]:
     """Weighted sum of token losses. A sum, not a mean: micro-batches with different token counts add up exactly.
@@ -74,16 +81,27 @@ def linear_cross_entropy(
       table: output projection in its own dtype. Products are computed in the dtype of `hidden`, summed in fp32.
       cap: logits become cap * tanh(logits / cap); None for no soft cap.
       token_loss: maps negative log-likelihoods to losses.
-      saves: the algorithm; see the module docstring.
+      exchanges: the algorithm; see the module docstring.
       max_logits: upper bound on the logits that exist at once on one device.
     """
     options = _Options(layout, cap, max_logits)
-    if saves == "flops":
+    if exchanges == "tokens":
         return _sum_with_gradients(hidden, table, targets, weights, token_loss, options)
     return (token_loss(_negative_log_likelihoods(hidden, table, targets, options)) * weights).sum()
 
 
-# saves="memory": vocabulary chunks, visited twice.
+def smaller_exchange(num_tokens: int, vocab_size: int, layout: Layout) -> Exchanges:
+    """What to exchange: tokens, unless more of them would be gathered than a device has rows of the table.
+
+    Args:
+      num_tokens: in a batch.
+    """
+    options = _Options(layout, None, MAX_LOGITS)
+    gathered = num_tokens // layout.ways(options.other_batch_axes)
+    return "tokens" if gathered <= vocab_size // layout.ways(options.vocab_axes) else "table"
+
+
+# exchanges="table": vocabulary chunks, visited twice.
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -170,7 +188,7 @@ class _VocabChunks:
     ) -> tuple[Float[Array, "V D"], Float[Array, "R V"], Bool[Array, "R V"]]:
         """A chunk of the table, its logits, and which of them are the targets' logits."""
         rows = jax.lax.dynamic_slice_in_dim(self._table, index * self._size, self._size)
-        chunk = jax.lax.all_gather(rows.astype(hidden.dtype), self._options.embed_axes, axis=1, tiled=True)
+        chunk = _gather(rows.astype(hidden.dtype), self._options, axis=1)
         logits = softcap(_product("RD,VD->RV", hidden, chunk), self._options.cap)
         row = index * self._size + jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
         is_target = row == (targets - _first_token(self._num_rows, self._options))[:, None]
@@ -180,7 +198,37 @@ class _VocabChunks:
         return chunk, logits, is_target
 
 
-# saves="flops": token chunks, visited once.
+# exchanges="tokens": token chunks, visited once.
+
+
+class _VocabRows:
+    """One device's share of the rows of the table, all columns of them, taken from its columns of all rows."""
+
+    def __init__(self, table: Float[Array, "V C"], dtype: jnp.dtype, options: _Options):
+        self._options = options
+        self._num_real = len(table)
+        self._padding = -len(table) % options.layout.ways(options.embed_axes)
+        padded = jnp.pad(table.astype(dtype), ((0, self._padding), (0, 0)))
+        self.table = jax.lax.all_to_all(padded, options.embed_axes, split_axis=0, concat_axis=1, tiled=True)
+
+    def logits(
+        self, hidden: Float[Array, "R D"], targets: Int[Array, " R"]
+    ) -> tuple[Float[Array, "R V"], Bool[Array, "R V"]]:
+        """Logits of these rows, and which of them are the targets' logits."""
+        logits = softcap(_product("RD,VD->RV", hidden, self.table), self._options.cap)
+        row = jax.lax.axis_index(self._options.embed_axes) * len(self.table)
+        row = row + jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
+        is_target = row == (targets - _first_token(self._num_real, self._options))[:, None]
+        if self._padding:
+            is_real = row < self._num_real
+            logits, is_target = jnp.where(is_real, logits, PADDING_LOGIT), is_target & is_real
+        return logits, is_target
+
+    def columns_of(self, gradient: Float[Array, "V D"]) -> Float[Array, "V C"]:
+        """A gradient of these rows, summed over all tokens, as one of the device's columns of all rows."""
+        gradient = jax.lax.psum(gradient, self._options.other_batch_axes)
+        columns = jax.lax.all_to_all(gradient, self._options.embed_axes, split_axis=1, concat_axis=0, tiled=True)
+        return columns[: self._num_real]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -206,40 +254,40 @@ def _sum_forward(
     def per_device(
         hidden: Float[Array, "R D"], table: Float[Array, "V C"], targets: Int[Array, " R"], weights: Float[Array, " R"]
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        gathered = jax.lax.all_gather(table.astype(hidden.dtype), options.embed_axes, axis=1, tiled=True)
-        targets = targets - _first_token(len(table), options)
-
-        def add_chunk(carry: tuple[jax.Array, jax.Array], chunk: tuple) -> tuple[tuple, jax.Array]:
-            total, grad_table = carry
-            hidden, targets, weights = chunk
-            logits = softcap(_product("RD,VD->RV", hidden, gathered), options.cap)
-            is_target = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1) == targets[:, None]
-            max_logit = jax.lax.pmax(logits.max(axis=1), options.vocab_axes)
-            exponentials = jnp.exp(logits - max_logit[:, None])
-            sum_exp = jax.lax.psum(exponentials.sum(axis=1), options.vocab_axes)
-            target_logit = jax.lax.psum(jnp.where(is_target, logits, 0.0).sum(axis=1), options.vocab_axes)
-            losses, pull_back = jax.vjp(token_loss, max_logit + jnp.log(sum_exp) - target_logit)
-            (grad_nll,) = pull_back(weights)
-            probabilities = exponentials / sum_exp[:, None]
-            grad_logits = _grad_logits(logits, probabilities, is_target, grad_nll, options.cap).astype(hidden.dtype)
-            grad_table = grad_table + _product("RV,RD->VD", grad_logits, hidden)
-            return (total + (losses * weights).sum(), grad_table), _product("RV,VD->RD", grad_logits, gathered)
-
-        count = -(-len(hidden) * len(table) // options.max_logits)
+        rows = _VocabRows(table, hidden.dtype, options)
+        everywhere = (*options.vocab_axes, *options.embed_axes)
+        count = -(-len(hidden) * options.layout.ways(options.embed_axes) * len(rows.table) // options.max_logits)
         padding = -len(hidden) % count  # tokens of weight 0
 
         def in_chunks(x: jax.Array) -> jax.Array:
             padded = jnp.pad(x, ((0, padding), *((0, 0) for _ in x.shape[1:])))
             return padded.reshape(count, -1, *x.shape[1:])
 
-        zeros = (jnp.float32(0), jnp.zeros(gathered.shape, jnp.float32))
+        def add_chunk(carry: tuple[jax.Array, jax.Array], chunk: tuple) -> tuple[tuple, jax.Array]:
+            total, grad_table = carry
+            hidden, targets, weights = jax.tree.map(lambda x: _gather(x, options, axis=0), chunk)
+            logits, is_target = rows.logits(hidden, targets)
+            max_logit = jax.lax.pmax(logits.max(axis=1), everywhere)
+            exponentials = jnp.exp(logits - max_logit[:, None])
+            target_logit = jnp.where(is_target, logits, 0.0).sum(axis=1)
+            sum_exp, target_logit = jax.lax.psum((exponentials.sum(axis=1), target_logit), everywhere)
+            losses, pull_back = jax.vjp(token_loss, max_logit + jnp.log(sum_exp) - target_logit)
+            (grad_nll,) = pull_back(weights)
+            probabilities = exponentials / sum_exp[:, None]
+            grad_logits = _grad_logits(logits, probabilities, is_target, grad_nll, options.cap).astype(hidden.dtype)
+            grad_table = grad_table + _product("RV,RD->VD", grad_logits, hidden)
+            grad_hidden = _product("RV,VD->RD", grad_logits, rows.table)
+            grad_hidden = jax.lax.psum_scatter(grad_hidden, options.embed_axes, scatter_dimension=0, tiled=True)
+            return (total + (losses * weights).sum(), grad_table), grad_hidden
+
+        zeros = (jnp.float32(0), jnp.zeros(rows.table.shape, jnp.float32))
         (total, grad_table), grad_chunks = jax.lax.scan(
             add_chunk, zeros, jax.tree.map(in_chunks, (hidden, targets, weights))
         )
         grad_hidden = grad_chunks.reshape(-1, hidden.shape[1])[: len(hidden)]
         grad_hidden = jax.lax.psum(grad_hidden, options.vocab_axes).astype(hidden.dtype)
-        total = jax.lax.psum(total, options.batch_axes)
-        return total, grad_hidden, _reduce_scatter(grad_table, options).astype(table.dtype)
+        total = jax.lax.psum(total, options.other_batch_axes)
+        return total, grad_hidden, rows.columns_of(grad_table).astype(table.dtype)
 
     arrays = (hidden, table, targets, weights)
     total, *gradients = _map_devices(per_device, options, "sum hidden table", *arrays)
@@ -283,7 +331,12 @@ def _first_token(num_rows: int, options: _Options) -> Int[Array, ""]:
 def _reduce_scatter(grad_table: Float[Array, "V D"], options: _Options) -> Float[Array, "V C"]:
     """Sums the table's gradient over all tokens; each device keeps its own columns."""
     grad_table = jax.lax.psum_scatter(grad_table, options.embed_axes, scatter_dimension=1, tiled=True)
-    return jax.lax.psum(grad_table, tuple(axis for axis in options.batch_axes if axis not in options.embed_axes))
+    return jax.lax.psum(grad_table, options.other_batch_axes)
+
+
+def _gather(shard: jax.Array, options: _Options, *, axis: int) -> jax.Array:
+    """Joins the shards of the devices that split the table's columns."""
+    return jax.lax.all_gather(shard, options.embed_axes, axis=axis, tiled=True)
 
 
 def _map_devices(function: Any, options: _Options, results: str, *arrays: jax.Array) -> Any:

@@ -15,7 +15,7 @@ from tpt_jax.models.self_attention import Kernel
 from tpt_jax.models.transformer import Remat, Transformer
 from tpt_jax.runtime.sharding import Layout
 from tpt_jax.train.data import Batch
-from tpt_jax.train.linear_cross_entropy import LANES, linear_cross_entropy
+from tpt_jax.train.linear_cross_entropy import LANES, linear_cross_entropy, smaller_exchange
 from tpt_jax.train.loss import TokenLoss
 
 
@@ -45,7 +45,7 @@ class StepOptions:
 
     Attributes:
       kernel: attention implementation.
-      remat: what the backward pass recomputes. "none" makes the loss save flops too; otherwise it saves memory.
+      remat: what the backward pass recomputes. With "none" the loss recomputes nothing either.
     """
 
     graph: nnx.GraphDef[Transformer]
@@ -99,6 +99,7 @@ def _gradient_sums(
             remat=options.remat,
             compute_dtype=options.compute_dtype,
         )
+        smaller = smaller_exchange(micro.tokens.size, model.config.vocab_size, options.layout)
         return linear_cross_entropy(
             hidden,
             model.output_table,
@@ -107,7 +108,7 @@ def _gradient_sums(
             layout=options.layout,
             cap=model.config.final_softcap,
             token_loss=options.token_loss,
-            saves="flops" if options.remat == "none" else "memory",
+            exchanges="tokens" if options.remat == "none" else smaller,
         )
 
     def sums(micro: Batch) -> tuple[nnx.State, jax.Array, jax.Array]:
