@@ -360,7 +360,7 @@ def test_int8_entries_are_within_half_a_step_of_the_written_ones() -> None:
     (cache,) = kv_cache.write_tokens(caches, [(jnp.asarray(key), jnp.asarray(value))], positions)
     for written, entries, scales in ((key, cache.key, cache.key_scale), (value, cache.value, cache.value_scale)):
         assert scales is not None
-        stored = np.asarray(entries, np.float32) * np.asarray(scales)[..., None]  # L B K S H
+        stored = np.asarray(entries, np.float32) * np.asarray(scales)[..., 0, :, None]  # L B K S H
         steps = np.abs(written).max(axis=-1) / 127
         for row, entry in enumerate((0, 4, 2)):  # position 7 of a cache of five entries is entry 2
             errors = np.abs(stored[:, row, :, entry] - written[:, row]).max(axis=-1)
