@@ -376,6 +376,16 @@ def test_an_int8_cache_is_close(tiny: tuple[SamplerProgram, nnx.State], layout: 
     assert 0 < max(differences) < 0.05
 
 
+def test_traces_do_not_depend_on_the_rows_of_the_cache(
+    tiny: tuple[SamplerProgram, nnx.State], expected: Traces, layout: Layout
+) -> None:
+    """Two tokens in a row, as on a TPU with a head size of 64."""
+    shape = dataclasses.replace(SHAPE, row_tokens=2, tile=4)
+    assert tokens(sample(compiled(TINY["gemma2"], layout.mesh, shape), tiny[1], requests(PROMPTS), 1.0)) == tokens(
+        expected
+    )
+
+
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)])
 def test_traces_do_not_depend_on_the_mesh(
     sizes: tuple[int, int, int], tiny: tuple[SamplerProgram, nnx.State], expected: Traces
