@@ -133,9 +133,30 @@ THINK = (
     Mutant(
         "a prompt longer than the window copied from its start",
         "think/cache.py",
-        "jnp.take(prompt, positions, axis=3)",
-        "prompt[:, :, :, :size]",
+        "prompt = jnp.take(prompt, positions, axis=axis)",
+        "prompt = jax.lax.slice_in_dim(prompt, 0, size, axis=axis)",
         f"{SAMPLING}::test_logprobs_match_the_full_forward_pass[gemma2]",
+    ),
+    Mutant(
+        "tokens that share a row of the cache written over each other",
+        "think/cache.py",
+        "place * new.key.shape[4])",
+        "zero)",
+        "tests/test_packed_cache.py",
+    ),
+    Mutant(
+        "tokens that share a row masked in the order of their positions",
+        "think/cache.py",
+        "entries.reshape(len(entries), -1, row_tokens).swapaxes(1, 2)",
+        "entries",
+        "tests/test_packed_cache.py",
+    ),
+    Mutant(
+        "int8 scales from a part of the weight",
+        "models/decoding_weights.py",
+        "jnp.abs(weight).max(axis=summed, keepdims=True)",
+        "jnp.abs(weight[:, :1]).max(axis=summed, keepdims=True)",
+        "tests/test_int8.py",
     ),
     Mutant(
         "cache entries off by one position",

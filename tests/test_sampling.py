@@ -360,7 +360,7 @@ def test_int8_entries_are_within_half_a_step_of_the_written_ones() -> None:
     (cache,) = kv_cache.write_tokens(caches, [(jnp.asarray(key), jnp.asarray(value))], positions)
     for written, entries, scales in ((key, cache.key, cache.key_scale), (value, cache.value, cache.value_scale)):
         assert scales is not None
-        stored = np.asarray(entries, np.float32) * np.asarray(scales)[..., None]  # L B K S H
+        stored = np.asarray(entries, np.float32) * np.asarray(scales)[..., 0, :, None]  # L B K S H
         steps = np.abs(written).max(axis=-1) / 127
         for row, entry in enumerate((0, 4, 2)):  # position 7 of a cache of five entries is entry 2
             errors = np.abs(stored[:, row, :, entry] - written[:, row]).max(axis=-1)
@@ -374,6 +374,16 @@ def test_an_int8_cache_is_close(tiny: tuple[SamplerProgram, nnx.State], layout: 
     exact, rounded = (sample(program, tiny[1], wanted, temperature=0.0) for program in (tiny[0], quantized))
     differences = [abs(exact[name].logprob - rounded[name].logprob) for name in exact]
     assert 0 < max(differences) < 0.05
+
+
+def test_traces_do_not_depend_on_the_rows_of_the_cache(
+    tiny: tuple[SamplerProgram, nnx.State], expected: Traces, layout: Layout
+) -> None:
+    """Two tokens in a row, as on a TPU with a head size of 64."""
+    shape = dataclasses.replace(SHAPE, row_tokens=2, tile=4)
+    assert tokens(sample(compiled(TINY["gemma2"], layout.mesh, shape), tiny[1], requests(PROMPTS), 1.0)) == tokens(
+        expected
+    )
 
 
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)])

@@ -1,7 +1,7 @@
 """Attention, rotary position embedding and masks.
 
 Shape letters: B batch, T query length, S key length, P prefix length, N query heads, K key-value heads, G = N / K,
-H head dim, D embed, F feed-forward, V vocabulary, L layers.
+H head dim, D embed, F feed-forward, V vocabulary, L layers, R rows of a KV cache, W tokens in a row (S = R W).
 """
 
 import dataclasses
@@ -89,13 +89,20 @@ def attend(
 class KVCache:
     """Keys and values of earlier tokens, for one layer or for several stacked on a leading axis L.
 
-    The cache of a prefix shared by all sequences has no B axis: one matrix product serves all queries.
+    A row holds W tokens side by side: a TPU stores rows of 128 numbers, and XLA would copy a cache with shorter rows,
+    at every step, into a layout that wastes no memory. Token i is number i % W of row i // W.
+
+    The cache of a prefix shared by all sequences has no B axis, and W = 1: one matrix product serves all queries.
     """
 
-    key: Float[Array, "*B K S H"]
-    value: Float[Array, "*B K S H"]
-    key_scale: Float[Array, "*B K S"] | None = None  # for int8 entries: the real key is key * key_scale
-    value_scale: Float[Array, "*B K S"] | None = None
+    key: Float[Array, "*B K R W*H"]
+    value: Float[Array, "*B K R W*H"]
+    key_scale: Float[Array, "*B K W R"] | None = None  # for int8 entries: the real key is key * key_scale
+    value_scale: Float[Array, "*B K W R"] | None = None
+
+    def row_tokens(self, config: ModelConfig) -> int:
+        """W."""
+        return self.key.shape[-1] // config.head_dim
 
 
 def attend_cached(
@@ -111,7 +118,8 @@ def attend_cached(
 
     Args:
       key, value: the new token's own.
-      kv_caches: caches of the earlier tokens, each with a mask of the entries that the new token sees.
+      kv_caches: caches of the earlier tokens, each with a mask of the entries that the new token sees: the first tokens
+        of all rows, then the second ones.
     """
     batch, _, num_heads, head_dim = query.shape
     grouped = query.reshape(batch, config.num_kv_heads, -1, head_dim)
@@ -119,24 +127,33 @@ def attend_cached(
     own = jnp.einsum("BKGH,BKH->BKG", grouped, own_key, preferred_element_type=jnp.float32)
     own = softcap(own * config.attention_scale, config.attention_softcap)
     all_scores = [
-        jnp.where(mask[:, None, None], _cache_scores(grouped, cache, config), MASKED) for cache, mask in kv_caches
+        jnp.where(
+            mask.reshape(batch, 1, cache.row_tokens(config), 1, -1), _cache_scores(grouped, cache, config), MASKED
+        )
+        for cache, mask in kv_caches
     ]
-    top = functools.reduce(jnp.maximum, (scores.max(axis=-1) for scores in all_scores), own)
+    top = functools.reduce(jnp.maximum, (scores.max(axis=(2, 4)) for scores in all_scores), own)
     own = jnp.exp(own - top)
-    all_weights = [jnp.exp(scores - top[..., None]) for scores in all_scores]
-    total = sum((weights.sum(axis=-1) for weights in all_weights), own)
+    all_weights = [jnp.exp(scores - top[:, :, None, :, None]) for scores in all_scores]
+    total = sum((weights.sum(axis=(2, 4)) for weights in all_weights), own)
     mixed = own[..., None] * own_value[:, :, None].astype(jnp.float32)
     for weights, (cache, _) in zip(all_weights, kv_caches, strict=True):
         mixed = mixed + _weighted_values(weights, cache, query.dtype)
     return (mixed / total[..., None]).astype(query.dtype).reshape(batch, 1, num_heads, head_dim)
 
 
-def _cache_scores(query: Float[Array, "B K G H"], cache: KVCache, config: ModelConfig) -> Float[Array, "B K G S"]:
+def _cache_scores(query: Float[Array, "B K G H"], cache: KVCache, config: ModelConfig) -> Float[Array, "B K W G R"]:
+    batch, num_kv_heads, group, _ = query.shape
     key = cache.key.astype(query.dtype)  # XLA fuses the int8 conversion into the product
+    width = cache.row_tokens(config)
+    if width > 1:  # a query for each place in a row, with zeros in the other places
+        places = jnp.eye(width, dtype=query.dtype)
+        query = jnp.einsum("BKGH,WX->BKWGXH", query, places).reshape(batch, num_kv_heads, width * group, -1)
     if key.ndim == 4:
         scores = jax.lax.platform_dependent(query, key, cpu=_scores_on_cpu, default=_scores)
     else:
         scores = jnp.einsum("BKGH,KSH->BKGS", query, key, preferred_element_type=jnp.float32)
+    scores = scores.reshape(batch, num_kv_heads, width, group, -1)
     if cache.key_scale is not None:
         scores = scores * jnp.expand_dims(cache.key_scale, -2)
     return softcap(scores * config.attention_scale, config.attention_softcap)
@@ -152,13 +169,18 @@ def _scores_on_cpu(query: Float[Array, "B K G H"], key: Float[Array, "B K S H"])
     return jax.lax.optimization_barrier(jax.lax.optimization_barrier(scores).swapaxes(2, 3))
 
 
-def _weighted_values(weights: Float[Array, "B K G S"], cache: KVCache, dtype: jnp.dtype) -> Float[Array, "B K G H"]:
+def _weighted_values(weights: Float[Array, "B K W G R"], cache: KVCache, dtype: jnp.dtype) -> Float[Array, "B K G H"]:
     if cache.value_scale is not None:
         weights = weights * jnp.expand_dims(cache.value_scale, -2)
+    batch, num_kv_heads, width, group, _ = weights.shape
     value = cache.value.astype(dtype)
-    weights = weights.astype(dtype)
+    weights = weights.astype(dtype).reshape(batch, num_kv_heads, width * group, -1)
     if value.ndim == 4:
-        return jnp.einsum("BKGS,BKSH->BKGH", weights, value, preferred_element_type=jnp.float32)
+        mixed = jnp.einsum("BKGS,BKSH->BKGH", weights, value, preferred_element_type=jnp.float32)
+        if width == 1:
+            return mixed
+        mixed = mixed.reshape(batch, num_kv_heads, width, group, width, -1)
+        return sum((mixed[:, :, place, :, place] for place in range(1, width)), mixed[:, :, 0, :, 0])
     # K, the batch dimension of the product, comes first in the result. For any other order einsum exchanges the
     # operands, and XLA's CPU backend (jax 0.10.2) cannot run that product in bfloat16 ("Unsupported element type").
     mixed = jnp.einsum("BKGS,KSH->KBGH", weights, value, preferred_element_type=jnp.float32)

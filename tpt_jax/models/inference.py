@@ -4,6 +4,7 @@ Shape letters as in attention.py. Computes in the parameters' dtype.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -132,8 +133,8 @@ class InferenceTransformer(Decoder):
         Args:
           tokens, positions: the newest token of each sequence and its position.
           kv_caches: for each group of layers, one or more stacked read-only caches of the earlier tokens, such as a
-            sequence's own and a shared prefix's. Each comes with the positions of its first S entries, negative for an
-            empty entry; entries beyond S are not read.
+            sequence's own and a shared prefix's. Each comes with the positions of its first S entries, in the order of
+            `cache.in_row_order`, negative for an empty entry; entries beyond S are not read.
 
         Returns:
           The final hidden state and, for each group, the new keys and values for the caller to write.
@@ -142,7 +143,10 @@ class InferenceTransformer(Decoder):
         def make_attend(group: int, iteration: jax.Array) -> Attend:
             window = self.config.windows[group]
             masked_caches = [
-                (_first_entries(cache, iteration, entries.shape[1]), _sees(positions, entries, window))
+                (
+                    _first_rows(cache, iteration, entries.shape[1] // cache.row_tokens(self.config)),
+                    _sees(positions, entries, window),
+                )
                 for cache, entries in kv_caches[group]
             ]
             return lambda query, key, value: attend_cached(query, key, value, masked_caches, self.config)
@@ -172,17 +176,18 @@ def _prepend_prefix(prefix: Float[Array, "K P H"], entries: Float[Array, "B T K 
     return jnp.concatenate([batched.astype(entries.dtype), entries], axis=1)
 
 
-def _first_entries(cache: KVCache, layer: Int[Array, ""], size: int) -> KVCache:
-    """The first `size` entries of one layer of a stacked cache; a single slice, so nothing else is read or copied."""
+def _first_rows(cache: KVCache, layer: Int[Array, ""], count: int) -> KVCache:
+    """The first rows of one layer of a stacked cache; a single slice, so nothing else is read or copied."""
 
-    def read(stacked: jax.Array) -> jax.Array:
+    def read(stacked: jax.Array | None, axis: int) -> Any:
+        if stacked is None:
+            return None
         shape = list(stacked.shape[1:])
-        shape[entry_axis] = size
+        shape[axis] = count
         start = (layer, *(jnp.zeros_like(layer) for _ in shape))
         return jax.lax.dynamic_slice(stacked, start, (1, *shape))[0]
 
-    entry_axis = cache.key.ndim - 3  # of S in [L, B, K, S, H] or [L, K, S, H], after L is indexed away
-    return jax.tree.map(read, cache)
+    return KVCache(read(cache.key, -2), read(cache.value, -2), read(cache.key_scale, -1), read(cache.value_scale, -1))
 
 
 def _append_left(stacked: list, left: list) -> list:

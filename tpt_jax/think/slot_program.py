@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,6 +35,8 @@ from tpt_jax.think.state import Finished, Prompts, Queue, Slots, SlotShape
 # XLA's TPU compiler copies caches whose length is not a multiple of this, or fails; memory is taken in whole tiles
 # anyway.
 TPU_TILE = 8
+# Numbers in a row of a TPU's memory; XLA copies caches whose rows are shorter, at every step.
+TPU_ROW = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,11 +89,7 @@ def compile_slots(
         None lets the compiler choose. With a layout that does not suit the matrix products, XLA copies the weight in
         every chunk.
     """
-    platform = layout.mesh.devices.flat[0].platform
-    if platform == "tpu":
-        shape = dataclasses.replace(shape, tile=TPU_TILE)
-    elif platform == "cpu":  # where a part of the cache would be copied before it is read
-        shape = dataclasses.replace(shape, num_live_lengths=1)
+    shape = on_platform(shape, config, layout.mesh.devices.flat[0].platform)
     graph, abstract = abstract_inference_parameters(config, layout.mesh)
     specs, outputs = slot_specs(config, shape, layout), finished_specs(layout)
     run_start = map_over_shards(functools.partial(start, graph=graph, shape=shape), layout, (P(), P()), specs)
@@ -132,6 +131,16 @@ def compile_slots(
     )
     compiled_start = jax.jit(run_start, out_shardings=_shardings(slots)).lower(placed, prefix).compile()
     return SlotProgram(shape, stop_ids, placed, prompts, queue, slots, compiled_start, chunk)
+
+
+def on_platform(shape: SlotShape, config: ModelConfig, platform: str) -> SlotShape:
+    """The shape as this platform's compiler handles it best."""
+    if platform == "tpu":
+        row_tokens = TPU_ROW // math.gcd(TPU_ROW, config.head_dim)
+        return dataclasses.replace(shape, tile=TPU_TILE * row_tokens, row_tokens=row_tokens)
+    if platform == "cpu":  # where a part of the cache would be copied before it is read
+        return dataclasses.replace(shape, num_live_lengths=1)
+    return shape
 
 
 def _shardings(abstract: Any) -> Any:

@@ -43,14 +43,14 @@ def start(
 
     num_groups = len(model.groups)
 
-    def empty_caches(rows: int, sizes: list[int]) -> list[KVCache]:
-        caches = kv_cache.empty(config, rows, sizes[:num_groups], dtype, shape.cache_type)
+    def empty_caches(rows: int, sizes: list[int], row_tokens: int = 1) -> list[KVCache]:
+        caches = kv_cache.empty(config, rows, sizes[:num_groups], dtype, shape.cache_type, row_tokens)
         return [_constrain(cache, layout) for cache in caches]
 
     zeros = jnp.zeros(shape.num_slots, jnp.int32)
     false = jnp.zeros(shape.num_slots, bool)
     return Slots(
-        caches=empty_caches(shape.num_slots, kv_cache.layer_sizes(config, shape.cache_length)),
+        caches=empty_caches(shape.num_slots, kv_cache.layer_sizes(config, shape.cache_length), shape.row_tokens),
         pool=empty_caches(1, [shape.pool_tokens + shape.max_prompt_tokens] * num_groups),
         prefix=prefill_prefix(model, prefix, layout),
         num_prefilled=zeros[:1],
@@ -212,8 +212,9 @@ def _next_token_logits(
     def decode(live: int, slots: Slots) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array]]]:
         layers = []
         for index, cache in enumerate(slots.caches):
-            size = min(live, cache.key.shape[3])
-            entries = kv_cache.entry_positions(cache.key.shape[3], slots.position)[:, :size]
+            size = cache.key.shape[3] * shape.row_tokens
+            entries = kv_cache.entry_positions(size, slots.position)[:, : min(live, size)]
+            entries = kv_cache.in_row_order(entries, shape.row_tokens)
             sources = [(cache, jnp.where(entries >= 0, entries + offset, -1))]
             if slots.prefix:
                 prefix_positions = jnp.arange(offset, dtype=jnp.int32)

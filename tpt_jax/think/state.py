@@ -33,6 +33,7 @@ class SlotShape:
       traces_per_prefill: fewest traces that usually share one.
       token_scores: keep each sampled token's log-probability and its distribution's entropy.
       tile: cache lengths are rounded up to a multiple of this.
+      row_tokens: tokens that share a row of the KV cache; see KVCache.
       num_live_lengths: how many lengths of the KV cache a decode step chooses from.
     """
 
@@ -52,6 +53,7 @@ class SlotShape:
     traces_per_prefill: int = 1
     token_scores: bool = False
     tile: int = 1
+    row_tokens: int = 1
     num_live_lengths: int = 4
 
     @property
@@ -149,8 +151,8 @@ class Queue:
 class Slots:
     """The decoding state carried from one chunk to the next."""
 
-    caches: list[KVCache]  # one per group of layers: [L, B, K, S, H]
-    pool: list[KVCache]  # prefilled prompts, one after the other: [L, 1, K, W + P, H]; used as a ring of W
+    caches: list[KVCache]  # one per group of layers: [L, B, K, R, W*H]
+    pool: list[KVCache]  # prefilled prompts, one after the other: [L, 1, K, W + P, H]; used as a ring of W tokens
     prefix: list[KVCache]  # [L, K, S, H]; empty list if the prompts share no prefix
     num_prefilled: Int[Array, " 1"]
     pool_head: Int[Array, " 1"]  # the entry of the pool to write next
