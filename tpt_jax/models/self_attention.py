@@ -2,7 +2,7 @@
 
 One function with three kernels:
 
-    xla      any device: materializes all scores. The reference.
+    xla      any device: materializes the scores of a block of queries and all keys before its end. The reference.
     splash   TPU: flash attention from jax.experimental.pallas.ops.tpu.splash_attention; skips blocks that the causal
              mask or the window leaves empty.
     tokamax  GPU: Triton flash attention from github.com/openxla/tokamax. It has no gradient with a soft cap; there
@@ -28,6 +28,7 @@ Kernel = Literal["xla", "splash", "tokamax"]
 SPLASH_RESIDUALS = "splash_residuals"  # checkpoint name of its residuals, for remat policies
 SPLASH_BLOCK = 128  # sequence lengths must be multiples of this
 SPLASH_LARGEST_BLOCK = 512
+XLA_BLOCK = 128  # queries
 
 
 def choose_kernel(mesh: Mesh, sequence_length: int) -> Kernel:
@@ -60,7 +61,20 @@ def self_attention(
         return _splash(query, key, value, segment_ids, window, config, layout)
     if kernel == "tokamax":
         return _tokamax(query, key, value, segment_ids, window, config, layout)
-    return attend(query, key, value, segment_mask(segment_ids, window), config)
+    return _xla(query, key, value, segment_ids, window, config)
+
+
+def _xla(
+    query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array, window: int | None, config: ModelConfig
+) -> jax.Array:
+    """One block of queries after the other, each with the keys that the causal mask and the window may let it see."""
+    mask, length = segment_mask(segment_ids, window), query.shape[1]
+    blocks = []
+    for start in range(0, length, XLA_BLOCK):
+        queries = slice(start, start + XLA_BLOCK)
+        keys = slice(0 if window is None else max(0, start - window + 1), min(length, start + XLA_BLOCK))
+        blocks.append(attend(query[:, queries], key[:, keys], value[:, keys], mask[:, queries, keys], config))
+    return jnp.concatenate(blocks, axis=1)
 
 
 def _splash(
