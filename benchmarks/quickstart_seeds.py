@@ -1,8 +1,8 @@
-"""Runs the quickstart and its unpruned control with several seeds, and prints Pass@1 by round.
+"""Runs the quickstart, with int8 traces too, and its unpruned control with several seeds; prints Pass@1 by round.
 
     python benchmarks/quickstart_seeds.py --output sweeps/seeds [--seeds 3] [--picture benchmarks/quickstart.svg]
 
-A sweep of two arms: finished runs in the output folder are not run again. Round 0 is the base model, sampled with the
+A sweep of three arms: finished runs in the output folder are not run again. Round 0 is the base model, sampled with the
 run's seed.
 """
 
@@ -18,9 +18,13 @@ from tpt_jax.report.svg import HEIGHT, WIDTH, Frame, Unit, round_ticks, tag
 from tpt_jax.report.sweep_read import ArmResult
 
 CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
-# The second arm is configs/quickstart_no_prune.yaml.
-ARMS: dict[str, Any] = {"pruned": {}, "not pruned": {"prune.steps": ["any", "unique_texts"]}}
-COLORS = ("#0068a8", "#c05a00")
+# The last arm is configs/quickstart_no_prune.yaml.
+ARMS: dict[str, Any] = {
+    "pruned": {},
+    "int8": {"think.weights": "int8", "think.cache_type": "int8"},
+    "not pruned": {"prune.steps": ["any", "unique_texts"]},
+}
+COLORS = {"pruned": "#0068a8", "not pruned": "#c05a00"}
 STYLE = "text { font: 12px sans-serif; fill: #59626b } .grid { stroke: #e2e4e3 } polyline { fill: none }"
 PERCENT = Unit(lambda value: f"{value:.0f}%", lambda value: f"{value:.1f}%")
 
@@ -68,21 +72,22 @@ def table(name: str, curves: list[Curve]) -> str:
 
 
 def picture(curves: dict[str, list[Curve]]) -> str:
-    """An SVG with a line and intervals for each seed, and the config's label at the end."""
+    """An SVG with a line and intervals for each seed of the arms with a color, and the arm's name at the end."""
+    curves = {name: curves[name] for name in COLORS}
     values = [value for seed_curves in curves.values() for curve in seed_curves for value, _ in curve]
     last = len(next(iter(curves.values()))[0]) - 1
     frame = Frame((0, last), round_ticks(min(values) - 5, max(values) + 5), PERCENT, inset=20, right=90)
     elements = [frame.axes([(index, str(index)) for index in range(last + 1)], "round (0: the model as given)")]
-    for (name, seed_curves), color in zip(curves.items(), COLORS, strict=True):
+    for name, seed_curves in curves.items():
         for shift, curve in enumerate(seed_curves):
             points = [(frame.x(index) + 5 * (shift - 1), value, half) for index, (value, half) in enumerate(curve)]
             line = " ".join(f"{x:.1f},{frame.y(value):.1f}" for x, value, _ in points)
-            elements.append(tag("polyline", points=line, stroke=color, stroke_width=1.5))
+            elements.append(tag("polyline", points=line, stroke=COLORS[name], stroke_width=1.5))
             for x, value, half in points:
                 ends = {"x1": x, "x2": x, "y1": frame.y(value - half), "y2": frame.y(value + half)}
-                elements.append(tag("line", **ends, stroke=color, stroke_opacity="0.4"))
+                elements.append(tag("line", **ends, stroke=COLORS[name], stroke_opacity="0.4"))
         end = np.mean([curve[-1][0] for curve in seed_curves])
-        elements.append(tag("text", name, x=WIDTH - 92, y=frame.y(float(end)) + 4, style=f"fill: {color}"))
+        elements.append(tag("text", name, x=WIDTH - 92, y=frame.y(float(end)) + 4, style=f"fill: {COLORS[name]}"))
     title = tag("title", f"Pass@1 on held-out questions, {len(values) // (2 * last + 2)} seeds, with 95% intervals")
     box = f"0 0 {WIDTH} {HEIGHT}"
     return tag(
