@@ -1,7 +1,7 @@
 """The arrays that sampling keeps on the device, and the shapes its programs are compiled for.
 
-Shapes are those of one data shard: B slots, Q questions, E prefills, T traces, M new tokens,
-P prompt tokens after the shared prefix, W tokens in the pool of prompts. M' is M if per-token scores are kept, else 0.
+Shapes are those of one data shard: B slots, Q questions, E prefills, T traces, M new tokens, P prompt tokens after the
+shared prefix, C tokens in the pool of prompts. M' is M if per-token scores are kept, else 0.
 """
 
 import dataclasses
@@ -152,7 +152,7 @@ class Slots:
     """The decoding state carried from one chunk to the next."""
 
     caches: list[KVCache]  # one per group of layers: [L, B, K, R, W*H]
-    pool: list[KVCache]  # prefilled prompts, one after the other: [L, 1, K, W + P, H]; used as a ring of W tokens
+    pool: list[KVCache]  # prefilled prompts, one after the other: [L, 1, K, C + P, H]; used as a ring of C tokens
     prefix: list[KVCache]  # [L, K, S, H]; empty list if the prompts share no prefix
     num_prefilled: Int[Array, " 1"]
     pool_head: Int[Array, " 1"]  # the entry of the pool to write next
