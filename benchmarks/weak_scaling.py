@@ -65,7 +65,7 @@ def row_of(topology: str, phase: str, args: argparse.Namespace, first: dict[str,
     compiler = make_compiler(load_config(args.config, overrides), topology)
     started = time.monotonic()
     try:
-        cost = compiler.cost(compile_phase(compiler, phase))
+        cost = phase_cost(compiler, phase)
     except DoesNotFitError as error:
         return f"| {topology} | {num_chips} | {phase} | does not fit: {error.need} |"
     seconds, waits = cost.seconds(compiler.chip), cost.wires.waited_seconds
@@ -78,15 +78,12 @@ def row_of(topology: str, phase: str, args: argparse.Namespace, first: dict[str,
     )
 
 
-def compile_phase(compiler: Any, phase: str) -> Any:
-    """The compiled train step or decode step."""
-    from tpt_jax.think.cost_probes import compile_decode_step
-
+def phase_cost(compiler: Any, phase: str) -> Any:
+    """The cost of a train step or a decode step."""
     if phase == "train":
-        return compiler.compile_train_step(compiler.config.train)
+        return compiler.cost(compiler.compile_train_step(compiler.config.train))
     num_questions, _ = compiler.config.task.num_questions()
-    program = compiler.compile_sampler("think", compiler.slot_shape("think", num_questions))
-    return compile_decode_step(compiler.model, compiler.decode_layout, program)
+    return compiler.decode_step_cost(compiler.compile_sampler("think", compiler.slot_shape("think", num_questions)))
 
 
 if __name__ == "__main__":

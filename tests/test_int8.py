@@ -1,6 +1,7 @@
-"""int8 weights against dequantized ones: products, the reshard, logits, and sampling on a mesh."""
+"""Weights as stored for sampling: int8 ones against dequantized ones, output-major ones against plain ones."""
 
 import dataclasses
+import functools
 import importlib.util
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +17,7 @@ from jax.sharding import SingleDeviceSharding
 
 from tpt_jax.config import MeshConfig
 from tpt_jax.models.attention import KVCache
-from tpt_jax.models.decoding_weights import Int8Weight, product, quantize
+from tpt_jax.models.decoding_weights import FEW_ROWS, Int8Weight, OutputMajorWeight, product, quantize
 from tpt_jax.models.transformer import abstract_parameters, initialize_parameters, place_abstract
 from tpt_jax.plan.hlo import Module
 from tpt_jax.plan.topology import ENVIRONMENT, tpu_devices
@@ -53,6 +54,19 @@ def test_a_product_equals_that_of_the_dequantized_weight(name: str) -> None:
     np.testing.assert_allclose(
         product(equation, jnp.asarray(operand), stored), np.einsum(equation, operand, real), rtol=1e-4, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("num_rows", [6, FEW_ROWS + 2])
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_a_product_with_an_output_major_weight_equals_the_einsum(name: str, num_rows: int) -> None:
+    """Few rows of activations are the right operand, many the left one."""
+    equation, shape, summed = PRODUCTS[name]
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=shape).astype(np.float32)
+    stored = OutputMajorWeight(jnp.moveaxis(weight, summed, range(-len(summed), 0)), len(summed))
+    operand = rng.normal(size=(2, num_rows // 2, *(shape[axis] for axis in summed))).astype(np.float32)
+    result = jax.jit(functools.partial(product, equation))(operand, stored)
+    np.testing.assert_allclose(result, np.einsum(equation, operand, weight), rtol=1e-4, atol=1e-5)
 
 
 def resharded(parameters: nnx.State, name: str, mesh_sizes: tuple[int, int, int], dtype: str = "float32") -> nnx.State:

@@ -22,7 +22,7 @@ from tpt_jax.think import cache as kv_cache
 from tpt_jax.think.engine import Engine, Statistics
 from tpt_jax.think.requests import FixedSchedule, Request
 from tpt_jax.think.sampler import SamplerProgram, compile_sampler
-from tpt_jax.think.sampling import Filters, question_hash, sample_tokens, trace_keys
+from tpt_jax.think.sampling import Filters, _grid_rows, question_hash, sample_tokens, trace_keys
 from tpt_jax.think.sampling_plan import SamplingPlan, common_prefix, plan_sampling
 from tpt_jax.think.state import SlotShape
 from tpt_jax.think.stop_strings import StopStrings
@@ -416,16 +416,31 @@ def test_non_finite_logits_raise_and_name_the_question(tiny: tuple[SamplerProgra
         sample(program, broken, requests(PROMPTS), temperature=1.0)
 
 
-def test_sampled_frequencies_follow_the_softmax() -> None:
-    """Chi-square test on 20,000 draws at temperature 0.7; the bound is the 99.9% point for 9 degrees of freedom."""
-    logits, count, temperature = np.linspace(-1.0, 2.0, 10).astype(np.float32), 20_000, 0.7
+@pytest.mark.parametrize(
+    ("vocab_size", "num_rows", "temperature", "bound"),
+    [
+        (10, 16, 0.7, 27.88),
+        (490, 496, 0.7, 591.37),
+        (587, 16, 0.7, 697.52),
+        (587, 16, 1.6, 697.52),
+        (601, 304, 0.7, 712.77),
+    ],
+)
+def test_sampled_frequencies_follow_the_softmax(
+    vocab_size: int, num_rows: int, temperature: float, bound: float
+) -> None:
+    """Chi-square tests on 40,000 draws; the bounds are the 99.9% points. The last row of the grid is cut off."""
+    assert _grid_rows(vocab_size) == num_rows
+    count = 40_000
+    logits = np.random.default_rng(0).permutation(np.linspace(-1.0, 2.0, vocab_size)).astype(np.float32)
     keys = trace_keys(jnp.uint32(0), jnp.uint32(0), jnp.arange(count, dtype=jnp.uint32), jnp.zeros(count, jnp.uint32))
-    rows = jnp.broadcast_to(jnp.asarray(logits), (count, 10))
+    rows = jnp.broadcast_to(jnp.asarray(logits), (count, vocab_size))
     drawn = sample_tokens(rows, keys, jnp.zeros(count, jnp.int32), jnp.float32(temperature), Filters()).token
     expected = np.exp(logits / temperature)
     expected *= count / expected.sum()
-    observed = np.bincount(np.asarray(drawn), minlength=10)
-    assert ((observed - expected) ** 2 / expected).sum() < 27.88
+    observed = np.bincount(np.asarray(drawn), minlength=vocab_size)
+    assert len(observed) == vocab_size
+    assert ((observed - expected) ** 2 / expected).sum() < bound
 
 
 def test_hosts_sample_at_the_same_time() -> None:

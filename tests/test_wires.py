@@ -154,6 +154,10 @@ def test_a_program_waits_for_what_it_does_not_overlap(flops_per_second: float) -
     assert wires.waited_seconds * 1e6 == pytest.approx(waits + 1024, rel=1e-3)
     assert wires.waited_bytes == pytest.approx(waits + 1024, rel=1e-3)
     assert wires.seconds * 1e6 == pytest.approx(3 * 1024, rel=1e-3)
+    half = wires.share(2)
+    assert half.sent == {"collective-permute": 1024, "all-reduce": 512}
+    assert (half.seconds, half.waited_seconds) == (wires.seconds / 2, wires.waited_seconds / 2)
+    assert half.waited_bytes == wires.waited_bytes // 2
 
 
 # The compiler's three fusions of an asynchronous gather: each holds the same one, the second beside a product.

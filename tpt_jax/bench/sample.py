@@ -16,7 +16,7 @@ from tpt_jax.runtime.mesh import make_mesh
 from tpt_jax.runtime.sharding import TRAIN_RULES, Layout
 from tpt_jax.terminal import percent
 from tpt_jax.think.cache import CacheType
-from tpt_jax.think.cost_probes import compile_decode_step, least_step_bytes
+from tpt_jax.think.cost_probes import NUM_DECODE_STEPS, compile_decode_steps, least_step_bytes
 from tpt_jax.think.engine import Engine, Statistics
 from tpt_jax.think.requests import FixedSchedule, Request
 from tpt_jax.think.sampler import SamplerProgram, compile_sampler
@@ -78,8 +78,8 @@ def measure(workload: Workload) -> dict[str, str]:
     _sample(program, decoding_parameters, one_token)  # warm-up: touches fresh memory
     prefill = _sample(program, decoding_parameters, one_token)
     full = _sample(program, decoding_parameters, requests)
-    step = compile_decode_step(config, program.layout, slots)
-    step_bytes = Module(str(step.as_text())).bytes()
+    steps = compile_decode_steps(config, program.layout, slots)
+    step_bytes = Module(str(steps.as_text())).bytes() // NUM_DECODE_STEPS
     return _figures(full, prefill, slots.shape, step_bytes, least_step_bytes(slots))
 
 

@@ -19,7 +19,7 @@ from tpt_jax.plan.network import Network
 from tpt_jax.plan.timeline import Wires, wires_of
 from tpt_jax.runtime.memory import DoesNotFitError, MemoryNeed, explain_out_of_memory
 from tpt_jax.runtime.sharding import DECODE_RULES, TRAIN_RULES, Layout
-from tpt_jax.think.cost_probes import compile_decode_step, compile_prefill, least_step_bytes
+from tpt_jax.think.cost_probes import NUM_DECODE_STEPS, compile_decode_steps, compile_prefill, least_step_bytes
 from tpt_jax.think.reshard import compile_reshard
 from tpt_jax.think.sampler import fewer_slots
 from tpt_jax.think.sampling import Filters
@@ -209,7 +209,7 @@ class Compiler:
             return [Phase(f"{sampling}: decode", decode_unit, None, None, str(error))]
         reshard = compile_reshard(source, program.parameters).compiled
         prefill = compile_prefill(self.model, self.decode_layout, program)
-        step = compile_decode_step(self.model, self.decode_layout, program)
+        step = self.decode_step_cost(program)
         phases = [
             Phase("reshard", "all weights", _memory(reshard), self.cost(reshard)),
             Phase(f"{sampling}: prefill", prefill_unit, None, self.cost(prefill)),
@@ -217,7 +217,7 @@ class Compiler:
                 f"{sampling}: decode",
                 decode_unit,
                 self.sampling_memory(program),
-                dataclasses.replace(self.cost(step), least=least_step_bytes(program)),
+                dataclasses.replace(step, least=least_step_bytes(program)),
                 tokens=shape.num_slots * self.decode_layout.batch_ways,
             ),
         ]
@@ -239,6 +239,12 @@ class Compiler:
         """Cost of one run of a program, from its text."""
         module = Module(str(compiled.as_text()))
         return Cost(module.flops(), module.bytes(), wires_of(module, self.chip, self.network))
+
+    def decode_step_cost(self, program: SlotProgram) -> Cost:
+        """Cost of one decode step, as part of the loop in which steps run."""
+        steps = self.cost(compile_decode_steps(self.model, self.decode_layout, program))
+        flops, size = steps.flops // NUM_DECODE_STEPS, steps.bytes // NUM_DECODE_STEPS
+        return Cost(flops, size, steps.wires.share(NUM_DECODE_STEPS))
 
 
 def _distinct(shapes: Mapping[Sampling, SlotShape]) -> Iterable[Sampling]:

@@ -30,6 +30,15 @@ class Wires:
     waited_seconds: float
     waited_bytes: int
 
+    def share(self, num_parts: int) -> "Wires":
+        """Those of one of so many equal parts of the program."""
+        return Wires(
+            {kind: size // num_parts for kind, size in self.sent.items()},
+            self.seconds / num_parts,
+            self.waited_seconds / num_parts,
+            self.waited_bytes // num_parts,
+        )
+
 
 def wires_of(module: Module, chip: Chip, network: Network) -> Wires:
     """Follows a program's schedule."""

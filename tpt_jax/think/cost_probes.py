@@ -1,4 +1,4 @@
-"""The decode step and the prefill of think/slots.py compiled on their own, to count what each costs.
+"""The decode steps and the prefill of think/slots.py compiled on their own, to count what each costs.
 
 Never run. The sampling program has both inside loops whose trip counts are not fixed, so its cost cannot be counted.
 """
@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from tpt_jax.models.architecture import ModelConfig
-from tpt_jax.models.inference import abstract_inference_parameters
+from tpt_jax.models.inference import InferenceTransformer, abstract_inference_parameters
 from tpt_jax.runtime.sharding import Layout
 from tpt_jax.think.prefill import prefill_batch
 from tpt_jax.think.shard_specs import map_over_shards, prompt_specs, queue_specs, slot_specs
@@ -20,24 +20,40 @@ from tpt_jax.think.slot_program import SlotProgram
 from tpt_jax.think.slots import decode_step
 from tpt_jax.think.state import Prompts, Queue, Slots
 
+# Of the compiled loop. What a chunk of steps does once, before and after its loop, is shared by as many.
+NUM_DECODE_STEPS = 32
 
-def compile_decode_step(config: ModelConfig, layout: Layout, program: SlotProgram) -> jax.stages.Compiled:
-    """Compiles one decode step; its branch for the longest traces reads the whole KV cache."""
-    return _compile(functools.partial(decode_step, stop_ids=program.stop_ids), config, layout, program)
+
+def compile_decode_steps(config: ModelConfig, layout: Layout, program: SlotProgram) -> jax.stages.Compiled:
+    """Compiles a loop of NUM_DECODE_STEPS decode steps; a step's branch for the longest traces reads all caches.
+
+    A single step would hide what the loop costs: a cache whose memory layout suits the reads but not the writes is
+    copied from one to the other in every iteration.
+    """
+
+    def steps(model: InferenceTransformer, prompts: Prompts, queue: Queue, slots: Slots, layout: Layout) -> Slots:
+        def step(_: jax.Array, slots: Slots) -> Slots:
+            options = {"shape": program.shape, "stop_ids": program.stop_ids, "layout": layout}
+            return decode_step(model, prompts, queue, slots, **options)
+
+        return jax.lax.fori_loop(0, NUM_DECODE_STEPS, step, slots)
+
+    return _compile(steps, config, layout, program)
 
 
 def compile_prefill(config: ModelConfig, layout: Layout, program: SlotProgram) -> jax.stages.Compiled:
     """Compiles the prefill of one large batch of prompts."""
-    return _compile(functools.partial(prefill_batch, size=program.shape.prefill_batches[1]), config, layout, program)
+    size = program.shape.prefill_batches[1]
+    return _compile(functools.partial(prefill_batch, size=size, shape=program.shape), config, layout, program)
 
 
 def _compile(
-    step: Callable[..., Slots], config: ModelConfig, layout: Layout, program: SlotProgram
+    function: Callable[..., Slots], config: ModelConfig, layout: Layout, program: SlotProgram
 ) -> jax.stages.Compiled:
     graph, _ = abstract_inference_parameters(config, layout.mesh)
 
     def run_shard(parameters: nnx.State, prompts: Prompts, queue: Queue, slots: Slots, *, layout: Layout) -> Slots:
-        return step(nnx.merge(graph, parameters), prompts, queue, slots, shape=program.shape, layout=layout)
+        return function(nnx.merge(graph, parameters), prompts, queue, slots, layout=layout)
 
     specs = slot_specs(config, program.shape, layout)
     run = map_over_shards(run_shard, layout, (P(), prompt_specs(layout), queue_specs(layout), specs), specs)
