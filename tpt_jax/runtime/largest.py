@@ -26,13 +26,13 @@ def largest_that_fits(
     Args:
       needed: bytes needed for a size; may raise DoesNotFitError.
       start: the first size to try.
-      unit: sizes above it are multiples of it.
+      unit: sizes above it are multiples of it, or `most`.
       most: no larger size is of use; None for no limit.
       per_unit: bytes that the size adds by one, about; None if not known.
     """
     fits: dict[int, float] = {}
     fails: dict[int, float] = {}
-    size = _rounded(start, unit)
+    size = _rounded(start, unit, most)
     for _ in range(max_compiles):
         try:
             need = needed(size)
@@ -66,9 +66,11 @@ def _next_size(
     else:
         guess = 2 * below if above is None else (below + above) // 2
     guess = min(guess, 8 * below if above is None else above - 1)
-    guess = _rounded(guess if most is None else min(guess, most), unit)
+    guess = _rounded(guess, unit, most)
     return guess if fits else max(guess, 1)
 
 
-def _rounded(size: int, unit: int) -> int:
+def _rounded(size: int, unit: int, most: int | None) -> int:
+    if most is not None and size >= most:
+        return most
     return size // unit * unit or size
