@@ -24,7 +24,7 @@ mesh: {{data: 2, fsdp: 2, tensor: 2}}
 think: {{num_questions: 16, num_samples: 2, max_prompt_tokens: 32, num_slots: 8}}
 prune: {{num_workers: 1}}
 train: {{num_epochs: 2, save_every: 1, optimizer: {{learning_rate: 2.0e-3}}}}
-evaluate: {{num_samples: 1, max_prompt_tokens: 32, num_slots: 8}}
+evaluate: {{num_samples: 1, max_prompt_tokens: 32, num_slots: auto}}
 """
 EARLY = "rounds/001/traces/think-001-00000.jsonl"  # the second host is killed when this appears
 

@@ -170,7 +170,7 @@ def test_a_finetuning_with_other_settings_is_not_resumed(tmp_path: Path, monkeyp
 
 def test_traces_do_not_depend_on_mesh_or_slots(traces: Any) -> None:
     single = tpt.load_model("quickstart", mesh=tpt.mesh(devices=jax.devices()[:1]))
-    again = tpt.sample(single, traces.questions[:4], num_samples=2, max_new_tokens=24, num_slots=3)
+    again = tpt.sample(single, traces.questions[:4], num_samples=2, max_new_tokens=24, num_slots="auto")
     assert [trace.token_ids for trace in again] == [trace.token_ids for trace in traces[:8]]
 
 

@@ -27,6 +27,7 @@ Seed = Annotated[int, pydantic.Field(ge=0, lt=2**32)]
 Sampling = Literal["think", "evaluate"]  # the sections that configure a sampling pass
 Section = TypeVar("Section")
 PLAIN_TEMPLATE_NAME = "plain"
+AUTO = "auto"  # num_slots that the start-up chooses
 SWEEP = "sweep"  # the section of a file that `tpt sweep` reads, besides those of a run
 
 
@@ -39,7 +40,14 @@ def _read_template(value: str) -> str:
     return Path(value).read_text(encoding="utf-8")
 
 
+def _read_num_slots(value: Any) -> int | Literal["auto"]:
+    if value == AUTO or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
+        return value
+    raise ValueError("must be a whole number from 1, or auto")
+
+
 Template = Annotated[str, pydantic.AfterValidator(_read_template)]
+NumSlots = Annotated[int | Literal["auto"], pydantic.PlainValidator(_read_num_slots)]
 Steps = Annotated[
     tuple[AnyStep, ...],
     pydantic.PlainValidator(parse_steps),
@@ -113,7 +121,8 @@ class SamplingConfig:
         apply after the temperature and in this order, as in transformers.
       max_prompt_tokens: longer prompts are skipped and counted; the task sets the default.
       max_new_tokens: a trace without an end of turn is cut off here; the task sets the default.
-      num_slots: traces decoded concurrently; a finished trace frees its slot for the next.
+      num_slots: traces decoded concurrently; a finished trace frees its slot for the next. auto takes as many as fit in
+        the devices' memory at start-up, unless fewer are as fast.
       cache_type: element type of the KV cache: compute (model.compute_dtype), or int8 (half the memory of bfloat16).
       weights: type of the sampling copy of the weights: compute, or int8 (half the memory and half the bytes that a
         decode step reads; norms and biases stay in the compute type). Training always uses the fp32 master weights.
@@ -127,7 +136,7 @@ class SamplingConfig:
     min_p: Fraction = 0.0
     max_prompt_tokens: PositiveInt = TaskConfig.generation.max_prompt_tokens
     max_new_tokens: PositiveInt = TaskConfig.generation.max_new_tokens
-    num_slots: PositiveInt = 64
+    num_slots: NumSlots = 64
     cache_type: Literal["compute", "int8"] = "compute"
     weights: Literal["compute", "int8"] = "compute"
 

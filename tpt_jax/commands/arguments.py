@@ -31,6 +31,15 @@ def positive(text: str) -> int:
     return int(_at_least(1, int(text)))
 
 
+def positive_or_auto(text: str) -> int | str:
+    """A whole number from 1, or "auto"."""
+    if text == "auto":
+        return text
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text} must be a whole number, or auto")
+    return positive(text)
+
+
 def natural(text: str) -> int:
     """A whole number from 0."""
     return int(_at_least(0, int(text)))

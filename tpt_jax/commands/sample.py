@@ -11,6 +11,7 @@ from tpt_jax.commands.arguments import (
     non_negative,
     not_empty,
     positive,
+    positive_or_auto,
     read_config,
     seed,
 )
@@ -50,7 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--template", help="a Jinja chat template, or a file with one; or plain: Question: ... Answer:")
     parser.add_argument("--plain", action="store_true", help="continue the prompt itself, without chat template")
-    parser.add_argument("--num_slots", type=positive, default=64, help="completions sampled concurrently")
+    parser.add_argument(
+        "--num_slots", type=positive_or_auto, default=64, help="completions sampled concurrently; auto: as many as fit"
+    )
     parser.add_argument("--tensor", type=positive, default=1, help="devices over which each weight is split")
     parser.add_argument("--compute_dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--cache_type", choices=("compute", "int8"), default="compute", help="type of the KV cache")

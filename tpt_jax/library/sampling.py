@@ -149,6 +149,6 @@ def sample_batches(
     figures = Statistics.combine(hosts.all_gather("sampling figures", dataclasses.asdict(engine.statistics)))
     say(
         f"sample: {figures.num_tokens:,} tokens, {figures.num_tokens / figures.seconds:,.0f} tokens/s, "
-        f"{percent(figures.occupancy(plan.shape.num_slots), 0)} of slots busy while traces waited, "
+        f"{percent(figures.occupancy(program.slots['sample'].shape.num_slots), 0)} of slots busy while traces waited, "
         f"device idle {figures.idle_share:.1%}"
     )

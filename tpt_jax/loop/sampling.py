@@ -75,6 +75,11 @@ class Pass:
         return self.setup.plans[self.sampling]
 
     @property
+    def num_slots(self) -> int:
+        """Of a data shard."""
+        return self.setup.sampler.slots[self.sampling].shape.num_slots
+
+    @property
     def settings(self) -> SamplingConfig:
         return getattr(self.setup.config, self.sampling)
 
@@ -200,7 +205,7 @@ def _sample(sampling_pass: Pass, schedule: Schedule, on_judged: Callable[[list[J
                 writer.write(judged)
             on_judged(judged)
     figures = Statistics.combine(hosts.all_gather(f"{label}: figures", dataclasses.asdict(engine.statistics)))
-    occupancy = figures.occupancy(sampling_pass.plan.shape.num_slots)
+    occupancy = figures.occupancy(sampling_pass.num_slots)
     say(
         f"{label}: {figures.num_tokens / figures.seconds:,.0f} tokens/s, {percent(occupancy)} of slots busy while "
         f"traces waited, device idle {figures.idle_share:.1%}"
@@ -232,7 +237,7 @@ def _summarize(
         num_prompts_too_long=len(sampling_pass.questions) - len(sampling_pass.fitting()),
         num_surplus=num_surplus,
         num_cancelled=figures.num_cancelled if figures else 0,
-        slot_occupancy=figures.occupancy(sampling_pass.plan.shape.num_slots) if figures else None,
+        slot_occupancy=figures.occupancy(sampling_pass.num_slots) if figures else None,
         device_idle=figures.idle_share if figures else None,
     )
 

@@ -16,6 +16,7 @@ from tpt_jax.checks.registry import checker_name, without_sandbox
 from tpt_jax.config import PromptConfig, RunConfig, Sampling, SamplingConfig
 from tpt_jax.errors import UserError
 from tpt_jax.io.record_files import MAX_BROKEN_SHARE
+from tpt_jax.models.transformer import master_bytes
 from tpt_jax.prompts import Prompt, load_prompt
 from tpt_jax.prune.pipeline import Pipeline
 from tpt_jax.records import QuestionSet, Trace
@@ -118,11 +119,11 @@ class Workshop:
             for sampling in samplings
         }
         if "think" in plans:
-            num_slots = config.think.num_slots // Layout(mesh, DECODE_RULES).batch_ways
-            plans["think"] = dataclasses.replace(
-                plans["think"], shape=think_shape(plans["think"].shape, config, num_slots)
-            )
+            shape = think_shape(plans["think"].shape, config, Layout(mesh, DECODE_RULES).batch_ways)
+            plans["think"] = dataclasses.replace(plans["think"], shape=shape)
         shapes = {sampling: plan.shape for sampling, plan in plans.items()}
+
+        resident = 0 if config.train.offload else master_bytes(model.config, Layout(mesh, TRAIN_RULES))
 
         def compile_programs() -> SamplerProgram:
             say(
@@ -135,11 +136,13 @@ class Workshop:
                 compute_dtype=config.model.compute_dtype,
                 shapes=shapes,
                 stop_ids=prompt.stop_ids,
+                resident=resident,
             )
             say(f"sampler ready after {time.monotonic() - started:.0f} s")
             return sampler
 
-        sampler = self._build("sampler", (config.model, config.mesh, shapes, prompt.stop_ids), compile_programs)
+        of_sampler = (config.model, config.mesh, shapes, prompt.stop_ids, resident)
+        sampler = self._build("sampler", of_sampler, compile_programs)
         return Setup(config, model, task, prompt, stop_strings, mesh, plans, sampler, pool, self._compilations)
 
     def trainer(self, config: RunConfig) -> TrainerProgram:

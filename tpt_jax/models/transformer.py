@@ -174,3 +174,9 @@ def place_abstract(abstract: nnx.State, layout: Layout, dtype: Any = jnp.float32
         return jax.ShapeDtypeStruct(weight.shape, dtype, sharding=sharding)
 
     return jax.tree.map(place, abstract, layout.shardings(abstract))
+
+
+def master_bytes(config: ModelConfig, layout: Layout) -> int:
+    """Size of the fp32 parameters on one device."""
+    placed = place_abstract(abstract_parameters(config)[1], layout)
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * 4 for leaf in jax.tree.leaves(placed))

@@ -1,7 +1,7 @@
 """Memory and cost of each phase of a run on one device, from its program compiled for a topology."""
 
 import dataclasses
-import math
+import functools
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -12,16 +12,16 @@ from jax.sharding import Mesh
 
 from tpt_jax.config import RunConfig, Sampling, SamplingConfig, TrainConfig
 from tpt_jax.models.architecture import ModelConfig
-from tpt_jax.models.transformer import abstract_parameters, place_abstract
+from tpt_jax.models.transformer import abstract_parameters, master_bytes, place_abstract
 from tpt_jax.plan.chips import Chip
 from tpt_jax.plan.hlo import Module
 from tpt_jax.plan.network import Network
 from tpt_jax.plan.timeline import Wires, wires_of
-from tpt_jax.runtime.memory import DoesNotFitError, MemoryNeed, explain_out_of_memory
+from tpt_jax.runtime.memory import USABLE, DoesNotFitError, MemoryNeed, explain_out_of_memory, peak_bytes
 from tpt_jax.runtime.sharding import DECODE_RULES, TRAIN_RULES, Layout
 from tpt_jax.think.cost_probes import NUM_DECODE_STEPS, compile_decode_steps, compile_prefill, least_step_bytes
+from tpt_jax.think.fitting_slots import compile_fitting, fewer_slots
 from tpt_jax.think.reshard import compile_reshard
-from tpt_jax.think.sampler import fewer_slots
 from tpt_jax.think.sampling import Filters
 from tpt_jax.think.sampling_plan import slot_shape, think_shape
 from tpt_jax.think.slot_program import SlotProgram, compile_slots
@@ -126,14 +126,9 @@ class Compiler:
         return Layout(self.mesh, TRAIN_RULES)
 
     @property
-    def master_bytes(self) -> int:
-        """Bytes of the fp32 master weights on one device."""
-        placed = place_abstract(abstract_parameters(self.model)[1], self.train_layout)
-        return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * 4 for leaf in jax.tree.leaves(placed))
-
-    @property
-    def _resident_while_sampling(self) -> int:
-        return 0 if self.config.train.offload else self.master_bytes
+    def resident_while_sampling(self) -> int:
+        """Bytes of the fp32 weights on one device."""
+        return 0 if self.config.train.offload else master_bytes(self.model, self.train_layout)
 
     def slot_shape(self, sampling: Sampling, num_questions: int) -> SlotShape:
         """The slots of a sampling section of the config, assuming prompts of maximum length."""
@@ -153,31 +148,45 @@ class Compiler:
         )
         if sampling == "evaluate":
             return shape
-        return think_shape(shape, self.config, section.num_slots // self.decode_layout.batch_ways)
+        return think_shape(shape, self.config, self.decode_layout.batch_ways)
 
     def compile_sampler(self, sampling: Sampling, shape: SlotShape) -> SlotProgram:
-        """Compiles the sampling program.
+        """Compiles the sampling program, whose shape has the number of slots if this one leaves it open.
 
         Raises:
           DoesNotFitError: it does not fit in memory next to the fp32 weights.
         """
-        layout = self.decode_layout
-
-        def advise(need: MemoryNeed | None) -> str:
-            total = MemoryNeed(need.needed + self._resident_while_sampling, need.available) if need else None
-            return fewer_slots(total, sampling, shape, self.model, layout, self.dtype)
-
-        with explain_out_of_memory(advise):
-            program = compile_slots(self.model, layout, self.dtype, shape, STOP_IDS)
+        layout, resident = self.decode_layout, self.resident_while_sampling
+        if shape.auto_slots:
+            compile_shape = functools.partial(self.compile_shape, sampling)
+            room = USABLE * self.chip.memory - resident
+            return compile_fitting(
+                compile_shape, sampling, shape, self.model, layout, self.dtype, room=room, resident=resident
+            )
+        program = self.compile_shape(sampling, shape)
         needed = self.sampling_memory(program).needed
         if needed > self.chip.memory:
             need = MemoryNeed(needed, self.chip.memory)
-            advice = fewer_slots(need, sampling, shape, self.model, layout, self.dtype)
-            raise DoesNotFitError(f"{advice}, or train.offload: true", need)
+            raise DoesNotFitError(fewer_slots(need, sampling, shape, self.model, layout, self.dtype, resident), need)
         return program
 
+    def compile_shape(self, sampling: Sampling, shape: SlotShape) -> SlotProgram:
+        """Compiles the sampling program for a given number of slots.
+
+        Raises:
+          DoesNotFitError: it does not fit in memory on its own.
+        """
+        layout, resident = self.decode_layout, self.resident_while_sampling
+
+        def advise(need: MemoryNeed | None) -> str:
+            total = MemoryNeed(need.needed + resident, need.available) if need else None
+            return fewer_slots(total, sampling, shape, self.model, layout, self.dtype, resident)
+
+        with explain_out_of_memory(advise):
+            return compile_slots(self.model, layout, self.dtype, shape, STOP_IDS)
+
     def sampling_memory(self, program: SlotProgram) -> Memory:
-        return _memory(program.decode_chunk, self._resident_while_sampling)
+        return _memory(program.decode_chunk, self.resident_while_sampling)
 
     def compile_train_step(self, train: TrainConfig) -> jax.stages.Compiled:
         """Compiles the train step.
@@ -202,11 +211,11 @@ class Compiler:
         """Reshard (for think only), prefill and decode; prefill runs inside the decoding program."""
         source = place_abstract(abstract_parameters(self.model)[1], self.train_layout)
         prefill_unit = f"{shape.prefill_batches[1]} tokens of prompts per shard"
-        decode_unit = f"a token in each of {shape.num_slots} slots per shard"
         try:
             program = self.compile_sampler(sampling, shape)
         except DoesNotFitError as error:
-            return [Phase(f"{sampling}: decode", decode_unit, None, None, str(error))]
+            return [Phase(f"{sampling}: decode", "a token in each slot", None, None, str(error))]
+        num_slots = program.shape.num_slots
         reshard = compile_reshard(source, program.parameters).compiled
         prefill = compile_prefill(self.model, self.decode_layout, program)
         step = self.decode_step_cost(program)
@@ -215,10 +224,10 @@ class Compiler:
             Phase(f"{sampling}: prefill", prefill_unit, None, self.cost(prefill)),
             Phase(
                 f"{sampling}: decode",
-                decode_unit,
+                f"a token in each of {num_slots} slots per shard{' (num_slots: auto)' if shape.auto_slots else ''}",
                 self.sampling_memory(program),
                 dataclasses.replace(step, least=least_step_bytes(program)),
-                tokens=shape.num_slots * self.decode_layout.batch_ways,
+                tokens=num_slots * self.decode_layout.batch_ways,
             ),
         ]
         return phases if sampling == "think" else phases[1:]
@@ -260,5 +269,4 @@ def _distinct(shapes: Mapping[Sampling, SlotShape]) -> Iterable[Sampling]:
 def _memory(compiled: jax.stages.Compiled, resident: int = 0) -> Memory:
     analysis: Any = compiled.memory_analysis()
     arguments, temporaries = analysis.argument_size_in_bytes, analysis.temp_size_in_bytes
-    outputs = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-    return Memory(arguments, temporaries, max(analysis.peak_memory_in_bytes, arguments + outputs), resident)
+    return Memory(arguments, temporaries, peak_bytes(compiled), resident)

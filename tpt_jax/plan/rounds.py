@@ -54,11 +54,11 @@ def stage_bounds(
     """Think, train and evaluate of the first round. Pruning costs no device time.
 
     Args:
-      shapes: slots of one batch shard, by sampling section.
+      shapes: questions and traces of one batch shard, by sampling section.
       num_shards: batch shards.
     """
     seconds = {phase.name: phase.cost.seconds(chip) for phase in phases if phase.cost is not None}
-    by_name = {phase.name for phase in phases}
+    by_name = {phase.name: phase for phase in phases}
 
     def sampling(kind: Sampling) -> StageBound:
         shape = shapes[kind]
@@ -71,11 +71,13 @@ def stage_bounds(
         # Sections that differ only in their number of questions share the phases of the first.
         source = kind if f"{kind}: decode" in by_name else "think"
         step, prefill = seconds.get(f"{source}: decode"), seconds.get(f"{source}: prefill")
-        tokens = num_traces * assumed.mean_completion
-        num_steps = math.ceil(tokens / shape.num_slots)
+        tokens = num_traces * assumed.mean_completion * num_shards
+        tokens_per_step = by_name[f"{source}: decode"].tokens
+        if step is None or prefill is None or tokens_per_step is None:
+            return StageBound(kind, tokens, None)
+        num_steps = math.ceil(tokens / tokens_per_step)
         num_batches = math.ceil(num_prefills * assumed.mean_prompt / (PACKING * shape.prefill_batches[1]))
-        total = None if step is None or prefill is None else num_steps * step + num_batches * prefill
-        return StageBound(kind, tokens * num_shards, total)
+        return StageBound(kind, tokens, num_steps * step + num_batches * prefill)
 
     return [
         sampling("think"),

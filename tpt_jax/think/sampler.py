@@ -6,7 +6,6 @@ recompiling.
 
 import dataclasses
 import functools
-import math
 from collections.abc import Mapping
 
 import jax.numpy as jnp
@@ -16,8 +15,9 @@ from jax.sharding import Mesh
 from tpt_jax.models.architecture import ModelConfig
 from tpt_jax.models.decoding_weights import DecodingWeights
 from tpt_jax.models.transformer import abstract_parameters, place_abstract
-from tpt_jax.runtime.memory import MemoryNeed, explain_out_of_memory
+from tpt_jax.runtime.memory import explain_out_of_memory, free_bytes
 from tpt_jax.runtime.sharding import DECODE_RULES, TRAIN_RULES, Layout
+from tpt_jax.think.fitting_slots import compile_fitting, fewer_slots
 from tpt_jax.think.reshard import Reshard, compile_reshard
 from tpt_jax.think.slot_program import SlotProgram, compile_slots
 from tpt_jax.think.state import SlotShape
@@ -44,11 +44,13 @@ def compile_sampler(
     compute_dtype: str,
     shapes: Mapping[str, SlotShape],
     stop_ids: tuple[int, ...],
+    resident: int = 0,
 ) -> SamplerProgram:
     """Compiles the reshard, and the sampling programs for each shape.
 
     Args:
       shapes: one data shard's slots, by the config section they are for.
+      resident: bytes of arrays that will be on each device while it samples, and are not there yet.
 
     Raises:
       UserError: the model does not divide over the mesh, or a program does not fit in memory.
@@ -57,32 +59,23 @@ def compile_sampler(
     dtype = jnp.dtype(compute_dtype)
     parameters: dict[DecodingWeights, nnx.State] = {}
     slots: dict[str, SlotProgram] = {}
-    for section, shape in shapes.items():
+    room = free_bytes(mesh) - resident if any(shape.auto_slots for shape in shapes.values()) else 0
+
+    def compile_shape(shape: SlotShape, section: str) -> SlotProgram:
         advise = functools.partial(fewer_slots, section=section, shape=shape, config=config, layout=target, dtype=dtype)
         with explain_out_of_memory(advise):
-            slots[section] = compile_slots(config, target, dtype, shape, stop_ids, parameters.get(shape.weights))
+            return compile_slots(config, target, dtype, shape, stop_ids, parameters.get(shape.weights))
+
+    for section, shape in shapes.items():
+        compile_section = functools.partial(compile_shape, section=section)
+        if shape.auto_slots:
+            slots[section] = compile_fitting(
+                compile_section, section, shape, config, target, dtype, room=room, resident=resident
+            )
+        else:
+            slots[section] = compile_section(shape)
         # All shapes share the memory layouts chosen for the first.
         parameters[shape.weights] = slots[section].parameters
     masters = place_abstract(abstract_parameters(config)[1], source)
     reshards = {weights: compile_reshard(masters, copy) for weights, copy in parameters.items()}
     return SamplerProgram(target, {section: reshards[shape.weights] for section, shape in shapes.items()}, slots)
-
-
-def fewer_slots(
-    need: MemoryNeed | None, section: str, shape: SlotShape, config: ModelConfig, layout: Layout, dtype: jnp.dtype
-) -> str:
-    """The error message for a sampler that does not fit in memory, with the settings that would.
-
-    Args:
-      need: None if the compiler did not report its memory need.
-      section: the config section that the sampler was compiled for.
-    """
-    slots, ways = shape.num_slots * layout.batch_ways, layout.batch_ways
-    if need is None:
-        return f"{section}.num_slots ({slots}): the sampler does not fit the devices; try {slots // 2 // ways * ways}"
-    per_slot = shape.bytes_per_slot(config, dtype.itemsize) / layout.ways(layout.rules["kv_heads"])
-    fitting = max(0, shape.num_slots - math.ceil((need.needed - need.available) / per_slot)) * ways
-    types = {"cache_type": shape.cache_type, "weights": shape.weights}
-    smaller = [f"{section}.{name}: int8" for name, current in types.items() if current != "int8"]
-    advice = [f"{section}.num_slots: {fitting}", *smaller] if fitting else ["a larger mesh.tensor", *smaller]
-    return f"{section}.num_slots ({slots}): the sampler needs {need} per device; try {', or '.join(advice)}"

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from tpt_jax.config import RunConfig
+from tpt_jax.config import AUTO, NumSlots, RunConfig
 from tpt_jax.errors import UserError
 from tpt_jax.models.decoding_weights import DecodingWeights
 from tpt_jax.prune.apply import SCORES
@@ -52,7 +52,7 @@ def plan_sampling(
     num_samples: int,
     max_prompt_tokens: int,
     max_new_tokens: int,
-    num_slots: int,
+    num_slots: NumSlots,
     num_shards: int,
     filters: Filters,
     cache_type: CacheType,
@@ -98,7 +98,7 @@ def slot_shape(
     num_prefix_tokens: int,
     max_prompt_tokens: int,
     max_new_tokens: int,
-    num_slots: int,
+    num_slots: NumSlots,
     num_shards: int,
     filters: Filters,
     cache_type: CacheType,
@@ -113,16 +113,18 @@ def slot_shape(
     Raises:
       UserError: the slots do not divide over the data shards.
     """
-    if num_slots % num_shards:
+    if num_slots != AUTO and num_slots % num_shards:
         raise UserError(
             f"{option}num_slots ({num_slots}) must be a multiple of data x fsdp = {num_shards}; "
             f"try {-(-num_slots // num_shards) * num_shards}"
         )
     shard_questions = -(-num_questions // num_shards)
+    num_traces = shard_questions * num_samples
     return SlotShape(
-        num_slots=min(num_slots // num_shards, shard_questions * num_samples),
+        num_slots=num_traces if num_slots == AUTO else min(num_slots // num_shards, num_traces),
+        auto_slots=num_slots == AUTO,
         num_questions=shard_questions,
-        num_traces=shard_questions * num_samples,
+        num_traces=num_traces,
         traces_per_prefill=num_samples,
         num_prefix_tokens=num_prefix_tokens,
         max_prompt_tokens=max_prompt_tokens,
@@ -139,23 +141,36 @@ def keeps_token_scores(config: RunConfig) -> bool:
     return config.think.token_scores or not needs.isdisjoint(SCORES)
 
 
-def think_shape(shape: SlotShape, config: RunConfig, num_slots: int) -> SlotShape:
+def think_shape(shape: SlotShape, config: RunConfig, num_shards: int) -> SlotShape:
     """The shape of a think stage: with room for all samples and prefills that it may need.
 
     Args:
       shape: for `think.num_samples` samples of each question.
-      num_slots: per data shard.
     """
     think, pipeline = config.think, Pipeline.from_config(config.prune, config.seed)
     levels, one_by_one = sample_levels(think.num_samples, think.max_samples), asks_one_by_one(pipeline, think.until)
+    most = shape.num_questions * levels[-1]
+    if think.num_slots != AUTO:
+        most = min(think.num_slots // num_shards, most)
+    elif one_by_one:
+        most = _most_at_a_time(shape.num_questions, pipeline, num_shards)
     return dataclasses.replace(
         shape,
-        num_slots=min(num_slots, shape.num_questions * levels[-1]),
+        num_slots=most,
         num_traces=shape.num_questions * levels[-1],
         prefills_per_question=levels[-1] if one_by_one else len(levels),
         traces_per_prefill=1 if one_by_one else think.num_samples,
         token_scores=keeps_token_scores(config),
     )
+
+
+def _most_at_a_time(num_questions: int, pipeline: Pipeline, num_shards: int) -> int:
+    """Traces that are of use at a time if questions are asked one sample after the other: one of each question.
+
+    And at most as many as the round keeps: with more slots, most of its traces would be surplus.
+    """
+    per_shard = num_questions if pipeline.max_traces is None else -(-pipeline.max_traces // num_shards)
+    return min(num_questions, per_shard)
 
 
 def common_prefix(prompts: Sequence[Sequence[int]]) -> tuple[int, ...]:

@@ -24,6 +24,7 @@ class SlotShape:
     """The static shape of a sampling program; counts are per data shard.
 
     Attributes:
+      auto_slots: num_slots is the most that traces could fill; as many are compiled as fit in memory and are of use.
       num_prefix_tokens: length of the prefix that all prompts share, prefilled once.
       max_prompt_tokens: longest prompt, prefix excluded.
       chunk_steps: decode steps per chunk; finished traces go to the host once per chunk.
@@ -46,6 +47,7 @@ class SlotShape:
     filters: Filters = dataclasses.field(default_factory=Filters)
     cache_type: CacheType = "compute"
     weights: DecodingWeights = "compute"
+    auto_slots: bool = False
     chunk_steps: int = 32
     prefill_tokens: int = 512
     num_stop_states: int = 0
