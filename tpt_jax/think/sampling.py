@@ -158,34 +158,43 @@ def sample_tokens(
 def _sample(
     logits: jax.Array, keys: jax.Array, positions: jax.Array, temperature: jax.Array, filters: Filters
 ) -> Drawn:
-    filtered = filter_logits(logits, temperature, filters)
-    drawn = _draw(filtered, jax.vmap(jax.random.fold_in)(keys, positions), temperature)
-    tokens = jnp.where(temperature > 0, drawn, jnp.argmax(filtered, axis=-1).astype(jnp.int32))
-    relative = logits - logits.max(axis=-1, keepdims=True)
+    most_likely = jnp.argmax(logits, axis=-1).astype(jnp.int32)  # no filter removes it
+    largest = jnp.take_along_axis(logits, most_likely[:, None], axis=-1)
+    position_keys = jax.vmap(jax.random.fold_in)(keys, positions)
+    drawn = _draw(filter_logits(logits, temperature, filters), largest, position_keys, temperature)
+    tokens = jnp.where(temperature > 0, drawn, most_likely)
+    relative = logits - largest
     masses = jnp.exp(relative)
     total = masses.sum(axis=-1)  # both sums in one pass over the vocabulary
     weighted = jnp.where(masses > 0, masses * relative, 0.0).sum(axis=-1)
-    chosen = jnp.take_along_axis(relative, tokens[:, None], axis=-1)[:, 0]
-    return Drawn(tokens, chosen - jnp.log(total), jnp.log(total) - weighted / total)
+    chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1) - largest
+    return Drawn(tokens, chosen[:, 0] - jnp.log(total), jnp.log(total) - weighted / total)
 
 
-def _draw(logits: Float[Array, "B V"], keys: Key[Array, " B"], temperature: Float[Array, ""]) -> Int[Array, " B"]:
+def _draw(
+    logits: Float[Array, "B V"], largest: Float[Array, "B 1"], keys: Key[Array, " B"], temperature: Float[Array, ""]
+) -> Int[Array, " B"]:
     """Draws from softmax(logits / temperature) by the Gumbel-max trick, with two draws in place of one.
 
     The vocabulary is laid out as a grid, row by row. A column is drawn by the mass of its tokens, then one of them.
     This takes as many random numbers as the grid has rows and columns; one draw would take as many as there are tokens.
     """
+
+    def scores(logits: jax.Array) -> jax.Array:
+        # Subtract before dividing: no inf - inf, however small the temperature.
+        return (logits - largest) / jnp.maximum(temperature, jnp.finfo(jnp.float32).tiny)
+
     num_rows = _grid_rows(logits.shape[-1])
     padding = -logits.shape[-1] % num_rows
-    grid = jnp.pad(logits, ((0, 0), (0, padding)), constant_values=-jnp.inf).reshape(len(logits), num_rows, -1)
-    num_columns = grid.shape[-1]
-    # Subtract before dividing: no inf - inf, however small the temperature.
-    scores = (grid - grid.max(axis=(1, 2), keepdims=True)) / jnp.maximum(temperature, jnp.finfo(jnp.float32).tiny)
+    padded = jnp.pad(logits, ((0, 0), (0, padding)), constant_values=-jnp.inf)
+    masses = jnp.exp(scores(padded)).reshape(len(logits), num_rows, -1).sum(axis=1)
+    num_columns = masses.shape[-1]
     noise = jax.vmap(lambda key: jax.random.gumbel(key, (num_columns + num_rows,), jnp.float32))(keys)
-    column = jnp.argmax(jnp.log(jnp.exp(scores).sum(axis=1)) + noise[:, :num_columns], axis=-1)
-    in_column = jnp.take_along_axis(scores, column[:, None, None], axis=2)[:, :, 0]
-    row = jnp.argmax(in_column + noise[:, num_columns:], axis=-1)
-    return (row * num_columns + column).astype(jnp.int32)
+    column = jnp.argmax(jnp.log(masses) + noise[:, :num_columns], axis=-1).astype(jnp.int32)
+    in_column = jnp.arange(num_rows, dtype=jnp.int32) * num_columns + column[:, None]
+    column_scores = scores(jnp.take_along_axis(padded, in_column, axis=-1))
+    row = jnp.argmax(column_scores + noise[:, num_columns:], axis=-1)
+    return jnp.take_along_axis(in_column, row[:, None], axis=-1)[:, 0]
 
 
 def _grid_rows(vocab_size: int) -> int:
