@@ -244,10 +244,10 @@ THINK = (
         "tests/test_int8.py -k output_major",
     ),
     Mutant(
-        "summed axes of an output-major weight exchanged",
+        "a weight reshaped, not transposed, into output-major order",
         "think/reshard.py",
         "jnp.moveaxis(weight, summed, tuple(last))",
-        "jnp.moveaxis(weight, summed, tuple(last)).reshape(target.values.shape[-weight.ndim :])",
+        "weight.reshape(target.values.shape[-weight.ndim :])",
         f"{GREEDY}[llama]",
     ),
     Mutant(
