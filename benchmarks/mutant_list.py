@@ -22,6 +22,7 @@ class Mutant:
 
 SAMPLING = "tests/test_sampling.py"
 FILTERS = "tests/test_filters.py"
+RING = "tests/test_prefill.py"
 GREEDY = f"{SAMPLING}::test_greedy_sampling_matches_transformers_generate"
 
 THINK = (
@@ -56,8 +57,8 @@ THINK = (
     Mutant(
         "temperature 0 not greedy",
         "think/sampling.py",
-        "+ temperature * noise",
-        "+ jnp.maximum(temperature, 0.1) * noise",
+        "jnp.where(temperature > 0, drawn,",
+        "jnp.where(temperature >= 0, drawn,",
         f"{FILTERS}::test_temperature_zero_is_greedy",
     ),
     Mutant(
@@ -118,16 +119,135 @@ THINK = (
     ),
     Mutant(
         "a prompt overwritten in the pool while it is needed",
-        "think/slots.py",
-        "count + shape.prefill_rows - shape.pool_rows <= oldest_needed",
-        "count + shape.prefill_rows - shape.pool_rows <= oldest_needed + 1",
-        f"{SAMPLING}::test_traces_do_not_depend_on_slots_or_order",
+        "think/prefill.py",
+        "is_wrapped, head + size <= tail, fits_behind",
+        "is_wrapped, fits_behind, fits_behind",
+        RING,
     ),
     Mutant(
-        "a prompt copied from the wrong row of the pool",
+        "a batch at the pool's start reaches into the oldest prompt",
+        "think/prefill.py",
+        "(is_empty | (size <= tail))",
+        "(is_empty | (size <= tail + 1))",
+        RING,
+    ),
+    Mutant(
+        "a full pool taken for one that has not wrapped around",
+        "think/prefill.py",
+        "~is_empty & (head <= tail)",
+        "~is_empty & (head < tail)",
+        RING,
+    ),
+    Mutant(
+        "a pool whose prompts all are copied taken for a full one",
+        "think/prefill.py",
+        "oldest_needed >= slots.num_prefilled[0]",
+        "oldest_needed > slots.num_prefilled[0]",
+        RING,
+    ),
+    Mutant(
+        "prompts whose last trace waits taken for copied",
+        "think/prefill.py",
+        "queue.trace_prefills[next_trace])",
+        "queue.trace_prefills[next_trace] + 1)",
+        RING,
+    ),
+    Mutant(
+        "prompts written one token after their recorded starts",
+        "think/prefill.py",
+        "key, value, head)",
+        "key, value, head + 1)",
+        RING,
+    ),
+    Mutant(
+        "prompts that a batch has no room for counted as prefilled",
+        "think/prefill.py",
+        "((ends <= size) & (lengths > 0))",
+        "(lengths > 0)",
+        RING,
+    ),
+    Mutant(
+        "the pool's head after all prompts of a batch, those without room too",
+        "think/prefill.py",
+        "jnp.where(count > 0, ends[count - 1], 0)",
+        "ends[-1]",
+        RING,
+    ),
+    Mutant(
+        "prompts in a batch numbered from the queue's start",
+        "think/prefill.py",
+        "jnp.minimum(first + row, shape.num_prefills - 1)",
+        "jnp.minimum(row, shape.num_prefills - 1)",
+        RING,
+    ),
+    Mutant(
+        "a prompt that is cut by a block's edge does not see its beginning",
+        "models/inference.py",
+        "blocks[:1], before_first), blocks[:-1]])",
+        "blocks[:1], before_first), 0 * blocks[:-1] - 1])",
+        f"{GREEDY}[llama]",
+    ),
+    Mutant(
+        "the first prompt of a batch sees zeros before it",
+        "models/inference.py",
+        "_with_previous(blocks, -1)",
+        "_with_previous(blocks)",
+        f"{GREEDY}[llama]",
+    ),
+    Mutant(
+        "packed prompts see each other",
+        "models/inference.py",
+        "axis=2) & (distance >= 0)",
+        "axis=2) | (distance >= 0)",
+        f"{GREEDY}[llama]",
+    ),
+    Mutant(
+        "a prompt copied from the start of another",
         "think/slots.py",
-        "pool_row = prefill[slot] % shape.pool_rows",
-        "pool_row = prefill[slot]",
+        "slots.prefill_starts[prefill[slot]]",
+        "slots.prefill_starts[prefill[slot] - 1]",
+        f"{GREEDY}[llama]",
+    ),
+    Mutant(
+        "columns drawn by their likeliest token",
+        "think/sampling.py",
+        "jnp.log(jnp.exp(scores).sum(axis=1))",
+        "scores.max(axis=1)",
+        f"{SAMPLING}::test_sampled_frequencies_follow_the_softmax",
+    ),
+    Mutant(
+        "the grid of the vocabulary read column by column",
+        "think/sampling.py",
+        "row * num_columns + column",
+        "column * num_rows + row",
+        f"{SAMPLING}::test_sampled_frequencies_follow_the_softmax",
+    ),
+    Mutant(
+        "tokens within a column drawn at temperature 1",
+        "think/sampling.py",
+        "in_column + noise[:, num_columns:]",
+        "in_column * temperature + noise[:, num_columns:]",
+        f"{SAMPLING}::test_sampled_frequencies_follow_the_softmax",
+    ),
+    Mutant(
+        "the vocabulary padded with tokens that can be drawn",
+        "think/sampling.py",
+        "((0, 0), (0, padding)), constant_values=-jnp.inf)",
+        "((0, 0), (0, padding)))",
+        f"{SAMPLING}::test_sampled_frequencies_follow_the_softmax",
+    ),
+    Mutant(
+        "products with few rows not transposed back",
+        "models/decoding_weights.py",
+        "jax.lax.optimization_barrier(transposed).T)",
+        "jax.lax.optimization_barrier(transposed))",
+        "tests/test_int8.py -k output_major",
+    ),
+    Mutant(
+        "a weight reshaped, not transposed, into output-major order",
+        "think/reshard.py",
+        "jnp.moveaxis(weight, summed, tuple(last))",
+        "weight.reshape(target.values.shape[-weight.ndim :])",
         f"{GREEDY}[llama]",
     ),
     Mutant(
@@ -174,7 +294,7 @@ THINK = (
     ),
     Mutant(
         "all layers rotated",
-        "models/transformer.py",
+        "models/layers.py",
         "if config.rotated[index]:",
         "if True:",
         "tests/test_families.py::test_logits_match_transformers[smollm3]",
@@ -209,9 +329,9 @@ THINK = (
     ),
     Mutant(
         "prompts after a shared prefix prefilled from position 0",
-        "think/slots.py",
-        "shape.num_prefix_tokens + columns",
-        "columns",
+        "think/prefill.py",
+        "shape.num_prefix_tokens + offsets",
+        "offsets",
         f"{SAMPLING}::test_a_shared_prefix_does_not_change_traces[llama]",
     ),
     Mutant(
@@ -247,13 +367,6 @@ THINK = (
         "think/slots.py",
         " | queue.is_cancelled[trace]",
         "",
-        f"{SAMPLING}::test_traces_do_not_depend_on_when_they_are_requested",
-    ),
-    Mutant(
-        "prefills that are not a full batch left out of the next one",
-        "think/slots.py",
-        "begun // shape.prefill_rows * shape.prefill_rows, begun",
-        "begun, begun",
         f"{SAMPLING}::test_traces_do_not_depend_on_when_they_are_requested",
     ),
     Mutant(

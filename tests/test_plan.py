@@ -222,7 +222,8 @@ def test_bounds_of_a_round_whose_phases_take_a_second_each() -> None:
     phases = [Phase(name, "", None, one_second, tokens=2 * 8) for name in names]
     bounds = stage_bounds(config, phases, {"think": SLOTS, "evaluate": SLOTS}, 2, Assumptions(100, 160, 0.6), chip)
     seconds = {bound.stage: bound.seconds for bound in bounds}
-    assert seconds["think"] == pytest.approx(400 * 160 / 8 + math.ceil(100 / 8), rel=1e-6)
+    num_batches = math.ceil(100 * 100 / (640 * 0.95))  # of two blocks of 320 tokens
+    assert seconds["think"] == pytest.approx(400 * 160 / 8 + num_batches, rel=1e-6)
     assert seconds["evaluate"] == seconds["think"]
     num_kept = 200  # one per question, on two shards
     assert seconds["train"] == pytest.approx(math.ceil(num_kept * 260 / (2 * 32 * 1024 * 0.95)), rel=1e-6)

@@ -418,21 +418,15 @@ def test_non_finite_logits_raise_and_name_the_question(tiny: tuple[SamplerProgra
 
 @pytest.mark.parametrize(
     ("vocab_size", "num_rows", "temperature", "bound"),
-    [
-        (10, 16, 0.7, 27.88),
-        (490, 496, 0.7, 591.37),
-        (587, 16, 0.7, 697.52),
-        (587, 16, 1.6, 697.52),
-        (601, 304, 0.7, 712.77),
-    ],
+    [(10, 16, 0.7, 27.88), (587, 16, 0.7, 697.52), (601, 304, 1.6, 712.77)],
 )
 def test_sampled_frequencies_follow_the_softmax(
     vocab_size: int, num_rows: int, temperature: float, bound: float
 ) -> None:
-    """Chi-square tests on 40,000 draws; the bounds are the 99.9% points. The last row of the grid is cut off."""
+    """Chi-square tests; the bounds are the 99.9% points. The grid has one column, 37 or 2, and its last row a gap."""
     assert _grid_rows(vocab_size) == num_rows
-    count = 40_000
-    logits = np.random.default_rng(0).permutation(np.linspace(-1.0, 2.0, vocab_size)).astype(np.float32)
+    count = 12_000
+    logits = np.random.default_rng(0).permutation(np.linspace(-1.0, 1.5, vocab_size)).astype(np.float32)
     keys = trace_keys(jnp.uint32(0), jnp.uint32(0), jnp.arange(count, dtype=jnp.uint32), jnp.zeros(count, jnp.uint32))
     rows = jnp.broadcast_to(jnp.asarray(logits), (count, vocab_size))
     drawn = sample_tokens(rows, keys, jnp.zeros(count, jnp.int32), jnp.float32(temperature), Filters()).token
