@@ -191,7 +191,7 @@ def _draw(
     num_columns = masses.shape[-1]
     noise = jax.vmap(lambda key: jax.random.gumbel(key, (num_columns + num_rows,), jnp.float32))(keys)
     column = jnp.argmax(jnp.log(masses) + noise[:, :num_columns], axis=-1).astype(jnp.int32)
-    in_column = jnp.arange(num_rows, dtype=jnp.int32) * num_columns + column[:, None]
+    in_column = jnp.arange(num_rows, dtype=jnp.int32)[None] * num_columns + column[:, None]
     column_scores = scores(jnp.take_along_axis(padded, in_column, axis=-1))
     row = jnp.argmax(column_scores + noise[:, num_columns:], axis=-1)
     return jnp.take_along_axis(in_column, row[:, None], axis=-1)[:, 0]
