@@ -169,14 +169,14 @@ def test_the_search_finds_the_largest_size_of_linear_memory() -> None:
 
 
 @given(
-    fixed=st.floats(0, 90),
-    per_unit=st.floats(0.01, 5),
+    fixed=st.floats(0, 9000),
+    per_unit=st.floats(1, 500),
     error=st.floats(0.7, 1.4),
-    start=st.integers(1, 4000),
+    guess=st.floats(0.3, 3),
     most=st.integers(1, 4000),
 )
 def test_with_a_known_slope_three_compilations_find_the_largest_size(
-    fixed: float, per_unit: float, error: float, start: int, most: int
+    fixed: float, per_unit: float, error: float, guess: float, most: int
 ) -> None:
     """If it is known to within some forty percent; a size of 1 always fits here."""
     tried = []
@@ -185,8 +185,9 @@ def test_with_a_known_slope_three_compilations_find_the_largest_size(
         tried.append(size)
         return fixed + per_unit * size
 
-    size = largest_that_fits(needed, 95, start=min(start, most), most=most, per_unit=error * per_unit, max_compiles=3)
-    best = min(most, int((95 - fixed) / per_unit))
+    best = min(most, int((9500 - fixed) / per_unit))
+    start = max(1, min(int(guess * best), most))
+    size = largest_that_fits(needed, 9500, start=start, most=most, per_unit=error * per_unit, max_compiles=3)
     assert size <= best
     assert size >= best / 1.05 - 2
     assert max(tried) <= most
