@@ -60,9 +60,11 @@ def test_rows_of_several_tokens_hold_the_same(cache_type: CacheType, size: int, 
         np.testing.assert_allclose(attended(row_tokens, cache_type, size, live), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(("cache_type", "tile_rows"), [("compute", 8), ("int8", 32)])
 @pytest.mark.parametrize(("model", "row_tokens"), [("llama3.2-1b", 2), ("llama3.1-8b", 1), ("gemma2-2b", 1)])
-def test_rows_on_a_tpu_are_whole_tiles(model: str, row_tokens: int) -> None:
-    shape = SlotShape(8, 8, 8, num_prefix_tokens=0, max_prompt_tokens=30, max_new_tokens=30)
+def test_rows_on_a_tpu_are_whole_tiles(model: str, row_tokens: int, cache_type: CacheType, tile_rows: int) -> None:
+    """A tile has four times as many rows of int8 entries."""
+    shape = SlotShape(8, 8, 8, num_prefix_tokens=0, max_prompt_tokens=320, max_new_tokens=512, cache_type=cache_type)
     placed = on_platform(shape, PUBLISHED[model], "tpu")
     assert placed.row_tokens == row_tokens
-    assert all(length % (8 * row_tokens) == 0 for length in placed.live_lengths)
+    assert all(length % (tile_rows * row_tokens) == 0 for length in placed.live_lengths)

@@ -32,9 +32,9 @@ from tpt_jax.think.shard_specs import (
 from tpt_jax.think.slots import decode_chunk, start
 from tpt_jax.think.state import Finished, Prompts, Queue, Slots, SlotShape
 
-# XLA's TPU compiler copies caches whose length is not a multiple of this, or fails; memory is taken in whole tiles
-# anyway.
-TPU_TILE = 8
+# Rows of a tile of a TPU's memory, by the type of the cache. If the part of a cache that is read is no whole number of
+# tiles, XLA copies the cache, or fails; memory is taken in whole tiles anyway.
+TPU_TILES = {"compute": 8, "int8": 32}
 # Numbers in a row of a TPU's memory; XLA copies caches whose rows are shorter, at every step.
 TPU_ROW = 128
 
@@ -137,7 +137,7 @@ def on_platform(shape: SlotShape, config: ModelConfig, platform: str) -> SlotSha
     """The shape as this platform's compiler handles it best."""
     if platform == "tpu":
         row_tokens = TPU_ROW // math.gcd(TPU_ROW, config.head_dim)
-        return dataclasses.replace(shape, tile=TPU_TILE * row_tokens, row_tokens=row_tokens)
+        return dataclasses.replace(shape, tile=TPU_TILES[shape.cache_type] * row_tokens, row_tokens=row_tokens)
     if platform == "cpu":  # where a part of the cache would be copied before it is read
         return dataclasses.replace(shape, num_live_lengths=1)
     return shape
