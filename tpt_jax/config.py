@@ -125,7 +125,8 @@ class SamplingConfig:
         the devices' memory at start-up, unless fewer are as fast.
       cache_type: element type of the KV cache: compute (model.compute_dtype), or int8 (half the memory of bfloat16).
       weights: type of the sampling copy of the weights: compute, or int8 (half the memory and half the bytes that a
-        decode step reads; norms and biases stay in the compute type). Training always uses the fp32 master weights.
+        decode step reads; norms and biases stay in the compute type; slower on a CPU). Training always uses the fp32
+        master weights.
     """
 
     num_questions: PositiveInt | None = None
