@@ -109,7 +109,8 @@ def test_two_hosts_sample_the_traces_of_one(runs: dict[str, Path]) -> None:
     one, two = traces(runs["one"]), traces(runs["two"])
     for key in one.keys() & two.keys():
         assert two[key]["token_ids"] == one[key]["token_ids"]
-        assert abs(two[key]["logprob"] - one[key]["logprob"]) < 1e-4
+        # After the training, weights differ by rounding; see below.
+        assert abs(two[key]["logprob"] - one[key]["logprob"]) < (1e-3 if key[:2] == ("001", "evaluate") else 1e-4)
     assert {key for key in one if key[1] == "evaluate"} == {key for key in two if key[1] == "evaluate"}
     trained = [(runs[name] / "rounds/001/training.jsonl").read_text().splitlines() for name in ("one", "two")]
     names = [[(line["id"], line["sample"]) for line in map(json.loads, lines)] for lines in trained]
@@ -121,7 +122,11 @@ def test_two_hosts_sample_the_traces_of_one(runs: dict[str, Path]) -> None:
 def test_two_hosts_train_the_weights_of_one(runs: dict[str, Path], layout: Layout) -> None:
     weights = [ModelFolder.open(runs[name] / "checkpoints" / "001").load(layout) for name in ("one", "two")]
     for one, two in zip(*map(jax.tree.leaves, weights), strict=True):
-        np.testing.assert_allclose(np.asarray(one), np.asarray(two), atol=1e-5)
+        # Adam moves a weight by about the learning rate, 2e-3, however small its gradient: where that is next to
+        # nothing, the order of a sum decides by how much.
+        difference = np.abs(np.asarray(one) - np.asarray(two))
+        assert difference.max() < 1e-4
+        assert np.mean(difference > 1e-5) < 1e-3
     curves = [(runs[name] / "metrics.jsonl").read_text().splitlines() for name in ("one", "two")]
     steps = [[(line["phase"], line["step"]) for line in map(json.loads, lines)] for lines in curves]
     assert steps[0] == steps[1]

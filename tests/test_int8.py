@@ -18,6 +18,7 @@ from jax.sharding import SingleDeviceSharding
 from tpt_jax.config import MeshConfig
 from tpt_jax.models.attention import KVCache
 from tpt_jax.models.decoding_weights import FEW_ROWS, Int8Weight, OutputMajorWeight, product, quantize
+from tpt_jax.models.inference import abstract_inference_parameters
 from tpt_jax.models.transformer import abstract_parameters, initialize_parameters, place_abstract
 from tpt_jax.plan.hlo import Module
 from tpt_jax.plan.topology import ENVIRONMENT, tpu_devices
@@ -72,7 +73,9 @@ def test_a_product_with_an_output_major_weight_equals_the_einsum(name: str, num_
 def resharded(parameters: nnx.State, name: str, mesh_sizes: tuple[int, int, int], dtype: str = "float32") -> nnx.State:
     """The int8 copy of a tiny model's parameters on a mesh."""
     config, mesh = TINY[name], make_mesh(MeshConfig(*mesh_sizes), jax.devices()[: int(np.prod(mesh_sizes))])
-    copy = abstract_copy(abstract_parameters(config)[1], Layout(mesh, DECODE_RULES), jnp.dtype(dtype), "int8")
+    copy = abstract_copy(
+        abstract_inference_parameters(config, mesh)[1], Layout(mesh, DECODE_RULES), jnp.dtype(dtype), "int8"
+    )
     source = place_abstract(abstract_parameters(config)[1], Layout(mesh, TRAIN_RULES))
     reshard = compile_reshard(source, jax.tree.map(with_format, copy))
     moved = reshard(jax.device_put(parameters, jax.tree.map(lambda leaf: leaf.sharding, source)))
@@ -93,12 +96,12 @@ def test_the_reshard_rounds_on_a_mesh_as_on_one_device(layout: Layout) -> None:
         assert one.dtype == split.dtype
         np.testing.assert_array_equal(np.asarray(one), np.asarray(split))
     by_name = dict(nnx.to_flat_state(copies[1]))
-    assert by_name["layers", "attention_norm"].get_value().dtype == jnp.bfloat16
-    assert by_name["layers", "key_bias"].get_value().dtype == jnp.bfloat16
-    gate: Any = by_name["layers", "gate"].get_value()
-    assert (gate.values.dtype, gate.scale.dtype, gate.scale.shape) == (jnp.int8, jnp.float32, (3, 48))
-    assert gate.values.addressable_shards[0].data.shape == (3, 32, 24)
-    assert gate.scale.addressable_shards[0].data.shape == (3, 24)
+    assert by_name["groups", 0, "attention_norm"].get_value().dtype == jnp.bfloat16
+    assert by_name["groups", 0, "key_bias"].get_value().dtype == jnp.bfloat16
+    gate: Any = by_name["groups", 0, "gate"].get_value()
+    assert (gate.values.dtype, gate.scale.dtype, gate.scale.shape) == (jnp.int8, jnp.float32, (1, 48))
+    assert gate.values.addressable_shards[0].data.shape == (1, 32, 24)
+    assert gate.scale.addressable_shards[0].data.shape == (1, 24)
 
 
 @pytest.mark.parametrize("name", ["gemma2", "relative"])
@@ -127,15 +130,18 @@ def test_logits_equal_those_of_the_dequantized_model(name: str, layout: Layout) 
 
 def decode_logits(config: Any, layout: Layout) -> Callable[..., jax.Array]:
     """Logits of the last token: a prefill of the others, then a decode step that reads their keys and values."""
-    graph, _ = abstract_parameters(config)
+    graph, _ = abstract_inference_parameters(config, layout.mesh)
     inner = dataclasses.replace(layout, rules=DECODE_RULES)
 
     @jax.jit
     def run(parameters: nnx.State, tokens: jax.Array, positions: jax.Array) -> jax.Array:
         model = nnx.merge(graph, parameters)
-        filled = jnp.ones_like(tokens[:, :-1])
-        layers = model.prefill(tokens[:, :-1], positions[:, :-1], filled, layout=inner)
-        caches = [[(KVCache(key.swapaxes(2, 3), value.swapaxes(2, 3)), positions[:, :-1])] for key, value in layers]
+        before = tokens[:, :-1]
+        prompt = jnp.broadcast_to(jnp.arange(len(before), dtype=jnp.int32)[:, None], before.shape)
+        flat = (x.reshape(-1) for x in (before, positions[:, :-1], prompt))
+        layers = model.prefill(*flat, max_segment=before.shape[1], layout=inner)
+        entries = [[x.reshape(len(x), *before.shape, *x.shape[2:]).swapaxes(2, 3) for x in pair] for pair in layers]
+        caches = [[(KVCache(key, value), positions[:, :-1])] for key, value in entries]
         hidden, _ = model.decode(tokens[:, -1], positions[:, -1], caches, layout=inner)
         return model.logits(hidden)
 

@@ -98,7 +98,7 @@ def make_setup(config: RunConfig, verdict: Verdict = RIGHT) -> Any:
         future.set_result([verdict] * len(pairs))
         return future
 
-    programs = {"think": None, "evaluate": None}
+    programs: dict[str, Any] = dict.fromkeys(("think", "evaluate"), SimpleNamespace(shape=plan.shape))
     return SimpleNamespace(
         config=config,
         plans={"think": plan, "evaluate": plan},
