@@ -120,8 +120,8 @@ THINK = (
     Mutant(
         "a prompt overwritten in the pool while it is needed",
         "think/prefill.py",
-        "is_wrapped, head + size <= tail, fits_behind",
-        "is_wrapped, fits_behind, fits_behind",
+        "jnp.where(is_wrapped, tail, shape.pool_tokens)",
+        "shape.pool_tokens",
         RING,
     ),
     Mutant(

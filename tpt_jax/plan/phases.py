@@ -93,6 +93,7 @@ class Phase:
       memory: None if the program does not fit, or is part of another phase's program.
       cost: None if the program does not fit.
       advice: what to change if it does not fit; None if it fits.
+      tokens: sampled in one run, over all devices; None for a program that does not decode.
     """
 
     name: str

@@ -61,13 +61,12 @@ def fill_pool(
 def _place(slots: Slots, oldest_needed: Int[Array, ""], size: int, shape: SlotShape) -> Int[Array, ""]:
     """Where in the pool a batch of this size can be written; -1 if nowhere yet."""
     head = slots.pool_head[0]
-    fits_behind, fits_at_start = head + size <= shape.pool_tokens, size <= shape.pool_tokens
     tail = slots.prefill_starts[jnp.minimum(oldest_needed, shape.num_prefills - 1)]
     is_empty = oldest_needed >= slots.num_prefilled[0]
     # In use: tail to head, or tail to the end and the start to head. Head and tail are equal if all is in use.
     is_wrapped = ~is_empty & (head <= tail)
-    behind = jnp.where(is_wrapped, head + size <= tail, fits_behind)
-    at_start = ~is_wrapped & fits_at_start & (is_empty | (size <= tail))
+    behind = head + size <= jnp.where(is_wrapped, tail, shape.pool_tokens)
+    at_start = ~is_wrapped & (is_empty | (size <= tail))
     return jnp.where(behind, head, jnp.where(at_start, 0, -1))
 
 
