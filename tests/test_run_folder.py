@@ -22,7 +22,10 @@ def config(**overrides: str) -> RunConfig:
 
 @pytest.fixture
 def started(tmp_path: Path) -> Path:
-    RunFolder.open(tmp_path, config()).begin(config())
+    """A run with a result."""
+    folder = RunFolder.open(tmp_path, config())
+    folder.begin(config())
+    folder.write_stages(0, {"train": {"seconds": 1.0}})
     return tmp_path
 
 
@@ -67,14 +70,27 @@ def test_a_folder_of_an_older_version_is_resumed(started: Path) -> None:
 def test_run_and_eval_refuse_each_others_folders(started: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="made by another command than tpt eval"):
         RunFolder.open(started, config(), "eval")
-    other = tmp_path / "other"
-    RunFolder.open(other, config(), "eval").begin(config())
+    other = RunFolder.open(tmp_path / "other", config(), "eval")
+    other.begin(config())
+    other.write_stages(0, {"evaluate": {"seconds": 1.0}})
     with pytest.raises(UserError, match="made by another command than tpt run"):
-        RunFolder.open(other, config())
+        RunFolder.open(other.path, config())
 
 
-def test_a_temporary_file_of_a_killed_process_is_ignored(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "left", ["rounds/000/questions.jsonl", "checkpoints/000.orbax-checkpoint-tmp/a", "metrics.jsonl"]
+)
+def test_a_run_that_has_computed_nothing_yet_may_start_again_with_another_config(tmp_path: Path, left: str) -> None:
+    RunFolder.open(tmp_path, config(seed="3")).begin(config(seed="3"))
+    (tmp_path / left).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / left).touch()
+    RunFolder.open(tmp_path, config()).begin(config())
+    assert load_config(tmp_path / "config.yaml", {}).seed == 0
+
+
+def test_a_temporary_file_and_the_lock_of_a_killed_process_are_ignored(tmp_path: Path) -> None:
     (tmp_path / ".config.yaml.123.tmp").write_text("na")
+    (tmp_path / "lock").touch()
     RunFolder.open(tmp_path, config())
 
 

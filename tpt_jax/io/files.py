@@ -1,5 +1,6 @@
 """JSON-lines files whose errors name the line, and atomic writes."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -85,6 +86,17 @@ def check_output(path: pathlib.Path, inputs: Iterable[AnyPath]) -> None:
         raise UserError(f"--output {path}: no permission to write; give a file that you may write")
 
 
+@contextlib.contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Adds the path to errors of the file system in the body that name none, as those of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+
+
 def make_folder(path: AnyPath) -> None:
     """Creates a folder, and its parents, unless it exists.
 
@@ -120,11 +132,12 @@ def write_pieces(path: str | os.PathLike[str], pieces: Iterable[str]) -> None:
     path = to_path(os.path.realpath(path))  # replace a link's target, not the link
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.writelines(pieces)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with naming(path):
+            with open(temporary, "w", encoding="utf-8") as file:
+                file.writelines(pieces)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 

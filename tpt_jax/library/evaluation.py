@@ -9,6 +9,7 @@ from typing import Any
 from tpt_jax.config import EvaluateConfig, RunConfig, as_config
 from tpt_jax.errors import UserError
 from tpt_jax.evaluation import Evaluation, evaluate_traces
+from tpt_jax.io.paths import to_path
 from tpt_jax.library.judging import judge
 from tpt_jax.library.model import Model
 from tpt_jax.library.sampling import sample, sampling_settings
@@ -18,6 +19,7 @@ from tpt_jax.loop.sampling import Pass, sample_all
 from tpt_jax.loop.setup import set_up
 from tpt_jax.records import CheckerSpec
 from tpt_jax.runtime import environment, hosts
+from tpt_jax.runtime.one_at_a_time import own_folder
 
 
 def evaluate(
@@ -73,7 +75,8 @@ def evaluate_checkpoint(
     with contextlib.ExitStack() as stack:
         if run_dir is None and hosts.count() > 1:
             raise UserError("--run_dir: several hosts need a folder that all of them share; give gs://BUCKET/...")
-        path = run_dir or stack.enter_context(tempfile.TemporaryDirectory())
+        path = to_path(run_dir or stack.enter_context(tempfile.TemporaryDirectory()))
+        stack.enter_context(own_folder(path, "--run_dir"))
         folder = RunFolder.open(path, config, "eval")
         setup = stack.enter_context(set_up(config, ("evaluate",)))
         questions = setup.task.test[: config.evaluate.num_questions]

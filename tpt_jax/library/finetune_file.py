@@ -21,6 +21,7 @@ from tpt_jax.loop.training import Trained, fine_tune
 from tpt_jax.prompts import Example, Prompt
 from tpt_jax.runtime import environment, hosts
 from tpt_jax.runtime.mesh import make_mesh
+from tpt_jax.runtime.one_at_a_time import own_output
 from tpt_jax.tasks import Task, load_task
 from tpt_jax.tasks.decontamination import normalised, normalised_texts
 from tpt_jax.tasks.task import parse_text
@@ -30,6 +31,7 @@ from tpt_jax.train.data import split_by_length
 from tpt_jax.train.fine_tuning import StepRecord
 
 CURVES = "metrics.jsonl"
+SAVES = "training"
 SETTINGS = "settings.json"  # the settings that the training was started with
 
 
@@ -52,45 +54,46 @@ def finetune_file(
     environment.prepare()
     config, traces = as_config(config), to_path(traces)
     target = to_path(output)
-    if is_complete(target):
-        raise UserError(f"{target}: exists already; give a new folder")
-    if config.wandb_project is not None and hosts.is_first():
-        import_wandb(config.wandb_project)
-    folder = ModelFolder.open(model)
-    folder.check_weights()
-    task = load_task(config.task)
-    examples = read_examples(traces, task, make_prompt(config.prompt, folder, task), folder.config.vocab_size)
-    longest = config.train.sequence_length
-    if not split_by_length(examples, longest)[0]:
-        raise UserError(
-            f"{traces}: holds no trace to train on; {len(examples)} are longer than train.sequence_length ({longest}): "
-            "give a file with traces, or a larger train.sequence_length"
+    with own_output(target):
+        if is_complete(target):
+            raise UserError(f"{target}: exists already; give a new folder")
+        if config.wandb_project is not None and hosts.is_first():
+            import_wandb(config.wandb_project)
+        folder = ModelFolder.open(model)
+        folder.check_weights()
+        task = load_task(config.task)
+        examples = read_examples(traces, task, make_prompt(config.prompt, folder, task), folder.config.vocab_size)
+        longest = config.train.sequence_length
+        if not split_by_length(examples, longest)[0]:
+            raise UserError(
+                f"{traces}: holds no trace to train on; {len(examples)} are longer than train.sequence_length "
+                f"({longest}): give a file with traces, or a larger train.sequence_length"
+            )
+        partial = target.with_name(f"{target.name}.partial")
+        settings = {"config": dump_config(config), "model": os.fspath(model), "traces": checksum(traces)}
+        _check_same_training(partial, settings)
+        hosts.barrier("partial folder checked")
+        trainer = compile_trainer(
+            folder.config, make_mesh(config.mesh), compute_dtype=config.model.compute_dtype, train=config.train
         )
-    partial = target.with_name(f"{target.name}.partial")
-    settings = {"config": dump_config(config), "model": os.fspath(model), "traces": checksum(traces)}
-    _check_same_training(partial, settings)
-    hosts.barrier("partial folder checked")
-    if hosts.is_first():
-        write_atomically(partial / SETTINGS, json.dumps(settings, indent=2) + "\n")
-    trainer = compile_trainer(
-        folder.config, make_mesh(config.mesh), compute_dtype=config.model.compute_dtype, train=config.train
-    )
-    trained = _train(trainer, folder, examples, config, partial)
-    facts = {"num_examples": trained.num_examples, "num_too_long": trained.num_too_long, "tokens": trained.tokens}
-    writer = CheckpointWriter()
-    writer.save(target, trained.parameters, folder, facts, extra_files=(partial / CURVES, partial / "tensorboard"))
-    writer.close()
-    if hosts.is_first():
-        partial.rmtree()
-    hosts.barrier("end of the training")
-    say(f"{target}: trained on {trained.num_examples} traces; {trained.num_too_long} were too long")
+        if hosts.is_first():
+            write_atomically(partial / SETTINGS, json.dumps(settings, indent=2) + "\n")
+        trained = _train(trainer, folder, examples, config, partial)
+        facts = {"num_examples": trained.num_examples, "num_too_long": trained.num_too_long, "tokens": trained.tokens}
+        writer = CheckpointWriter()
+        writer.save(target, trained.parameters, folder, facts, extra_files=(partial / CURVES, partial / "tensorboard"))
+        writer.close()
+        if hosts.is_first():
+            partial.rmtree()
+        hosts.barrier("end of the training")
+        say(f"{target}: trained on {trained.num_examples} traces; {trained.num_too_long} were too long")
 
 
 def _train(
     trainer: TrainerProgram, folder: ModelFolder, examples: list[Example], config: RunConfig, partial: Path
 ) -> Trained:
     """Trains on the examples, resumed from the saves in the partial folder, where the curves are logged too."""
-    saves = partial / "training"
+    saves = partial / SAVES
     num_done = num_saved_steps(saves)
     with contextlib.ExitStack() as stack:
         log = None
@@ -187,10 +190,10 @@ def _token_ids(line: Mapping[str, Any], vocab_size: int) -> list[int]:
     return ids
 
 
-def _check_same_training(partial: AnyPath, settings: Mapping[str, Any]) -> None:
-    """Raises UserError if the partial folder's training was started with other settings."""
+def _check_same_training(partial: Path, settings: Mapping[str, Any]) -> None:
+    """Raises UserError if the partial folder holds saves of a training with other settings."""
     path = partial / SETTINGS
-    if path.is_file():
+    if path.is_file() and num_saved_steps(partial / SAVES):
         started = json.loads(path.read_text())
         different = [name for name in settings if started.get(name) != settings[name]]
         if different:

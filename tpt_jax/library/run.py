@@ -12,6 +12,7 @@ from rich.console import Console
 from tpt_jax.config import RunConfig, load_config
 from tpt_jax.errors import UserError
 from tpt_jax.io.paths import Path as RunPath
+from tpt_jax.io.paths import to_path
 from tpt_jax.loop.metrics import MetricsLog, import_wandb, monitor_table, round_table
 from tpt_jax.loop.recovery import RoundState, make_line_filter, recover
 from tpt_jax.loop.rounds import Loop
@@ -21,6 +22,7 @@ from tpt_jax.loop.sharing import Sharing
 from tpt_jax.loop.weights import Weights
 from tpt_jax.report import write_report
 from tpt_jax.runtime import environment, hosts
+from tpt_jax.runtime.one_at_a_time import own_folder
 
 Metrics = Mapping[str, Any]  # a round's figures, as in its metrics.json
 
@@ -71,10 +73,11 @@ def run(
         config = load_config(Path(config), overrides)
     elif overrides:
         raise UserError(f"run: {', '.join(overrides)}: a loaded config takes no overrides; give its file instead")
-    folder = RunFolder.open(run_dir or os.path.join("runs", config.name), config)
-    if config.wandb_project is not None and hosts.is_first():
-        import_wandb(config.wandb_project)  # now, rather than after the compilation
-    with Workshop() as workshop:
+    path = to_path(run_dir or os.path.join("runs", config.name))
+    with own_folder(path, "--run_dir"), Workshop() as workshop:
+        folder = RunFolder.open(path, config)
+        if config.wandb_project is not None and hosts.is_first():
+            import_wandb(config.wandb_project)  # now, rather than after the compilation
         rounds = run_rounds(config, folder, workshop, on_round)
         hosts.barrier("end of the run")
     return Run(folder.path, rounds, folder.report)

@@ -3,14 +3,15 @@
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from tpt_jax.checkpoints.model_folder import ModelFolder
 from tpt_jax.config import MeshConfig, PromptConfig, SamplingConfig, Seed, check_value, settings
 from tpt_jax.errors import InvalidRecordError, UserError
-from tpt_jax.io.files import checksum, write_jsonl
+from tpt_jax.io.files import checksum, parse_line, write_jsonl
+from tpt_jax.io.paths import to_path
 from tpt_jax.io.record_files import parse_id, read_records
 from tpt_jax.library.sampling import sample_batches
 from tpt_jax.loop.setup import plan_prompts
@@ -18,6 +19,7 @@ from tpt_jax.prompts import load_prompt
 from tpt_jax.records import Trace
 from tpt_jax.runtime import environment, hosts
 from tpt_jax.runtime.mesh import make_mesh
+from tpt_jax.runtime.one_at_a_time import own_output
 from tpt_jax.runtime.sharding import TRAIN_RULES, Layout
 from tpt_jax.terminal import say
 from tpt_jax.think.sampler import compile_sampler
@@ -57,53 +59,58 @@ def sample_file(
     environment.prepare()
     prompts, output = Path(prompts), Path(output)
     check_value("seed", seed, Seed)
-    if output.exists():
-        raise UserError(f"{output}: exists already; give a new file, or remove it")
-    config = settings(SamplingConfig, options, option="--")
-    texts = read_prompts(prompts)
-    asking = settings(PromptConfig, {"template": template, "stop": stop}, option="--")
-    folder = ModelFolder.open(model)
-    folder.check_weights()
-    prompt = load_prompt(folder.path, template=asking.template, stop=() if plain and stop is None else asking.stop)
-    stop_strings = make_stop_strings(prompt.stop, prompt.tokenizer, folder.config.vocab_size)
-    if plain:
-        say("sample: continuing each prompt as it stands")
-    else:
-        say(f"sample: asking with {prompt.template_name}; --plain continues each prompt as it stands")
-    fixed = {
-        "model": str(model),
-        **{name: getattr(config, name) for name in ("num_samples", "temperature", "top_k", "top_p", "min_p")},
-        "max_new_tokens": config.max_new_tokens,
-        "seed": seed,
-        "stop": list(prompt.stop),
-        "template": asking.template,
-        "plain": plain,
-        "max_prompt_tokens": config.max_prompt_tokens,
-        "compute_dtype": compute_dtype,
-        "cache_type": config.cache_type,
-        "weights": config.weights,
-        "prompts": checksum(prompts),
-    }
-    partial = PartialOutput(output, fixed)
-    written = partial.read_own()
-    done = {tuple(name) for host in hosts.all_gather("completions done", partial.names()) for name in host}
-    mesh = make_mesh(MeshConfig(tensor=tensor))
-    encode = prompt.plain_ids if plain else prompt.prompt_ids
-    plan = plan_prompts(texts, encode, config, mesh, option="--", stop_strings=stop_strings)
-    batches = sample_batches(
-        lambda: compile_sampler(
-            folder.config, mesh, compute_dtype=compute_dtype, shapes={"sample": plan.shape}, stop_ids=prompt.stop_ids
-        ),
-        prompt,
-        plan,
-        lambda: folder.load(Layout(mesh, TRAIN_RULES)),
-        list(texts),
-        config.temperature,
-        seed=seed,
-        stop_strings=stop_strings,
-        done=done,
-    )
-    _write(partial, written, batches, list(texts))
+    with own_output(to_path(output)):
+        if output.exists():
+            raise UserError(f"{output}: exists already; give a new file, or remove it")
+        config = settings(SamplingConfig, options, option="--")
+        texts = read_prompts(prompts)
+        asking = settings(PromptConfig, {"template": template, "stop": stop}, option="--")
+        folder = ModelFolder.open(model)
+        folder.check_weights()
+        prompt = load_prompt(folder.path, template=asking.template, stop=() if plain and stop is None else asking.stop)
+        stop_strings = make_stop_strings(prompt.stop, prompt.tokenizer, folder.config.vocab_size)
+        if plain:
+            say("sample: continuing each prompt as it stands")
+        else:
+            say(f"sample: asking with {prompt.template_name}; --plain continues each prompt as it stands")
+        fixed = {
+            "model": str(model),
+            **{name: getattr(config, name) for name in ("num_samples", "temperature", "top_k", "top_p", "min_p")},
+            "max_new_tokens": config.max_new_tokens,
+            "seed": seed,
+            "stop": list(prompt.stop),
+            "template": asking.template,
+            "plain": plain,
+            "max_prompt_tokens": config.max_prompt_tokens,
+            "compute_dtype": compute_dtype,
+            "cache_type": config.cache_type,
+            "weights": config.weights,
+            "prompts": checksum(prompts),
+        }
+        partial = PartialOutput(output, fixed)
+        written = partial.read_own()
+        done = {tuple(name) for host in hosts.all_gather("completions done", partial.names()) for name in host}
+        mesh = make_mesh(MeshConfig(tensor=tensor))
+        encode = prompt.plain_ids if plain else prompt.prompt_ids
+        plan = plan_prompts(texts, encode, config, mesh, option="--", stop_strings=stop_strings)
+        batches = sample_batches(
+            lambda: compile_sampler(
+                folder.config,
+                mesh,
+                compute_dtype=compute_dtype,
+                shapes={"sample": plan.shape},
+                stop_ids=prompt.stop_ids,
+            ),
+            prompt,
+            plan,
+            lambda: folder.load(Layout(mesh, TRAIN_RULES)),
+            list(texts),
+            config.temperature,
+            seed=seed,
+            stop_strings=stop_strings,
+            done=done,
+        )
+        _write(partial, written, batches, list(texts))
 
 
 def _write(
@@ -193,13 +200,20 @@ class PartialOutput:
         if not path.is_file():
             return []
         lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-        if not lines:
+        if len(lines) < 2:  # without completions, its settings bind nobody
             return []
-        before = json.loads(lines[0])
+        before, *completions = self._parse(path, lines)
         for name, value in self.settings.items():
             if before.get(name) != value:
                 raise UserError(
                     f"{path}: was started with --{name} {before.get(name)}, not {value}; give the same again, or "
                     "remove the file"
                 )
-        return [json.loads(line) for line in lines[1:]]
+        return completions
+
+    def _parse(self, path: Path, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+        for number, line in enumerate(lines, start=1):
+            try:
+                yield parse_line(line.encode())
+            except InvalidRecordError as error:
+                raise UserError(f"{path}:{number}: {error}: the file is damaged; remove it to sample again") from error

@@ -11,6 +11,7 @@ from rich.console import Console
 from tpt_jax.config import RunConfig, plain_values, read_tree
 from tpt_jax.errors import UserError
 from tpt_jax.io.paths import Path as SweepPath
+from tpt_jax.io.paths import to_path
 from tpt_jax.library.run import run_rounds
 from tpt_jax.loop.metrics import import_wandb
 from tpt_jax.loop.run_folder import RunFolder
@@ -21,6 +22,7 @@ from tpt_jax.report.sweep_page import write_sweep_report
 from tpt_jax.report.sweep_read import ArmResult, SweepResult
 from tpt_jax.report.sweep_words import findings, sweep_table
 from tpt_jax.runtime import environment, hosts
+from tpt_jax.runtime.one_at_a_time import own_folder
 from tpt_jax.terminal import percent, say
 
 FILE_WIDTH = 160  # characters of a printed line, where no terminal sets it
@@ -89,9 +91,10 @@ def sweep(
     environment.prepare()
     tree = plain_values(config) if isinstance(config, RunConfig) else read_tree(Path(config))
     plan = make_plan(tree, overrides, vary=vary, arms=arms, seeds=seeds)
-    folder = SweepFolder.open(sweep_dir or os.path.join("sweeps", plan.name), plan)
+    path = to_path(sweep_dir or os.path.join("sweeps", plan.name))
     result, failures = None, {}
-    with Workshop() as workshop:
+    with own_folder(path, "--sweep_dir"), Workshop() as workshop:
+        folder = SweepFolder.open(path, plan)
         unfinished = hosts.broadcast("unfinished runs", lambda: _unfinished(folder, plan))
         _set_up_all([arm for arm in plan.arms if unfinished[arm.name]], workshop)
         if hosts.is_first():
@@ -149,7 +152,8 @@ def _try_to_run(config: RunConfig, folder: RunFolder, workshop: Workshop, stages
         say(f"{config.name}: round {rounds[-1]['round']}: Pass@1 {percent(rounds[-1]['pass_at_1'])}")
 
     try:
-        run_rounds(config, folder, workshop, show, Sharing(stages, folder, config))
+        with own_folder(folder.path, "--sweep_dir"):
+            run_rounds(config, folder, workshop, show, Sharing(stages, folder, config))
     except (UserError, FloatingPointError) as error:
         if hosts.count() > 1:  # the others may not have failed here
             raise

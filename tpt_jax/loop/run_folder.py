@@ -29,6 +29,7 @@ import yaml
 from tpt_jax.config import RunConfig, Sampling, dump_config, flat, parse_config, plain_values
 from tpt_jax.errors import UserError
 from tpt_jax.io.files import read_jsonl, write_atomically, write_jsonl
+from tpt_jax.io.lock import LOCK
 from tpt_jax.io.paths import Path, is_remote, to_path
 from tpt_jax.records import JudgedTrace, Question
 
@@ -69,11 +70,13 @@ class RunFolder:
         """Opens a folder to resume, or one for a new run; writes nothing before `begin`.
 
         Raises:
-          UserError: the folder holds a run with other settings, or something that is not a run.
+          UserError: the folder holds results of a run with other settings, or something that is not a run.
         """
         path = to_path(path)
         written = path / "config.yaml"
         if written.is_file():
+            if not has_results(path):  # a command with a mistake: the corrected one takes its place
+                return cls(path, verb)
             text = written.read_bytes().decode("utf-8", errors="replace")
             if text.startswith(_header("eval")) != (verb == "eval"):
                 raise UserError(f"{path}: was made by another command than tpt {verb}; give another --run_dir")
@@ -302,8 +305,14 @@ def _read_object(path: Path) -> dict[str, Any] | None:
 
 
 def is_empty(path: Path) -> bool:
-    """Whether a path is a folder with nothing in it but what a killed process was writing."""
-    return path.is_dir() and all(child.name.endswith(".tmp") for child in path.iterdir())
+    """Whether a path is a folder with nothing in it but a lock and what a killed process was writing."""
+    return path.is_dir() and all(child.name == LOCK or child.name.endswith(".tmp") for child in path.iterdir())
+
+
+def has_results(path: Path) -> bool:
+    """Whether a run's folder holds something that a run had to compute: a trace, a stage or a checkpoint."""
+    patterns = ("rounds/*/traces/*.jsonl", "rounds/*/stages.json", "checkpoints/[0-9][0-9][0-9]")
+    return any(True for pattern in patterns for _ in path.glob(pattern))
 
 
 def _header(verb: Verb) -> str:

@@ -32,7 +32,7 @@ from tpt_jax.config import SWEEP, RunConfig, override, parse_config, plain_value
 from tpt_jax.errors import STRICT, UserError
 from tpt_jax.io.files import write_atomically
 from tpt_jax.io.paths import Path, is_remote, to_path
-from tpt_jax.loop.run_folder import RunFolder, first_difference, is_empty
+from tpt_jax.loop.run_folder import RunFolder, first_difference, has_results, is_empty
 
 MAX_SEEDS = 1000
 MAX_FOLDER_NAME = 80  # characters
@@ -96,10 +96,13 @@ class SweepFolder:
         """Opens a folder to resume, or one for a new sweep; writes nothing before `begin`.
 
         Raises:
-          UserError: the folder holds a sweep with another plan, a run with another config, or something else.
+          UserError: the folder holds results of a sweep with another plan or a run with another config, or something
+            else.
         """
         folder = cls(to_path(path))
         if folder.plan_file.is_file():
+            if not any(map(has_results, folder.path.glob("arms/*/*"))):
+                return folder  # a command with a mistake: the corrected one takes its place
             difference = _first_difference(folder.read_plan(), plan)
             if difference is not None:
                 raise UserError(f"{path}: holds a sweep with another plan ({difference}); {ANOTHER}")
