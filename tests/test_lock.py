@@ -143,14 +143,14 @@ def test_a_lease_that_is_not_renewed_is_taken_over(tmp_path: Path, capsys: pytes
 @pytest.mark.usefixtures("short_lease")
 def test_of_several_that_see_no_lease_one_gets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, start, held = to_path(tmp_path / LOCK), threading.Barrier(4), []
-    monkeypatch.setattr(lock, "SETTLE", 0.3)
+    monkeypatch.setattr(lock, "SETTLE", 2.0)
 
     def compete(index: int) -> None:
         start.wait()
         try:
             with locked(file, "", ""):
                 held.append(index)
-                time.sleep(1)
+                time.sleep(4)
         except UserError:
             pass
 

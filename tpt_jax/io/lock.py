@@ -5,13 +5,13 @@ systems that lock nothing, it is a lease: a file that its holder writes again ev
 over once it has stayed the same for EXPIRY seconds. Clocks of several machines are never compared.
 """
 
-import _thread
 import contextlib
 import datetime
 import errno
 import fcntl
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -165,7 +165,7 @@ def _keep_renewing(file: Path, owner: Owner, wait: Callable[[float], bool]) -> N
         try:
             if not _is_held_by(file, owner):
                 say(f"{file}: {HeldError(_read(file))} has taken over, since this process was not heard of; it ends")
-                _thread.interrupt_main()
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
                 return
             _renew(file, owner, beat)
         except OSError as error:  # the network may be back at the next beat
