@@ -2,7 +2,7 @@
 
 import sys
 
-from tpt_jax.commands.main import main
+from tpt_jax.commands.main import command
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command())

@@ -7,6 +7,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from tpt_jax.checkpoints.checksums import BrokenCheckpointError, verify_checksums, write_checksums
+from tpt_jax.checkpoints.storage import system_errors
 from tpt_jax.checkpoints.writer import unfinished_folder
 from tpt_jax.io.paths import AnyPath, to_path
 from tpt_jax.terminal import say
@@ -49,8 +50,16 @@ class TrainingCheckpoints:
         return num_steps % self._save_every == 0
 
     def save(self, saved: Saved) -> None:
-        """Starts writing a save; returns once the state is copied off the devices."""
-        self._manager.wait_until_finished()
+        """Starts writing a save; returns once the state is copied off the devices.
+
+        Raises:
+          OSError: this save or the one before could not be written.
+        """
+        with system_errors(self._path):
+            self._manager.wait_until_finished()
+            self._save(saved)
+
+    def _save(self, saved: Saved) -> None:
         self._saving = saved.step
         items: Any = {
             "state": ocp.args.StandardSave(_named(saved.state)),  # pyright: ignore[reportCallIssue]
@@ -88,8 +97,13 @@ class TrainingCheckpoints:
         write_checksums(unfinished_folder(path) or path)
 
     def close(self) -> None:
-        """Waits for the save being written."""
-        self._manager.close()
+        """Waits for the save being written.
+
+        Raises:
+          OSError: it could not be written.
+        """
+        with system_errors(self._path):
+            self._manager.close()
 
 
 def _named(state: Any) -> dict[str, Any]:

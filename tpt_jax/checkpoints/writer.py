@@ -9,6 +9,7 @@ from flax import nnx
 
 from tpt_jax.checkpoints.checksums import write_checksums
 from tpt_jax.checkpoints.model_folder import PARAMETERS, ModelFolder
+from tpt_jax.checkpoints.storage import system_errors
 from tpt_jax.io.paths import Path, copy
 from tpt_jax.models.huggingface_export import copy_side_files
 from tpt_jax.runtime import hosts
@@ -21,7 +22,8 @@ class CheckpointWriter:
     """Writes checkpoints atomically and in the background, with config, tokenizer and checksums."""
 
     def __init__(self) -> None:
-        self._write_side_files: Callable[[], None] = lambda: None  # of the checkpoint being written
+        self._path = Path()  # of the checkpoint being written
+        self._write_side_files: Callable[[], None] = lambda: None
         # Orbax calls it on the first host when all weights are written, before the folder gets its final name.
         options = ocp.AsyncOptions(post_finalization_callback=lambda: self._write_side_files())
         self._checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), async_options=options)
@@ -42,6 +44,7 @@ class CheckpointWriter:
           extra_files: files and folders to copy into the checkpoint.
         """
         self.wait()
+        self._path = path
         remove_unfinished(path)
 
         def write_side_files() -> None:
@@ -54,15 +57,24 @@ class CheckpointWriter:
 
         self._write_side_files = write_side_files
         items = {PARAMETERS: ocp.args.StandardSave(nnx.to_pure_dict(parameters))}  # pyright: ignore[reportCallIssue]
-        self._checkpointer.save(path.resolve(), args=ocp.args.Composite(**items))
+        with system_errors(path):
+            self._checkpointer.save(path.resolve(), args=ocp.args.Composite(**items))
 
     def wait(self) -> None:
-        """Returns once the last checkpoint is complete."""
-        self._checkpointer.wait_until_finished()
+        """Returns once the last checkpoint is complete.
+
+        Raises:
+          OSError: it could not be written.
+        """
+        with system_errors(self._path):
+            self._checkpointer.wait_until_finished()
 
     def close(self) -> None:
-        self.wait()
-        self._checkpointer.close()
+        """As `wait`; frees the writer's threads."""
+        try:
+            self.wait()
+        finally:
+            self._checkpointer.close()
 
 
 def is_complete(path: Path) -> bool:

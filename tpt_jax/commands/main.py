@@ -53,7 +53,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get(TRACEBACK):
             traceback.print_exception(error)
-        return _fail(_describe(error), 1)
+        return _fail(_describe(error, args.is_resumable), 1)
+
+
+def command() -> int:
+    """The `tpt` command of a process: `main`, with nothing on standard error but its lines.
+
+    Libraries write in threads of their own. When a disk is full they are given up, and print tracebacks of errors that
+    come after the one that `main` reports, some of them while the interpreter ends.
+    """
+    if not os.environ.get(TRACEBACK):
+        sys.excepthook = sys.unraisablehook = threading.excepthook = lambda *_: None
+    return main()
 
 
 @contextlib.contextmanager
@@ -79,12 +90,13 @@ def _fail(message: object, status: int) -> int:
     return status
 
 
-def _describe(error: Exception) -> str:
+def _describe(error: Exception, is_resumable: bool) -> str:
     """One line about a failure."""
     if isinstance(error, FloatingPointError | HostsError | MachineError):
         return str(error)
-    if isinstance(error, OSError):  # a read-only folder, a full disk
-        return f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or error}"
+    if isinstance(error, OSError):  # a full disk, a read-only or vanished folder
+        line = f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or error}"
+        return f"{line}; once that is mended, the same command resumes from here" if is_resumable else line
     reason = next(iter(str(error).strip().splitlines()), "")
     line = f"{type(error).__name__}: {reason}"
     if isinstance(error, RuntimeError) and _has_other_hosts():  # XLA's collectives do not say why they fail
@@ -139,4 +151,4 @@ def _overrides(parser: argparse.ArgumentParser, args: argparse.Namespace, rest: 
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command())
