@@ -54,13 +54,24 @@ def metrics(folder: Path, index: int) -> dict[str, Any]:
 
 def results(folder: Path) -> list[dict[str, Any]]:
     """A run's metrics, without those that depend on the clock, on the process, or on what was under way."""
-    ignored = ("seconds", "compilations", "slot_occupancy", "device_idle", "tokens", "num_surplus", "num_cancelled")
+    ignored = (
+        "crc32",
+        "seconds",
+        "compilations",
+        "slot_occupancy",
+        "device_idle",
+        "tokens",
+        "num_surplus",
+        "num_cancelled",
+    )
     rounds = [metrics(folder, index) for index in range(3)]
     return [{name: value for name, value in figures.items() if name not in ignored} for figures in rounds]
 
 
 def jsonl(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """The lines of a file, without their checksums."""
+    lines = map(json.loads, path.read_text().splitlines())
+    return [{name: value for name, value in line.items() if name != "crc32"} for line in lines]
 
 
 def but_for_rounding(line: dict[str, Any]) -> dict[str, Any]:

@@ -35,5 +35,11 @@ class HostsError(Exception):
     """Another host is late, gone or in another exchange; the message names it. The command exits with status 1."""
 
 
-class Stopped(Exception):  # noqa: N818
-    """The process was asked to stop and has saved its state. The command exits with EX_TEMPFAIL."""
+class Stopped(BaseException):
+    """The process was asked to stop and has saved its state. The command exits with EX_TEMPFAIL.
+
+    Like KeyboardInterrupt it may be raised anywhere, so that no library takes it for an error of its own.
+    """
+
+    def __init__(self, signal: str = "SIGTERM"):
+        super().__init__(f"stopped by {signal}")

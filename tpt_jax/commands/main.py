@@ -26,30 +26,35 @@ Main = Callable[[argparse.Namespace], int | None]
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM ends a command that cannot be resumed just as Ctrl-C does, so that it cleans up."""
+    """SIGTERM and SIGHUP end a command just as Ctrl-C does, so that it cleans up; later, runs hear them themselves."""
+
+    def __init__(self, signal: signal.Signals):
+        super().__init__()
+        self.signal = signal
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit status.
 
-    0 done, 1 failed, 2 a mistake in the user's input, 75 (EX_TEMPFAIL) stopped by SIGTERM and resumable, 143 stopped by
-    SIGTERM, 130 interrupted. Every failure is one line; with TPT_TRACEBACK=1 in the environment its traceback comes
-    first.
+    0 done, 1 failed, 2 a mistake in the user's input, 75 (EX_TEMPFAIL) stopped by SIGTERM or SIGHUP and resumable, 143
+    stopped by SIGTERM, 129 by SIGHUP, 130 interrupted. Every failure is one line; with TPT_TRACEBACK=1 in the
+    environment its traceback comes first.
     """
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
     try:
         args.overrides = _overrides(parser, args, rest)
-        with contextlib.nullcontext() if args.is_resumable else _sigterm_interrupts():
+        with _signals_interrupt():
             return args.main(args) or 0
     except UserError as error:
         return _fail(error, 2)
-    except Stopped:
-        return _fail("stopped by SIGTERM; the same command resumes from here", os.EX_TEMPFAIL)
-    except _Terminated:
-        return _fail("stopped by SIGTERM", 128 + signal.SIGTERM)
+    except Stopped as error:
+        return _fail(f"{error}{_resumes(args)}", os.EX_TEMPFAIL)
+    except _Terminated as error:
+        status = os.EX_TEMPFAIL if args.is_resumable else 128 + error.signal
+        return _fail(f"stopped by {error.signal.name}{_resumes(args)}", status)
     except KeyboardInterrupt:
-        return _fail(f"interrupted{'; the same command resumes from here' if args.is_resumable else ''}", 130)
+        return _fail(f"interrupted{_resumes(args)}", 130)
     except Exception as error:
         if os.environ.get(TRACEBACK):
             traceback.print_exception(error)
@@ -64,25 +69,35 @@ def command() -> int:
     """
     if not os.environ.get(TRACEBACK):
         sys.excepthook = sys.unraisablehook = threading.excepthook = lambda *_: None
-    return main()
+    status = main()
+    for each in (signal.SIGTERM, signal.SIGHUP):  # all is said and done: a second one must not change the status
+        signal.signal(each, signal.SIG_IGN)
+    return status
 
 
 @contextlib.contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """Raises _Terminated in the body at the first SIGTERM."""
+def _signals_interrupt() -> Iterator[None]:
+    """Raises _Terminated in the body at the first SIGTERM or SIGHUP."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would interrupt the cleaning up
-        raise _Terminated
+        for each in previous:
+            signal.signal(each, signal.SIG_IGN)  # a second one would interrupt the cleaning up
+        raise _Terminated(signal.Signals(number))
 
     if threading.current_thread() is not threading.main_thread():  # no other may handle signals
         yield
         return
-    previous = signal.signal(signal.SIGTERM, interrupt)
+    heard = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) != signal.SIG_IGN]  # nohup
+    previous = {each: signal.signal(each, interrupt) for each in heard}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for each, handler in previous.items():
+            signal.signal(each, handler)
+
+
+def _resumes(args: argparse.Namespace) -> str:
+    return "; the same command resumes from here" if args.is_resumable else ""
 
 
 def _fail(message: object, status: int) -> int:

@@ -1,15 +1,23 @@
-"""JSON-lines files whose errors name the line, and atomic writes."""
+"""JSON-lines files whose errors name the line, and atomic writes.
+
+What a run writes for itself carries checksums, one a line: a flipped bit is noticed before it is trained on.
+"""
 
 import contextlib
 import hashlib
 import json
 import os
 import pathlib
+import re
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from tpt_jax.errors import InvalidRecordError, UserError
 from tpt_jax.io.paths import AnyPath, Path, is_remote, to_path
+
+CHECKSUM = re.compile(rb', "crc32": "([0-9a-f]{8})"\}\s*\Z')  # the end of a line with a checksum
+REWRITE = "delete it and `tpt run` writes it again"
 
 
 def read_jsonl(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
@@ -45,8 +53,9 @@ def parse_line(line: bytes) -> dict[str, Any]:
     """Parses a line that holds one JSON object.
 
     Raises:
-      InvalidRecordError: it does not; the message says why.
+      InvalidRecordError: it does not, or it was changed since its checksum was written; the message says why.
     """
+    line = _without_checksum(line)
     try:
         value = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -58,6 +67,29 @@ def parse_line(line: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InvalidRecordError(f"of type {type(value).__name__}, not an object; write one object per line")
     return value
+
+
+def checked_line(value: Mapping[str, Any]) -> str:
+    """An object as a JSON line whose last field is the CRC-32 of the line without that field."""
+    text = json.dumps(value)
+    return f'{text[:-1]}, "crc32": "{zlib.crc32(text.encode()):08x}"}}\n'
+
+
+def _without_checksum(line: bytes) -> bytes:
+    """The line that was given to `checked_line`, or any other line as it is.
+
+    Raises:
+      InvalidRecordError: it was changed since.
+    """
+    found = CHECKSUM.search(line)
+    if found is None:
+        return line
+    text = line[: found.start()] + b"}"
+    if zlib.crc32(text) != int(found.group(1), 16):
+        raise InvalidRecordError(
+            "was changed since it was written; restore it, or drop its crc32 if the change is yours"
+        )
+    return text
 
 
 def checksum(path: str | os.PathLike[str]) -> str:
@@ -145,3 +177,36 @@ def write_pieces(path: str | os.PathLike[str], pieces: Iterable[str]) -> None:
 def write_jsonl(path: str | os.PathLike[str], lines: Iterable[Mapping[str, Any]]) -> None:
     """Writes JSON lines atomically."""
     write_pieces(path, (json.dumps(line) + "\n" for line in lines))
+
+
+def write_checked_jsonl(path: str | os.PathLike[str], lines: Iterable[Mapping[str, Any]]) -> None:
+    """Writes JSON lines with checksums, atomically."""
+    write_pieces(path, map(checked_line, lines))
+
+
+def write_checked_object(path: str | os.PathLike[str], value: Mapping[str, Any]) -> None:
+    """Writes a JSON object with a checksum, atomically and for people to read."""
+    crc32 = f"{zlib.crc32(json.dumps(value).encode()):08x}"
+    write_atomically(path, json.dumps({**value, "crc32": crc32}, indent=2) + "\n")
+
+
+def read_checked_object(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; None if there is no such file.
+
+    Raises:
+      UserError: the file holds something else, or was changed since it was written.
+    """
+    if not path.is_file():
+        return None
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON ({error}); {REWRITE}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: not a JSON object; {REWRITE}")
+    crc32 = value.pop("crc32", None)
+    if crc32 is not None and crc32 != f"{zlib.crc32(json.dumps(value).encode()):08x}":
+        raise UserError(
+            f"{path}: was changed since it was written; {REWRITE} (or drop its crc32 if the change is yours)"
+        )
+    return value

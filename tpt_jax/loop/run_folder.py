@@ -28,7 +28,13 @@ import yaml
 
 from tpt_jax.config import RunConfig, Sampling, dump_config, flat, parse_config, plain_values
 from tpt_jax.errors import UserError
-from tpt_jax.io.files import read_jsonl, write_atomically, write_jsonl
+from tpt_jax.io.files import (
+    read_checked_object,
+    read_jsonl,
+    write_atomically,
+    write_checked_jsonl,
+    write_checked_object,
+)
 from tpt_jax.io.lock import LOCK
 from tpt_jax.io.paths import Path, is_remote, to_path
 from tpt_jax.records import JudgedTrace, Question
@@ -143,7 +149,7 @@ class RunFolder:
 
     def stages(self, round_index: int) -> Mapping[Stage, Mapping[str, Any]]:
         """The finished stages, with the facts about each."""
-        stages: Any = _read_object(self.round_path(round_index) / "stages.json")
+        stages: Any = read_checked_object(self.round_path(round_index) / "stages.json")
         return stages or {}
 
     def is_done(self, round_index: int, stage: Stage | Literal["round"]) -> bool:
@@ -165,16 +171,16 @@ class RunFolder:
         return True
 
     def write_stages(self, round_index: int, stages: Mapping[Stage, Mapping[str, Any]]) -> None:
-        write_atomically(self.round_path(round_index) / "stages.json", json.dumps(stages, indent=2) + "\n")
+        write_checked_object(self.round_path(round_index) / "stages.json", stages)
 
     def stage_keys(self, round_index: int) -> dict[Stage, StageKey]:
         """The keys of a round's stages, finished or not; empty unless the run is part of a sweep."""
-        keys: Any = _read_object(self.round_path(round_index) / "keys.json") or {}
+        keys: Any = read_checked_object(self.round_path(round_index) / "keys.json") or {}
         return {stage: StageKey(**noted) for stage, noted in keys.items()}
 
     def write_stage_keys(self, round_index: int, keys: Mapping[Stage, StageKey]) -> None:
         values = {stage: dataclasses.asdict(noted) for stage, noted in keys.items()}
-        write_atomically(self.round_path(round_index) / "keys.json", json.dumps(values, indent=2) + "\n")
+        write_checked_object(self.round_path(round_index) / "keys.json", values)
 
     # Traces.
 
@@ -198,7 +204,7 @@ class RunFolder:
 
     def write_questions(self, round_index: int, questions: Sequence[Question]) -> None:
         lines = (dataclasses.asdict(question) for question in questions)
-        write_jsonl(self.round_path(round_index) / "questions.jsonl", lines)
+        write_checked_jsonl(self.round_path(round_index) / "questions.jsonl", lines)
 
     def questions(self, round_index: int) -> Iterator[Question]:
         """The questions asked in a round: training questions first, then held-out ones; empty until they are written.
@@ -210,7 +216,7 @@ class RunFolder:
             yield from _read_records(path, lambda line: Question(**line), "a question")
 
     def write_training(self, round_index: int, judged: Iterable[JudgedTrace]) -> None:
-        write_jsonl(self.round_path(round_index) / "training.jsonl", (trace.to_json() for trace in judged))
+        write_checked_jsonl(self.round_path(round_index) / "training.jsonl", (trace.to_json() for trace in judged))
 
     def training(self, round_index: int) -> list[JudgedTrace]:
         """The traces the round trained on."""
@@ -221,10 +227,10 @@ class RunFolder:
 
     def metrics(self, round_index: int) -> dict[str, Any] | None:
         """The round's figures; None until it is done."""
-        return _read_object(self.round_path(round_index) / "metrics.json")
+        return read_checked_object(self.round_path(round_index) / "metrics.json")
 
     def write_metrics(self, round_index: int, metrics: Mapping[str, Any]) -> None:
-        write_atomically(self.round_path(round_index) / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+        write_checked_object(self.round_path(round_index) / "metrics.json", metrics)
 
 
 def is_no_better(rates: Sequence[float]) -> bool:
@@ -251,7 +257,7 @@ class TraceWriter:
     def write(self, judged: Iterable[JudgedTrace]) -> None:
         """Writes finished traces as the next file."""
         path = self.folder / f"{self.prefix}-{next(self.numbers):05}.jsonl"
-        write_jsonl(path, (trace.to_json() for trace in judged))
+        write_checked_jsonl(path, (trace.to_json() for trace in judged))
 
 
 def read_traces(path: Path) -> Iterator[JudgedTrace]:
@@ -285,23 +291,6 @@ def _read_records(path: Path, read: Callable[[dict[str, Any]], Record], kind: st
             yield read(line)
         except (KeyError, TypeError) as error:
             raise UserError(f"{path}: record {number} is not {kind} ({error!r}); restore the file") from error
-
-
-def _read_object(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a file; None if there is no such file.
-
-    Raises:
-      UserError: the file holds something else.
-    """
-    if not path.is_file():
-        return None
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); delete it and `tpt run` writes it again") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: not a JSON object; delete it and `tpt run` writes it again")
-    return value
 
 
 def is_empty(path: Path) -> bool:
