@@ -6,12 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from tpt_jax.config import RunConfig, plain_values, read_tree
 from tpt_jax.errors import UserError
 from tpt_jax.io.paths import Path as SweepPath
+<<<<<<< HEAD
 from tpt_jax.io.paths import to_path
+=======
+from tpt_jax.io.tables import print_table, stdout_console
+>>>>>>> 80e2a38 (Standard streams that never end the work; tables readable in any width and encoding)
 from tpt_jax.library.run import run_rounds
 from tpt_jax.loop.metrics import import_wandb
 from tpt_jax.loop.run_folder import RunFolder
@@ -49,10 +51,8 @@ class Sweep:
 
 def print_sweep(result: SweepResult) -> None:
     """Prints the table of the arms so far to standard output, and at the end what they show."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=FILE_WIDTH)
-    console.print(sweep_table(result))
+    console = stdout_console(FILE_WIDTH)
+    print_table(console, sweep_table(result))
     if all(arm.is_done or arm.failures for arm in result.arms):
         for sentence in findings(result):
             console.print(sentence, markup=False, highlight=False, soft_wrap=True)
