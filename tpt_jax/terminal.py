@@ -13,7 +13,8 @@ SECONDS_BETWEEN_LINES = 10.0
 SECONDS_BETWEEN_FRAMES = 0.2  # of a bar
 SECONDS_TO_MEASURE = 1.0  # before a rate is shown, and the first line
 
-MIN_WIDTH, MIN_HEIGHT = 40, 4  # a terminal may say that it is 0 columns wide
+MIN_WIDTH, MIN_HEIGHT = 40, 4  # of a console; a terminal may say that it is 0 columns wide
+MIN_BAR_WIDTH = 70  # in a narrower console the bar is left out, or numbers would be cut
 
 
 class ForgivingConsole(Console):
@@ -149,14 +150,12 @@ def progress(label: str, total: int, unit: str, done: int = 0) -> Iterator[Advan
 def _terminal_bar(label: str, meter: _Meter, unit: str) -> Iterator[Advance]:
     import rich.progress  # here, so that `tpt --help` does not wait for it
 
-    columns = (
-        rich.progress.TextColumn("{task.description}"),
-        rich.progress.BarColumn(),
-        rich.progress.MofNCompleteColumn(),
-        rich.progress.TextColumn(unit),
-        rich.progress.TextColumn("{task.fields[rate]}"),
-        rich.progress.TimeRemainingColumn(),
-    )
+    label_column, count = rich.progress.TextColumn("{task.description}"), rich.progress.MofNCompleteColumn()
+    left = rich.progress.TimeRemainingColumn()
+    columns: tuple[rich.progress.ProgressColumn, ...] = (label_column, count, left)
+    if STDERR.width >= MIN_BAR_WIDTH:
+        rate = rich.progress.TextColumn("{task.fields[rate]}")
+        columns = (label_column, rich.progress.BarColumn(), count, rich.progress.TextColumn(unit), rate, left)
     with rich.progress.Progress(*columns, console=STDERR) as bar:
         task = bar.add_task(label, total=meter.total, completed=meter.done, rate="")
 
