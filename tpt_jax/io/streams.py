@@ -58,9 +58,10 @@ def check_written() -> None:
       OSError: its disk is full, for example.
     """
     sys.stdout.flush()
-    descriptor = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
-    if isinstance(descriptor, _ForgivingFile) and descriptor.error is not None:
-        raise OSError(descriptor.error.errno, descriptor.error.strerror, "standard output")
+    buffer = getattr(sys.stdout, "buffer", None)
+    file = getattr(buffer, "raw", buffer)  # there is no buffer with python -u
+    if isinstance(file, _ForgivingFile) and file.error is not None:
+        raise OSError(file.error.errno, file.error.strerror, "standard output")
 
 
 class _ForgivingFile(io.FileIO):
@@ -89,10 +90,12 @@ def _forgiving(stream: Any, original: Any, descriptor: int) -> Any:
     """A stream to the same descriptor, in the same encoding; the stream itself if it is not the process's own."""
     if stream is not original:
         return stream
-    options: dict[str, Any] = {"encoding": "utf-8", "line_buffering": True}
-    if isinstance(original, io.TextIOWrapper):  # None if the process was started without it
-        options = {name: getattr(original, name) for name in ("encoding", "line_buffering", "write_through")}
-    file = io.BufferedWriter(_ForgivingFile(descriptor, "w", closefd=False))
+    file: Any = _ForgivingFile(descriptor, "w", closefd=False)
+    if not isinstance(original, io.TextIOWrapper):  # the process was started without it
+        return io.TextIOWrapper(file, "utf-8", write_through=True)
+    options = {name: getattr(original, name) for name in ("encoding", "line_buffering", "write_through")}
+    if not isinstance(original.buffer, io.FileIO):  # as with python -u
+        file = io.BufferedWriter(file)
     return io.TextIOWrapper(file, errors=ERROR_HANDLER, **options)
 
 
