@@ -9,11 +9,8 @@ from typing import Any
 from tpt_jax.config import RunConfig, plain_values, read_tree
 from tpt_jax.errors import UserError
 from tpt_jax.io.paths import Path as SweepPath
-<<<<<<< HEAD
 from tpt_jax.io.paths import to_path
-=======
 from tpt_jax.io.tables import print_table, stdout_console
->>>>>>> 80e2a38 (Standard streams that never end the work; tables readable in any width and encoding)
 from tpt_jax.library.run import run_rounds
 from tpt_jax.loop.metrics import import_wandb
 from tpt_jax.loop.run_folder import RunFolder

@@ -1,15 +1,17 @@
 """Prepares JAX for this process: its platform, a cache of compiled programs between runs, and quiet libraries."""
 
+import functools
 import importlib.util
 import logging
 import os
+import threading
 import warnings
 from importlib import metadata
 from pathlib import Path
 
 import jax
 
-from tpt_jax.errors import UserError
+from tpt_jax.errors import MachineError, UserError
 from tpt_jax.io import streams
 from tpt_jax.terminal import say
 
@@ -19,6 +21,7 @@ QUIET_LOGGERS = {"absl": logging.CRITICAL, "jax": logging.ERROR, "orbax": loggin
 GOOGLE = "0x1ae0"  # PCI vendor of TPUs, but also of virtual disks and network cards, which have these classes:
 STORAGE_AND_NETWORK = ("0x01", "0x02")
 GPU_PLATFORMS = ("gpu", "cuda", "rocm")
+NUM_THREADS, NUM_THREADS_PER_CORE = 32, 4  # a run has fewer of its own, and those of XLA and of the tokenizer
 
 
 def prepare(*, keep_programs: bool = True) -> None:
@@ -30,12 +33,14 @@ def prepare(*, keep_programs: bool = True) -> None:
 
     Raises:
       UserError: JAX_PLATFORMS names a platform that this machine or this installation lacks.
+      MachineError: too few threads can be started.
     """
     streams.open_missing()  # XLA writes its own messages to standard error
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # or its import warns that PyTorch is missing
     for name, level in QUIET_LOGGERS.items():
         if logging.getLogger(name).level == logging.NOTSET:  # unless the user has set one
             logging.getLogger(name).setLevel(level)
+    _try_threads()
     _choose_platform()
     if keep_programs:
         _keep_programs()
@@ -56,6 +61,32 @@ def may_have_tpu(root: Path = Path("/")) -> bool:
         and not vendor.with_name("class").read_text().startswith(STORAGE_AND_NETWORK)
         for vendor in root.glob("sys/bus/pci/devices/*/vendor")
     )
+
+
+@functools.cache
+def _try_threads() -> None:
+    """Starts and ends as many threads as will be needed: XLA aborts the process where it cannot start one of its own.
+
+    Raises:
+      MachineError: the system refuses one.
+    """
+    number = NUM_THREADS + NUM_THREADS_PER_CORE * (os.cpu_count() or 1)
+    is_over = threading.Event()
+    threads: list[threading.Thread] = []
+    try:
+        for _ in range(number):
+            thread = threading.Thread(target=is_over.wait, daemon=True)
+            thread.start()
+            threads.append(thread)
+    except RuntimeError as error:
+        raise MachineError(
+            f"only {len(threads)} of {number} threads could be started ({error}); raise the limit of processes (ulimit "
+            "-u, or that of the container) or of memory (ulimit -v)"
+        ) from error
+    finally:
+        is_over.set()
+        for thread in threads:
+            thread.join()
 
 
 def _choose_platform() -> None:
