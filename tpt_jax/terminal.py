@@ -5,7 +5,7 @@ import io
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from rich.console import Console, ConsoleDimensions
 
@@ -24,7 +24,7 @@ class ForgivingConsole(Console):
     """
 
     def __init__(self, *, stderr: bool = False) -> None:
-        super().__init__(file=_ForgivingFile("stderr" if stderr else "stdout"))
+        super().__init__(file=cast(IO[str], _ForgivingFile("stderr" if stderr else "stdout")))
 
     @property
     def size(self) -> ConsoleDimensions:

@@ -28,11 +28,11 @@ class ScalarEvents:
         Raises:
           OSError: it cannot be written.
         """
-        from tensorboardX.proto.event_pb2 import Event
-        from tensorboardX.proto.summary_pb2 import Summary
+        from tensorboardX.proto import event_pb2
 
-        summary = Summary(value=[Summary.Value(tag=name, simple_value=value)])
-        self._writer.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+        event = event_pb2.Event(wall_time=time.time(), step=step)  # pyright: ignore[reportAttributeAccessIssue]
+        event.summary.value.add(tag=name, simple_value=value)
+        self._writer.write_event(event)
         self._writer.flush()
 
     def close(self) -> None:

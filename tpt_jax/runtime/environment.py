@@ -4,6 +4,7 @@ import functools
 import importlib.util
 import logging
 import os
+import resource
 import threading
 import warnings
 from importlib import metadata
@@ -17,11 +18,18 @@ from tpt_jax.terminal import say
 
 # Orbax logs the traceback of a failed background write through absl, and raises the error besides.
 QUIET_LOGGERS = {"absl": logging.CRITICAL, "jax": logging.ERROR, "orbax": logging.ERROR, "grain": logging.ERROR}
+QUIET_WARNINGS = (
+    "Error (reading|writing) persistent compilation cache",  # for each program, if the disk is full: it costs time only
+    "coroutine .* was never awaited",  # of Orbax, after the error that a failed write raises
+)
 
 GOOGLE = "0x1ae0"  # PCI vendor of TPUs, but also of virtual disks and network cards, which have these classes:
 STORAGE_AND_NETWORK = ("0x01", "0x02")
 GPU_PLATFORMS = ("gpu", "cuda", "rocm")
-NUM_THREADS, NUM_THREADS_PER_CORE = 32, 4  # a run has fewer of its own, and those of XLA and of the tokenizer
+
+# What XLA needs at least; it aborts the process where it gets less.
+NUM_THREADS, NUM_THREADS_PER_CORE = 32, 4  # with those of a run and of the tokenizer
+ADDRESS_SPACE = 4 * 10**9  # bytes
 
 
 def prepare(*, keep_programs: bool = True) -> None:
@@ -33,14 +41,16 @@ def prepare(*, keep_programs: bool = True) -> None:
 
     Raises:
       UserError: JAX_PLATFORMS names a platform that this machine or this installation lacks.
-      MachineError: too few threads can be started.
+      MachineError: the limits of threads or memory are too low.
     """
     streams.open_missing()  # XLA writes its own messages to standard error
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # or its import warns that PyTorch is missing
     for name, level in QUIET_LOGGERS.items():
         if logging.getLogger(name).level == logging.NOTSET:  # unless the user has set one
             logging.getLogger(name).setLevel(level)
-    _try_threads()
+    for message in QUIET_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+    _check_limits()
     _choose_platform()
     if keep_programs:
         _keep_programs()
@@ -64,12 +74,15 @@ def may_have_tpu(root: Path = Path("/")) -> bool:
 
 
 @functools.cache
-def _try_threads() -> None:
-    """Starts and ends as many threads as will be needed: XLA aborts the process where it cannot start one of its own.
+def _check_limits() -> None:
+    """Checks the limit of memory, and starts and ends as many threads as will be needed.
 
     Raises:
-      MachineError: the system refuses one.
+      MachineError: there is too little.
     """
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY and limit < ADDRESS_SPACE:
+        raise MachineError(f"the limit of memory is {limit / 1e9:.1f} GB, and JAX needs 4 GB; raise it (ulimit -v)")
     number = NUM_THREADS + NUM_THREADS_PER_CORE * (os.cpu_count() or 1)
     is_over = threading.Event()
     threads: list[threading.Thread] = []
@@ -81,7 +94,7 @@ def _try_threads() -> None:
     except RuntimeError as error:
         raise MachineError(
             f"only {len(threads)} of {number} threads could be started ({error}); raise the limit of processes (ulimit "
-            "-u, or that of the container) or of memory (ulimit -v)"
+            "-u, or that of the container)"
         ) from error
     finally:
         is_over.set()
@@ -123,8 +136,6 @@ def _check_platform(told: str, name: str, plugins: set[str]) -> None:
 
 def _keep_programs() -> None:
     """Keeps compiled programs on disk; without a place for them, every process compiles its own."""
-    # A full disk costs time only, and JAX would say so for each program.
-    warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")
     enabled: bool = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
     if not enabled or jax.config.jax_compilation_cache_dir is not None:  # pyright: ignore[reportAttributeAccessIssue]
         return
