@@ -182,6 +182,22 @@ def test_streams_of_others_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     streams.check_written()
 
 
+def test_a_program_that_uses_the_library_keeps_its_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(text, "ascii", write_through=True))
+    console = stdout_console()
+    print_table(console, round_table([ROUND]))
+    console.print("“漢”")
+    assert b"|+- 5.0 |" in text.getvalue()
+    assert text.getvalue().endswith(b"???\n")
+    full = io.TextIOWrapper(io.FileIO("/dev/full", "w"), write_through=True)  # pyright: ignore[reportArgumentType]
+    monkeypatch.setattr(sys, "stderr", full)
+    terminal.say("progress")
+    monkeypatch.setattr(sys, "stderr", None)
+    terminal.say("progress")
+    full.close()
+
+
 def test_a_pipe_that_does_not_block_gets_everything() -> None:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)

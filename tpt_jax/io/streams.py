@@ -57,6 +57,8 @@ def check_written() -> None:
     Raises:
       OSError: its disk is full, for example.
     """
+    if sys.stdout is None:  # as a program that calls `main` may have set it
+        return
     sys.stdout.flush()
     buffer = getattr(sys.stdout, "buffer", None)
     file = getattr(buffer, "raw", buffer)  # there is no buffer with python -u

@@ -130,7 +130,7 @@ def _check_platform(told: str, name: str, plugins: set[str]) -> None:
         raise UserError(f"{setting}: this machine shows no TPU; write cpu, {fix}")
     if name in GPU_PLATFORMS and not plugins:
         raise UserError(f"{setting}: JAX's GPU plugin is not installed; run: pip install 'tpt_jax[cuda]', {fix}")
-    if name not in ("cpu", "tpu", *GPU_PLATFORMS) and not plugins:
+    if name not in ("cpu", "tpu", "proxy", *GPU_PLATFORMS) and not plugins:  # proxy: TPUs through Pathways
         raise UserError(f"{setting}: JAX has no platform {name!r}; write cpu, gpu or tpu, {fix}")
 
 
