@@ -45,8 +45,13 @@ def _parts(console: Console, table: Table) -> Iterator[Table]:
         unlimited = console.options.update_width(UNLIMITED)
         return console.measure(part(columns, first_width), options=unlimited).maximum
 
-    room = console.width - (width(others) - width([])) - (width([], 1) - 1)
-    first_width = max(room, console.width // 3)
+    def room(columns: Sequence[Column]) -> int:
+        """For the first column, beside others."""
+        return console.width - (width(columns, 1) - 1)
+
+    longest_word = max(len(word) for cell in (first.header, *first.cells) for word in [*str(cell).split(), ""])
+    widest = min((room([column]) for column in others), default=console.width)
+    first_width = max(room(others), 2 * console.width // 5, min(longest_word, widest))
     shown: list[Column] = []
     for column in others:
         if shown and width([*shown, column], first_width) > console.width:
