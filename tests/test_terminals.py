@@ -260,7 +260,8 @@ def test_a_narrow_terminal_gets_numbers_rather_than_a_bar(
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", str(columns))
     with terminal.progress("round 12 evaluate", 12345, "traces") as advance:
-        advance(12345)
+        advance(12344)
+        advance(2)  # by a guess of what other hosts have done
     shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().err).replace("\r", "\n")
     last = shown.strip().splitlines()[-1]
     assert re.search("12345/12345.* 0:00:00", last)

@@ -103,7 +103,7 @@ class _Meter:
         self._first_at: float | None = None
 
     def advance(self, units: int) -> None:
-        self.done += units
+        self.done = min(self.done + units, self.total)  # what other hosts have done is a guess
         if self._first_at is None:
             self._num_before, self._first_at = self.done, time.monotonic()
 
