@@ -1,17 +1,76 @@
 """Lines and progress bars, on standard error or in a notebook's output."""
 
 import contextlib
+import io
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import IO, Any, cast
 
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_BETWEEN_FRAMES = 0.2  # of a bar
 SECONDS_TO_MEASURE = 1.0  # before a rate is shown, and the first line
 
-STDERR = Console(stderr=True)  # quiet on all hosts but the first
+MIN_WIDTH, MIN_HEIGHT = 40, 4  # of a console; a terminal may say that it is 0 columns wide
+MIN_BAR_WIDTH = 70  # in a narrower console the bar is left out, or numbers would be cut
+
+
+class ForgivingConsole(Console):
+    """A console on standard output or error that never fails, and never ends the process as rich's does.
+
+    What cannot be written is dropped: nobody should lose a run because nobody watches it.
+    """
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(file=cast(IO[str], _ForgivingFile("stderr" if stderr else "stdout")))
+
+    @property
+    def size(self) -> ConsoleDimensions:
+        width, height = super().size
+        return ConsoleDimensions(max(width, MIN_WIDTH), max(height, MIN_HEIGHT))
+
+
+class _ForgivingFile(io.TextIOBase):
+    """`sys.stdout` or `sys.stderr`, whatever it is when something is written."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    @property
+    def _stream(self) -> IO[str] | None:
+        stream = getattr(sys, self._name)  # None if the process was started without it
+        return getattr(stream, "rich_proxied_file", stream)  # a progress bar replaces it
+
+    @property
+    def encoding(self) -> str:
+        return getattr(self._stream, "encoding", None) or "utf-8"
+
+    def write(self, text: str, /) -> int:
+        if self._stream is not None:
+            with contextlib.suppress(OSError):
+                try:
+                    self._stream.write(text)
+                except UnicodeEncodeError:
+                    self._stream.write(text.encode(self.encoding, "replace").decode(self.encoding))
+        return len(text)
+
+    def flush(self) -> None:
+        if self._stream is not None:
+            with contextlib.suppress(OSError):
+                self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream is not None and self._stream.isatty()
+
+    def fileno(self) -> int:
+        if self._stream is None:
+            raise io.UnsupportedOperation("fileno")
+        return self._stream.fileno()
+
+
+STDERR = ForgivingConsole(stderr=True)  # quiet on all hosts but the first
 
 Advance = Callable[[int], None]  # called with the number of units just finished
 
@@ -44,7 +103,7 @@ class _Meter:
         self._first_at: float | None = None
 
     def advance(self, units: int) -> None:
-        self.done += units
+        self.done = min(self.done + units, self.total)  # what other hosts have done is a guess
         if self._first_at is None:
             self._num_before, self._first_at = self.done, time.monotonic()
 
@@ -80,7 +139,7 @@ def progress(label: str, total: int, unit: str, done: int = 0) -> Iterator[Advan
     elif STDERR.is_jupyter:
         with _notebook_bar(label, meter) as advance:
             yield advance
-    elif STDERR.is_terminal:
+    elif STDERR.is_terminal and not STDERR.is_dumb_terminal:
         with _terminal_bar(label, meter, unit) as advance:
             yield advance
     else:
@@ -91,14 +150,12 @@ def progress(label: str, total: int, unit: str, done: int = 0) -> Iterator[Advan
 def _terminal_bar(label: str, meter: _Meter, unit: str) -> Iterator[Advance]:
     import rich.progress  # here, so that `tpt --help` does not wait for it
 
-    columns = (
-        rich.progress.TextColumn("{task.description}"),
-        rich.progress.BarColumn(),
-        rich.progress.MofNCompleteColumn(),
-        rich.progress.TextColumn(unit),
-        rich.progress.TextColumn("{task.fields[rate]}"),
-        rich.progress.TimeRemainingColumn(),
-    )
+    label_column, count = rich.progress.TextColumn("{task.description}"), rich.progress.MofNCompleteColumn()
+    left = rich.progress.TimeRemainingColumn()
+    columns: tuple[rich.progress.ProgressColumn, ...] = (label_column, count, left)
+    if STDERR.width >= MIN_BAR_WIDTH:
+        rate = rich.progress.TextColumn("{task.fields[rate]}")
+        columns = (label_column, rich.progress.BarColumn(), count, rich.progress.TextColumn(unit), rate, left)
     with rich.progress.Progress(*columns, console=STDERR) as bar:
         task = bar.add_task(label, total=meter.total, completed=meter.done, rate="")
 

@@ -23,6 +23,7 @@ import cloudpickle
 from tpt_jax.checks.registry import checker_name, require
 from tpt_jax.checks.worker import BOOT, OUT_OF_MEMORY, SECONDS_BETWEEN_MESSAGES
 from tpt_jax.errors import MachineError, UserError
+from tpt_jax.io import streams
 from tpt_jax.records import CHECKERS_FAULT, CheckerSpec, CheckFunction, Question, Trace, Verdict
 
 Pair = tuple[Question, str, bool]  # a question, a completion, and whether the model ended it
@@ -56,6 +57,7 @@ class CheckerPool:
           UserError: the checker is unknown, cannot work on this machine, or cannot be copied to other processes.
         """
         require(checker)
+        streams.open_missing()  # a worker's pipe must not get the number of standard error
         num_workers = num_workers or os.cpu_count() or 1
         name = checker_name(checker)
         path = [entry or os.getcwd() for entry in sys.path if isinstance(entry, str)]

@@ -20,6 +20,7 @@ from multiprocessing.connection import Connection
 
 from tpt_jax.checks.registry import Checker, get_checker
 from tpt_jax.errors import MachineError, UserError
+from tpt_jax.io import streams
 from tpt_jax.records import CHECKERS_FAULT, Question, Verdict
 
 # For `python -c`, with two inherited file descriptors as arguments: the pipe, and the byte shared with the pool.
@@ -49,6 +50,7 @@ def main(pipe: Connection, current_fd: int) -> None:
       current_fd: a file of one byte, shared with the pool: the index of the trace being judged, in its list.
     """
     os.dup2(2, 1)  # a checker's output must not mix with the command's results
+    streams.prepare()  # a checker that prints must not fail because nobody can read it
     sys.stdout = sys.stderr  # line-buffered: killing the worker loses no output
     current = mmap.mmap(current_fd, 1)
     os.close(current_fd)

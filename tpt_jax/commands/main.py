@@ -17,8 +17,10 @@ from typing import Any
 from tpt_jax.commands import bench, evaluate, export, plan, prune, report, run, sample, sft, sweep
 from tpt_jax.commands.arguments import OneLineParser
 from tpt_jax.errors import HostsError, MachineError, Stopped, UserError
+from tpt_jax.io import streams
 
 RESUMABLE = ("run", "eval", "sample", "sft", "sweep")
+RESULTS_ON_STDOUT = ("eval", "sample", "prune", "plan", "bench")  # and nowhere else
 TRACEBACK = "TPT_TRACEBACK"
 
 AddArguments = Callable[[argparse.ArgumentParser], None]
@@ -40,12 +42,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     stopped by SIGTERM, 129 by SIGHUP, 130 interrupted. Every failure is one line; with TPT_TRACEBACK=1 in the
     environment its traceback comes first.
     """
+    streams.prepare()
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
     try:
         args.overrides = _overrides(parser, args, rest)
         with _signals_interrupt():
-            return args.main(args) or 0
+            status = args.main(args) or 0
+            if args.has_results_on_stdout:
+                streams.check_written()
+            return status
     except UserError as error:
         return _fail(error, 2)
     except Stopped as error:
@@ -121,7 +127,7 @@ def _describe(error: Exception, is_resumable: bool) -> str:
 
 def _has_other_hosts() -> bool:
     jax = sys.modules.get("jax")
-    return jax is not None and jax.process_count() > 1
+    return jax is not None and jax.distributed.is_initialized()  # counting them would start devices that may not start
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -152,6 +158,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_verb(verbs: Any, name: str, add_arguments: AddArguments, main: Main, help: str) -> None:
     parser = verbs.add_parser(name, help=help, description=help)
     parser.set_defaults(main=main, accepts_overrides=False, is_resumable=parser.prog.split()[1] in RESUMABLE)
+    parser.set_defaults(has_results_on_stdout=parser.prog.split()[1] in RESULTS_ON_STDOUT)
     add_arguments(parser)
 
 

@@ -71,9 +71,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Prints a summary to standard output; the status is 1 if the verdicts say nothing about the traces."""
-    from rich.console import Console
-
     import tpt_jax as tpt
+    from tpt_jax.io.tables import stdout_console
     from tpt_jax.prune.summary import print_summary
     from tpt_jax.terminal import say
 
@@ -81,7 +80,7 @@ def main(args: argparse.Namespace) -> int:
     result = tpt.judge_file(
         options.pop("task"), args.questions, args.traces, args.output, held_out=args.held_out, **options
     )
-    print_summary(Console(), result.judged, result.choice, result.num_trimmed)
+    print_summary(stdout_console(), result.judged, result.choice, result.num_trimmed)
     if result.fault is not None:
         say(f"tpt: {result.fault}")
     return 0 if result.fault is None else 1

@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from tpt_jax.config import RunConfig, load_config
 from tpt_jax.errors import UserError
 from tpt_jax.io.paths import Path as RunPath
 from tpt_jax.io.paths import to_path
+from tpt_jax.io.tables import print_table, stdout_console
 from tpt_jax.loop.metrics import MetricsLog, import_wandb, monitor_table, round_table
 from tpt_jax.loop.recovery import RoundState, make_line_filter, recover
 from tpt_jax.loop.rounds import Loop
@@ -44,9 +43,10 @@ class Run:
 
 def print_rounds(rounds: Sequence[Metrics]) -> None:
     """Prints tables of the rounds so far to standard output: their rates, and signs of collapse."""
-    Console().print(round_table(rounds))
+    console = stdout_console()
+    print_table(console, round_table(rounds))
     if len(rounds) > 1:
-        Console().print(monitor_table(rounds))
+        print_table(console, monitor_table(rounds))
 
 
 def run(

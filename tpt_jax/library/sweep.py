@@ -6,12 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from tpt_jax.config import RunConfig, plain_values, read_tree
 from tpt_jax.errors import UserError
 from tpt_jax.io.paths import Path as SweepPath
 from tpt_jax.io.paths import to_path
+from tpt_jax.io.tables import print_table, stdout_console
 from tpt_jax.library.run import run_rounds
 from tpt_jax.loop.metrics import import_wandb
 from tpt_jax.loop.run_folder import RunFolder
@@ -49,10 +48,8 @@ class Sweep:
 
 def print_sweep(result: SweepResult) -> None:
     """Prints the table of the arms so far to standard output, and at the end what they show."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=FILE_WIDTH)
-    console.print(sweep_table(result))
+    console = stdout_console(FILE_WIDTH)
+    print_table(console, sweep_table(result))
     if all(arm.is_done or arm.failures for arm in result.arms):
         for sentence in findings(result):
             console.print(sentence, markup=False, highlight=False, soft_wrap=True)

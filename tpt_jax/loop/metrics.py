@@ -13,6 +13,7 @@ from rich.table import Table
 from tpt_jax.errors import UserError
 from tpt_jax.io.files import write_atomically, write_jsonl
 from tpt_jax.io.paths import AnyPath, copy, is_remote, to_path
+from tpt_jax.io.tensorboard import ScalarEvents
 from tpt_jax.loop.run_folder import read_metrics_log
 
 SECONDS_BETWEEN_UPLOADS = 30.0
@@ -30,8 +31,6 @@ class MetricsLog:
         Args:
           is_kept: whether to keep a line of a killed process; False for steps that will be repeated.
         """
-        from tensorboardX import SummaryWriter
-
         self._target = to_path(path)
         self._is_remote = is_remote(self._target)
         self._folder = to_path(tempfile.mkdtemp()) if self._is_remote else self._target.parent
@@ -40,7 +39,7 @@ class MetricsLog:
             write_jsonl(local, filter(is_kept, read_metrics_log(self._target)))
         self._folder.mkdir(parents=True, exist_ok=True)
         self._file = open(local, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
-        self._tensorboard = SummaryWriter(str(self._folder / "tensorboard"))
+        self._tensorboard = ScalarEvents(str(self._folder / "tensorboard"))
         self._uploaded_at = time.monotonic()
         self._wandb = None
         if wandb_project is not None:

@@ -5,17 +5,17 @@ import time
 from pathlib import Path
 
 import rich.box
-from rich.console import Console
 from rich.table import Table
 
 from tpt_jax.config import RunConfig
 from tpt_jax.io.files import write_atomically
+from tpt_jax.io.tables import print_table, stdout_console
 from tpt_jax.plan.chips import GIB
 from tpt_jax.plan.phases import Cost, Memory, Phase
 from tpt_jax.plan.planner import Plan, assumptions, make_plan
 from tpt_jax.terminal import say
 
-MIN_WIDTH = 120  # of the table, if standard output is not a terminal
+FILE_WIDTH = 120  # characters of a printed line, where no terminal sets it
 MEMORY_COLUMNS = ("args", "temps", "resident", "peak", "of HBM")
 COST_COLUMNS = ("GFLOP", "GB", "GB sent", "wires ms", "min ms", "by", "+ waits")
 COLUMNS = ("per device", *MEMORY_COLUMNS, *COST_COLUMNS)
@@ -46,8 +46,8 @@ def print_plan(
     started = time.monotonic()
     assumed = assumptions(config, mean_prompt_tokens, mean_new_tokens, right_share)
     plan = make_plan(config, topology, assumed, search=search, price=price)
-    stdout = Console(width=max(Console().width, MIN_WIDTH))
-    stdout.print(phase_table(plan))
+    stdout = stdout_console(FILE_WIDTH)
+    print_table(stdout, phase_table(plan))
     stdout.print(summary(plan), highlight=False, markup=False, soft_wrap=True)
     if json_path:
         write_atomically(json_path, json.dumps(plan.as_json(), indent=2) + "\n")
