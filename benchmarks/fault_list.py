@@ -44,11 +44,12 @@ class Fault:
       ends: the statuses that the command may end with; 0 with the same result as without the fault.
       arguments: further arguments of `tpt run`, which the repeated command lacks.
       shell: what runs the command, in bash; "{tpt}" stands for it, {folder} for the folder that the run's folder is in.
-      environment: variables to set, or, with None, to remove; {folder} as above.
+      environment: variables to set, or, with None, to remove; {root} is the scratch folder, {path} PYTHONPATH.
       damage: changes the run's folder before the command starts.
       interfere: does something to the process while it runs.
       room: kilobytes of the file system that the run's folder is on; None for the disk.
       says: beginnings of further lines on standard error that belong to the fault.
+      ends_with: a part of the line that it ends with, besides the "tpt: " of all of them.
       hears: whether what the command says can be read.
       prefix: begins the name of the folder that the run's folder is in.
       verb: another command than `tpt run`: it must end as `ends` says, and is not repeated.
@@ -66,6 +67,7 @@ class Fault:
     interfere: Callable[[Process, Path, Path], None] = wait_for_end
     room: int | None = None
     says: tuple[str, ...] = ()
+    ends_with: str = ""
     hears: bool = True
     prefix: str = "fault"
     verb: str = ""
@@ -80,7 +82,9 @@ class Fault:
         return not self.verb
 
     def command(self, files: Files, run_dir: Path) -> list[str]:
-        words = [*shlex.split(self.verb.format(folder=run_dir.parent, config=files.config))]
+        words = [
+            word.format(folder=run_dir.parent, config=files.config, root=files.root) for word in shlex.split(self.verb)
+        ]
         if self.is_run:
             words = ["run", "--config", str(files.config), "--run_dir", str(run_dir), *self.arguments]
         command = f"{TPT} {shlex.join(words)}"
@@ -428,4 +432,133 @@ def hosts() -> Iterator[Fault]:
     yield two("flip of a checkpoint", start="half", ends=RETURNS, damage=damage_file(NEEDED[12], flip))
 
 
-FAULTS: Sequence[Fault] = [each for group in (kills, stops, disks, damages, mistakes, pairs, hosts) for each in group()]
+# Terminals and machines. Those that only concern a process's streams or limits are tried on a cheaper command.
+
+PRUNE = (
+    "prune --task file --questions {root}/questions.jsonl --traces {root}/traces.jsonl --output {folder}/judged.jsonl"
+)
+TERMINAL = "script -qec '{tpt}' /dev/null </dev/null"
+NOBODY = (
+    "setpriv --reuid 12345 --regid 12345 --clear-groups --inh-caps +dac_read_search,+dac_override "
+    "--ambient-caps +dac_read_search,+dac_override"
+)
+ODD_NAMES = {"spaces, quotes and scripts": "we ird '\"ü漢字🙂$x`;", "a line break": "new\nline"}
+CLOCK = "import itertools, time\nnow, n = time.time(), itertools.count()\ntime.time = lambda: now - 3600 * next(n)\n"
+
+
+@dataclasses.dataclass(frozen=True)
+class Surroundings:
+    """How a command is started, and how it must end then.
+
+    Attributes:
+      verbs: "run", and "prune", which takes no accelerator and few seconds.
+      says: a part of the line on standard error, if it ends with another status than 0; "" where none can be read.
+    """
+
+    name: str
+    verbs: Sequence[str]
+    environment: Mapping[str, str | None]
+    shell: str = "exec {tpt}"
+    status: int = 0
+    says: str = ""
+
+
+def mounted(*commands: str) -> str:
+    """The command with other file systems mounted, for itself only."""
+    return f"unshare -m bash -c '{'; '.join(commands)}; {{tpt}}'"
+
+
+RUN, BOTH, CHEAP = ("run",), ("run", "prune"), ("prune",)
+GONE = "set -o pipefail; "
+TERMINALS = (
+    Surroundings("latin-1", BOTH, {"PYTHONIOENCODING": "latin-1"}),
+    Surroundings("ascii", BOTH, {"PYTHONIOENCODING": "ascii"}),
+    Surroundings("C locale, no UTF-8 mode", BOTH, {"LC_ALL": "C", "PYTHONUTF8": "0"}),
+    Surroundings("unknown locale", CHEAP, {"LC_ALL": "xx_YY.UTF-8"}),
+    Surroundings("stdout closed", BOTH, {}, "exec {tpt} >&-"),
+    Surroundings("stderr closed", BOTH, {}, "exec {tpt} 2>&-"),
+    Surroundings("all closed", BOTH, {}, "exec {tpt} <&- >&- 2>&-"),
+    Surroundings("reader gone", BOTH, {}, GONE + "{tpt} | head -1"),
+    Surroundings("both readers gone", BOTH, {}, GONE + "{tpt} 2>&1 | true"),
+    Surroundings("stderr's reader gone", CHEAP, {}, GONE + "{tpt} 2>&1 >/dev/null | head -1"),
+    Surroundings("unbuffered, readers gone", CHEAP, {"PYTHONUNBUFFERED": "1"}, GONE + "{tpt} 2>&1 | true"),
+    Surroundings("stdout full, progress", RUN, {}, "{tpt} >/dev/full"),
+    Surroundings("stdout full, results", CHEAP, {}, "{tpt} >/dev/full", 1, "tpt: standard output: No space left"),
+    Surroundings("stderr full", BOTH, {}, "{tpt} 2>/dev/full"),
+    Surroundings("both full", CHEAP, {}, "{tpt} >/dev/full 2>&1", 1),
+    Surroundings("dumb terminal", BOTH, {"TERM": "dumb"}, TERMINAL),
+    Surroundings("ascii terminal", CHEAP, {"TERM": "xterm", "PYTHONIOENCODING": "ascii"}, TERMINAL),
+    Surroundings("terminal without color", CHEAP, {"TERM": "xterm", "NO_COLOR": "1"}, TERMINAL),
+    Surroundings("40 columns", BOTH, {"COLUMNS": "40"}),
+    Surroundings("0 columns", CHEAP, {"COLUMNS": "0"}),
+)
+MACHINES = (
+    Surroundings("no HOME", CHEAP, {"HOME": None}),
+    Surroundings("no passwd entry, no HOME", BOTH, {"HOME": None}, f"chmod -R 777 {{folder}}; {NOBODY} {{tpt}}"),
+    Surroundings("HOME a file", RUN, {"HOME": "/dev/null"}),
+    Surroundings("full home", RUN, {"HOME": "/mnt"}, mounted("mount -t tmpfs -o size=64k none /mnt")),
+    Surroundings("read-only home", RUN, {"HOME": "/mnt"}, mounted("mount -t tmpfs -o ro none /mnt")),
+    Surroundings("read-only shared memory", BOTH, {}, mounted("mount -t tmpfs -o ro none /dev/shm")),
+    Surroundings(
+        "full shared memory",
+        BOTH,
+        {},
+        mounted("mount -t tmpfs -o size=4k none /dev/shm", "cp /bin/sh /dev/shm 2>/dev/null"),
+    ),
+    Surroundings("TMPDIR missing", BOTH, {"TMPDIR": "/nonexistent"}),
+    Surroundings("TMPDIR a file", CHEAP, {"TMPDIR": "/etc/passwd"}),
+    Surroundings("libtpu without a TPU", RUN, {"JAX_PLATFORMS": None}),
+    Surroundings(
+        "no such platform", RUN, {"JAX_PLATFORMS": "nonsense"}, status=2, says="tpt: JAX_PLATFORMS (nonsense): "
+    ),
+    Surroundings("no such chip", RUN, {"JAX_PLATFORMS": "tpu"}, status=2, says="tpt: JAX_PLATFORMS (tpu): "),
+    Surroundings("unknown XLA flag", RUN, {"XLA_FLAGS": "--xla_nonsense=1"}, status=1, says="Unknown flag"),
+    Surroundings(
+        "three devices for two",
+        RUN,
+        {"XLA_FLAGS": "--xla_force_host_platform_device_count=3"},
+        "exec {tpt} --mesh.data 2",
+        2,
+        "tpt: mesh: ",
+    ),
+    Surroundings("clock goes backwards", BOTH, {"PYTHONPATH": "{root}/clock:{path}"}),
+    Surroundings("unknown time zone", BOTH, {"TZ": "Nowhere/Nothing"}),
+    Surroundings("64 open files", BOTH, {}, "ulimit -n 64; exec {tpt}"),
+    Surroundings("16 open files", RUN, {}, "ulimit -n 16; exec {tpt}", 1, "Too many open files"),
+    Surroundings(
+        "16 processes",
+        RUN,
+        {"HOME": "/nonexistent"},
+        f"chmod -R 777 {{folder}}; {NOBODY} bash -c 'ulimit -u 16; {{tpt}}'",
+        1,
+        "threads could be started",
+    ),
+    Surroundings("1 GB of memory", RUN, {}, "ulimit -v 1000000; exec {tpt}", 1, "tpt: the limit of memory is 1.0 GB"),
+    Surroundings("0.5 GB of memory", CHEAP, {}, "ulimit -v 500000; exec {tpt}"),
+    Surroundings("a small stack", CHEAP, {}, "ulimit -s 256; exec {tpt}"),
+)
+
+
+def surroundings() -> Iterator[Fault]:
+    for kind, cases in (("terminal", TERMINALS), ("machine", MACHINES)):
+        for case in cases:
+            for verb in case.verbs:
+                yield Fault(
+                    kind,
+                    f"{case.name}, tpt {verb}",
+                    ends=frozenset({case.status}),
+                    shell=case.shell,
+                    environment=case.environment,
+                    says=("compiled programs are not kept",),
+                    ends_with=case.says,
+                    hears=bool(case.says),
+                    verb="" if verb == "run" else PRUNE,
+                    is_short=verb == "prune" and case.name in ("ascii", "stdout full, results", "64 open files"),
+                )
+    for name, prefix in ODD_NAMES.items():
+        yield Fault("machine", f"{name} in the path", prefix=prefix)
+
+
+FAULTS: Sequence[Fault] = [
+    each for group in (kills, stops, disks, damages, mistakes, pairs, hosts, surroundings) for each in group()
+]

@@ -36,7 +36,7 @@ os.environ |= {
 
 import jax
 import numpy as np
-from fault_list import FAULTS, Fault, Files, nothing
+from fault_list import CLOCK, FAULTS, PRUNE, Fault, Files, nothing
 
 from tpt_jax.checkpoints.model_folder import ModelFolder
 from tpt_jax.config import MeshConfig
@@ -147,6 +147,8 @@ class Campaign:
         (root / "config.yaml").write_text(CONFIG)
         self._files = Files(root, root / "config.yaml")
         by_hosts = {fault.num_hosts: fault.without_fault() for fault in [*faults, Fault("", "")]}
+        (root / "clock").mkdir()
+        (root / "clock/sitecustomize.py").write_text(CLOCK)
         self._references = {count: self._make_reference(fault) for count, fault in by_hosts.items()}
 
     def _make_reference(self, fault: Fault) -> Reference:
@@ -155,6 +157,7 @@ class Campaign:
         if ended.status or ended.lines:
             sys.exit(f"the run without a fault failed: {ended}")
         make_half(done, half)
+        copy_traces(done, self._root)
         return Reference(done, half, read_results(done), self._read_weights(done))
 
     def inject(self, fault: Fault) -> Outcome:
@@ -182,7 +185,7 @@ class Campaign:
         noise = [line for line in ended.lines if not line.startswith(fault.says or "\n")]
         if ended.status == 0:
             return "same result", self._difference(fault, run_dir) or (" / ".join(noise) if fault.hears else "")
-        if fault.hears and (len(noise) != 1 or not noise[0].startswith("tpt: ")):
+        if fault.hears and (len(noise) != 1 or (fault.ends_with or "tpt: ") not in noise[0]):
             return f"status {ended.status}", f"not one line: {said}"
         end = f"status {ended.status}{f': {noise[-1][:200]}' if noise else ''}"
         if not fault.is_run:
@@ -218,7 +221,7 @@ class Campaign:
         for name, value in fault.environment.items():
             environment.pop(name, None)
             if value is not None:
-                environment[name] = value.format(folder=run_dir.parent)
+                environment[name] = value.format(root=self._root, path=os.environ["PYTHONPATH"])
         with log.open("wb") as stderr:
             process = subprocess.Popen(
                 command,
@@ -241,7 +244,7 @@ class Campaign:
     def _difference(self, fault: Fault, run_dir: Path) -> str:
         """What of the run's results differs from those of the uninterrupted one; "" if nothing does."""
         if not fault.is_run:
-            return ""
+            return "" if fault.verb != PRUNE else self._difference_in_verdicts(run_dir.parent / "judged.jsonl")
         reference, actual = self._references[fault.num_hosts], read_results(run_dir)
         for key in {**reference.results, **actual}:
             there, here = reference.results.get(key), actual.get(key)
@@ -253,6 +256,12 @@ class Campaign:
             return f"weights differ by {largest:.1e}"
         left = [path.name for path in run_dir.rglob("*") if "tmp" in path.name or path.name == "lock"]
         return f"left behind: {left}" if left else ""
+
+    def _difference_in_verdicts(self, output: Path) -> str:
+        lines = [json.loads(line) for line in output.read_text().splitlines()]
+        run = [json.loads(line) for line in (self._root / "traces.jsonl").read_text().splitlines()]
+        same = [line["correct"] for line in lines] == [line["correct"] for line in run]
+        return "" if same else "the verdicts are not those of the run"
 
     def _read_weights(self, run_dir: Path) -> Any:
         return ModelFolder.open(run_dir / "checkpoints/002").load(self._layout)
@@ -266,6 +275,13 @@ def make_half(finished: Path, half: Path) -> None:
         if path.is_file() and path.name not in ("questions.jsonl", "think-000-00000.jsonl"):
             path.unlink()
     shutil.rmtree(half / "checkpoints/002")
+
+
+def copy_traces(finished: Path, folder: Path) -> None:
+    """The traces and questions of a run's first round, as files for `tpt prune`."""
+    paths = sorted((finished / "rounds/001/traces").glob("think-*.jsonl"))
+    (folder / "traces.jsonl").write_text("".join(path.read_text() for path in paths))
+    shutil.copyfile(finished / "rounds/001/questions.jsonl", folder / "questions.jsonl")
 
 
 def restore(kept: Path, run_dir: Path) -> None:
