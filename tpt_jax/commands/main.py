@@ -61,7 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"stopped by {error.signal.name}{_resumes(args)}", status)
     except KeyboardInterrupt:
         return _fail(f"interrupted{_resumes(args)}", 130)
-    except Exception as error:
+    except SystemExit:
+        raise
+    except BaseException as error:  # a panic of a library in Rust is no Exception
         if os.environ.get(TRACEBACK):
             traceback.print_exception(error)
         return _fail(_describe(error, args.is_resumable), 1)
@@ -111,7 +113,7 @@ def _fail(message: object, status: int) -> int:
     return status
 
 
-def _describe(error: Exception, is_resumable: bool) -> str:
+def _describe(error: BaseException, is_resumable: bool) -> str:
     """One line about a failure."""
     if isinstance(error, FloatingPointError | HostsError | MachineError):
         return str(error)
@@ -119,7 +121,7 @@ def _describe(error: Exception, is_resumable: bool) -> str:
         line = f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or error}"
         return f"{line}; once that is mended, the same command resumes from here" if is_resumable else line
     reason = next(iter(str(error).strip().splitlines()), "")
-    line = f"{type(error).__name__}: {reason}"
+    line = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
     if isinstance(error, RuntimeError) and _has_other_hosts():  # XLA's collectives do not say why they fail
         return f"{line}; if another host is gone or cannot be reached, the same command resumes"
     return line if os.environ.get(TRACEBACK) else f"{line} ({TRACEBACK}=1 shows where)"

@@ -184,7 +184,7 @@ def write_checked_jsonl(path: str | os.PathLike[str], lines: Iterable[Mapping[st
     write_pieces(path, map(checked_line, lines))
 
 
-def write_checked_object(path: str | os.PathLike[str], value: Mapping[str, Any]) -> None:
+def write_checked_object(path: str | os.PathLike[str], value: Mapping[Any, Any]) -> None:
     """Writes a JSON object with a checksum, atomically and for people to read."""
     crc32 = f"{zlib.crc32(json.dumps(value).encode()):08x}"
     write_atomically(path, json.dumps({**value, "crc32": crc32}, indent=2) + "\n")

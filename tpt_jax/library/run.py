@@ -14,6 +14,7 @@ from tpt_jax.io.paths import to_path
 from tpt_jax.io.tables import print_table, stdout_console
 from tpt_jax.loop.metrics import MetricsLog, import_wandb, monitor_table, round_table
 from tpt_jax.loop.recovery import RoundState, make_line_filter, recover
+from tpt_jax.loop.room import say_if_short
 from tpt_jax.loop.rounds import Loop
 from tpt_jax.loop.run_folder import RunFolder
 from tpt_jax.loop.setup import Workshop
@@ -95,6 +96,8 @@ def run_rounds(
     Args:
       sharing: if the run is part of a sweep.
     """
+    if hosts.is_first():
+        say_if_short(folder.path, config, workshop.model(config).config)
     setup, trainer = workshop.set_up(config, ("think", "evaluate")), workshop.trainer(config)
     if hosts.is_first():
         folder.begin(config)

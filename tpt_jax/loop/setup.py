@@ -90,7 +90,7 @@ class Workshop:
         """What a run needs; see the function `set_up`."""
         started = time.monotonic()
         Pipeline.from_config(config.prune, config.seed).require()
-        model, task, pool, mesh = self._model(config), self._task(config), self._pool(config), self._mesh(config)
+        model, task, pool, mesh = self.model(config), self._task(config), self._pool(config), self._mesh(config)
         of_prompt = (config.model, config.prompt, _of_pool(config))
         prompt = self._build("prompt", of_prompt, lambda: _checked_prompt(config.prompt, model, task))
         stop_strings = self._build(
@@ -152,11 +152,11 @@ class Workshop:
             "trainer",
             (config.model, config.mesh, train),
             lambda: compile_trainer(
-                self._model(config).config, self._mesh(config), compute_dtype=config.model.compute_dtype, train=train
+                self.model(config).config, self._mesh(config), compute_dtype=config.model.compute_dtype, train=train
             ),
         )
 
-    def _model(self, config: RunConfig) -> ModelFolder:
+    def model(self, config: RunConfig) -> ModelFolder:
         """The folder of the model; its weights fit its config."""
 
         def open_folder() -> ModelFolder:
