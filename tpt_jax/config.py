@@ -17,6 +17,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 from pydantic.dataclasses import dataclass
 
 from tpt_jax.errors import STRICT, UserError, suggestion
+from tpt_jax.io.yaml_text import parse_yaml
 from tpt_jax.prune.registry import DEFAULT_STEPS, dump_steps, parse_steps
 from tpt_jax.prune.step import AnyStep
 from tpt_jax.records import Until
@@ -27,6 +28,7 @@ Seed = Annotated[int, pydantic.Field(ge=0, lt=2**32)]
 Sampling = Literal["think", "evaluate"]  # the sections that configure a sampling pass
 Section = TypeVar("Section")
 PLAIN_TEMPLATE_NAME = "plain"
+MAX_NAME = 10_000  # characters; those of a sweep's runs quote the settings of their arm
 AUTO = "auto"  # num_slots that the start-up chooses
 SWEEP = "sweep"  # the section of a file that `tpt sweep` reads, besides those of a run
 
@@ -46,6 +48,22 @@ def _read_num_slots(value: Any) -> int | Literal["auto"]:
     raise ValueError("must be a whole number from 1, or auto")
 
 
+def _check_name(value: str) -> str:
+    if not value.isprintable() or not 1 <= len(value) <= MAX_NAME:
+        raise ValueError(f"must be one line of 1 to {MAX_NAME:,} characters")
+    return value
+
+
+def _check_project(value: str) -> str:
+    """By the rules of Weights & Biases, which are otherwise found out about after the compilation."""
+    if not value.isprintable() or not 1 <= len(value) <= 128 or any(each in "/\\#?%:" for each in value):
+        raise ValueError("must be 1 to 128 characters on one line, without / \\ # ? % :")
+    return value
+
+
+RunName = Annotated[str, pydantic.AfterValidator(_check_name)]
+Project = Annotated[str, pydantic.AfterValidator(_check_project)]
+OPTIONAL_TEXTS = (str | None, Project | None, Path | None)
 Template = Annotated[str, pydantic.AfterValidator(_read_template)]
 NumSlots = Annotated[int | Literal["auto"], pydantic.PlainValidator(_read_num_slots)]
 Steps = Annotated[
@@ -285,7 +303,7 @@ class RunConfig:
       wandb_project: also log to this Weights & Biases project.
     """
 
-    name: str
+    name: RunName
     model: ModelSource
     task: Annotated[AnyTaskConfig, pydantic.Field(discriminator="name")]
     prompt: PromptConfig = PromptConfig()
@@ -298,7 +316,7 @@ class RunConfig:
     prune: PruneConfig = PruneConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
-    wandb_project: str | None = None
+    wandb_project: Project | None = None
 
 
 # Loading.
@@ -442,7 +460,7 @@ def _read_tree(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: no such config file; configs/quickstart.yaml is one to start from")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(tree, dict):
@@ -480,10 +498,12 @@ def _parse_text(key: str, text: str, tree: Mapping[str, Any]) -> Any:
     section = _section(RunConfig, sections, _task_name(tree))
     types = {field.name: field.type for field in dataclasses.fields(section)} if section else {}
     expected = types.get(last)
-    if expected in (str, Path, Steps) or (expected in (str | None, Path | None) and text != "null"):
+    if expected in (str, RunName, Path, Steps) or (
+        expected in (str | None, Project | None, Path | None) and text != "null"
+    ):
         return text
     try:
-        return yaml.safe_load(text)
+        return parse_yaml(text)
     except yaml.YAMLError as error:
         raise UserError(f"{key} ({text!r}): not YAML; quote it if it is text") from error
 

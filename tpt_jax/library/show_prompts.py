@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tpt_jax.checkpoints.model_folder import ModelFolder
 from tpt_jax.config import RunConfig, as_config
+from tpt_jax.errors import printable
 from tpt_jax.library.sample_file import read_prompts
 from tpt_jax.loop.setup import make_prompt
 from tpt_jax.prompts import Prompt, load_prompt
@@ -56,4 +57,4 @@ def _show(prompt: Prompt, texts: dict[str, str], encode: Callable[[str], tuple[i
     for name, text in texts.items():
         ids = encode(text)
         yield f"=== {name}: {len(ids)} tokens; the model then writes its answer and {end}"
-        yield prompt.text(ids)
+        yield printable(prompt.text(ids))  # in a terminal, which obeys some characters

@@ -87,17 +87,14 @@ def read_eos_ids(folder: AnyPath) -> frozenset[int]:
 
 
 def _check_files(folder: AnyPath) -> None:
-    """Checks that the folder has a vocabulary, and that no file is a pointer that transformers would read as text."""
-    texts = [TEMPLATE_FILE]
-    if not (folder / VOCABULARY).is_file():
-        complete = [names for names in OLDER_VOCABULARIES if all((folder / name).is_file() for name in names)]
-        if not complete:
-            raise UserError(
-                f"{folder}: no tokenizer.json or tokenizer.model, nor vocab.json with merges.txt; "
-                "copy the tokenizer's files there"
-            )
-        texts += complete[0]
-    for name in texts:
+    """Checks that the folder has a vocabulary, and files that transformers can read: no pointers, devices or pipes."""
+    vocabularies = ((VOCABULARY,), *OLDER_VOCABULARIES)
+    if not any(all((folder / name).is_file() for name in names) for names in vocabularies):
+        raise UserError(
+            f"{folder}: no tokenizer.json or tokenizer.model, nor vocab.json with merges.txt; "
+            "copy the tokenizer's files there"
+        )
+    for name in (*TOKENIZER_FILES, "config.json"):
         if (folder / name).is_file():
             check_downloaded(folder / name)
 
