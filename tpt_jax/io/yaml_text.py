@@ -1,11 +1,13 @@
 """YAML that somebody else wrote: plain values only, no tags, and no anchors that expand to gigabytes."""
 
+import itertools
 from typing import Any
 
 import yaml
 
 MAX_EXPANDED = 1_000_000  # values that aliases may stand for, if they are more than MAX_GROWTH times the written ones
 MAX_GROWTH = 10
+MAX_DEPTH = 1_000  # of brackets on a line: PyYAML takes minutes to find out that it cannot nest so deeply
 
 
 def parse_yaml(text: str | bytes, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
@@ -15,6 +17,7 @@ def parse_yaml(text: str | bytes, loader: type[yaml.SafeLoader] = yaml.SafeLoade
       yaml.YAMLError: it is not YAML, has a tag that stands for an object, is nested too deeply or contains itself, its
         aliases stand for too many values, or a value cannot be read.
     """
+    _check_brackets(text if isinstance(text, str) else str(text, "latin-1"))
     try:
         reader = loader(text)
         try:
@@ -31,6 +34,14 @@ def parse_yaml(text: str | bytes, loader: type[yaml.SafeLoader] = yaml.SafeLoade
         raise
     except (ValueError, TypeError, OverflowError) as error:  # a number of 5,000 digits, the 99th of January
         raise yaml.YAMLError(f"a value cannot be read: {error}") from error
+
+
+def _check_brackets(text: str) -> None:
+    for line in text.splitlines():
+        if line.count("[") + line.count("{") > MAX_DEPTH:
+            steps = ((each in "[{") - (each in "]}") for each in line)
+            if max(itertools.accumulate(steps)) > MAX_DEPTH:
+                raise yaml.YAMLError("nested too deeply")
 
 
 def _check_aliases(root: yaml.Node) -> None:

@@ -12,6 +12,7 @@ from rich.console import Console
 from tpt_jax.config import RunConfig, load_config
 from tpt_jax.errors import UserError
 from tpt_jax.io.paths import Path as RunPath
+from tpt_jax.io.paths import folder_name
 from tpt_jax.loop.metrics import MetricsLog, import_wandb, monitor_table, round_table
 from tpt_jax.loop.recovery import RoundState, make_line_filter, recover
 from tpt_jax.loop.rounds import Loop
@@ -22,7 +23,6 @@ from tpt_jax.loop.weights import Weights
 from tpt_jax.report import write_report
 from tpt_jax.runtime import environment, hosts
 
-MAX_FOLDER_NAME = 255  # bytes, on common file systems
 Metrics = Mapping[str, Any]  # a round's figures, as in its metrics.json
 
 
@@ -72,24 +72,13 @@ def run(
         config = load_config(Path(config), overrides)
     elif overrides:
         raise UserError(f"run: {', '.join(overrides)}: a loaded config takes no overrides; give its file instead")
-    folder = RunFolder.open(run_dir or os.path.join("runs", _folder_name(config.name)), config)
+    folder = RunFolder.open(run_dir or os.path.join("runs", folder_name(config.name)), config)
     if config.wandb_project is not None and hosts.is_first():
         import_wandb(config.wandb_project)  # now, rather than after the compilation
     with Workshop() as workshop:
         rounds = run_rounds(config, folder, workshop, on_round)
         hosts.barrier("end of the run")
     return Run(folder.path, rounds, folder.report)
-
-
-def _folder_name(name: str) -> str:
-    """A run's name, if a folder can have it.
-
-    Raises:
-      UserError: it would be a folder somewhere else, or none.
-    """
-    if name in (".", "..") or "/" in name or len(name.encode()) > MAX_FOLDER_NAME:
-        raise UserError(f"name ({name!r:.80}): cannot be a folder's name; give --run_dir too, or another name")
-    return name
 
 
 def run_rounds(

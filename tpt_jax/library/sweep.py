@@ -11,6 +11,7 @@ from rich.console import Console
 from tpt_jax.config import RunConfig, plain_values, read_tree
 from tpt_jax.errors import UserError
 from tpt_jax.io.paths import Path as SweepPath
+from tpt_jax.io.paths import folder_name
 from tpt_jax.library.run import run_rounds
 from tpt_jax.loop.metrics import import_wandb
 from tpt_jax.loop.run_folder import RunFolder
@@ -89,7 +90,7 @@ def sweep(
     environment.prepare()
     tree = plain_values(config) if isinstance(config, RunConfig) else read_tree(Path(config))
     plan = make_plan(tree, overrides, vary=vary, arms=arms, seeds=seeds)
-    folder = SweepFolder.open(sweep_dir or os.path.join("sweeps", plan.name), plan)
+    folder = SweepFolder.open(sweep_dir or os.path.join("sweeps", folder_name(plan.name, "--sweep_dir")), plan)
     result, failures = None, {}
     with Workshop() as workshop:
         unfinished = hosts.broadcast("unfinished runs", lambda: _unfinished(folder, plan))
