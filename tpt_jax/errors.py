@@ -35,11 +35,15 @@ def printable(text: str) -> str:
 
 def one_line(text: str, limit: int = MAX_MESSAGE) -> str:
     """A message that may quote anything as one line that is safe to print; the middle of a long one is left out."""
-    if len(text) > limit:
-        tail = limit // 4
-        omitted = f" [... {len(text) - limit:,} characters omitted ...] "
-        text = f"{text[: limit - tail]}{omitted}{text[-tail:]}"
-    return " ".join(printable(text).splitlines())
+    return _shortened(" ".join(printable(_shortened(text, limit)).splitlines()), limit)
+
+
+def _shortened(text: str, limit: int) -> str:
+    if len(text) <= limit:
+        return text
+    note = f" [... {len(text) - limit:,} characters left out ...] "
+    tail = limit // 4
+    return f"{text[: limit - tail - len(note)]}{note}{text[-tail:]}"
 
 
 class UserError(Exception):

@@ -26,6 +26,7 @@ PARQUET_SUFFIX = ".parquet"
 ROWS_PER_BATCH = 1024  # of a Parquet file, in memory at once
 BUFFER_BYTES = 2**17
 MAX_UNPACKED_RATIO, MAX_UNPACKED_BYTES = 200, 2**28  # a gzip file may exceed one of these, not both
+MAX_TRIED_BYTES = 2**24  # a smaller gzip file is unpacked once before it is read, which takes a second
 
 Load = Callable[[], dict[str, Any]]  # raises InvalidRecordError if the record is no object
 
@@ -70,6 +71,10 @@ def open_records(path: AnyPath) -> RecordFile:
     path = existing_file(path)
     if path.suffix == PARQUET_SUFFIX:
         return _ParquetRows(path)
+    if path.suffix == GZIP_SUFFIX and path.stat().length <= MAX_TRIED_BYTES:
+        with _opened(path) as file:
+            while file.read(BUFFER_BYTES):  # a bomb is found before its records are
+                pass
     with _opened(path) as file:
         if pathlib.PurePath(plain_name(path)).suffix in YAML_SUFFIXES:
             return _Items(path, _parse_list(path, "YAML", file.read()))

@@ -32,6 +32,7 @@ _LARGEST: Mapping[str, int] = {
     "sliding_window_pattern": 2**12,
     "no_rope_layer_interval": 2**12,
 }
+_REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 _POSITIVE = (
     "rms_norm_eps",
     "query_pre_attn_scalar",
@@ -123,13 +124,13 @@ def from_huggingface(config: Mapping[str, Any]) -> ModelConfig:
 
 
 def _check_values(config: Mapping[str, Any]) -> None:
-    """Checks the values that are read from a config.json or a section of it; null counts as missing.
+    """Checks the values that are read from a config.json or a section of it; most may be null.
 
     Raises:
       UserError: one is of the wrong type, too large, not positive or not finite.
     """
     for key, value in config.items():
-        rule = None if value is None else _broken_rule(key, value)
+        rule = None if value is None and key not in _REQUIRED else _broken_rule(key, value)
         if rule is not None:
             raise UserError(f"config.json: {key} ({value!r:.80}) must be {rule}; use the one published with the model")
         if key in _SECTIONS and value is not None:
