@@ -20,7 +20,7 @@ QUICKSTART = ROOT / "tpt_jax/quickstart/model"
 MESSAGES = [{"role": "user", "content": "How many?"}]
 MARK = "harmed"  # a file of this name appears in the test's folder if something was run that must not be
 
-Change = Callable[[Path], None]
+Change = Callable[[Path], object]
 Tpt = CommandHere
 
 
@@ -215,7 +215,7 @@ def only_pickled(name: str) -> Change:
 
 
 def header(size: int, text: bytes) -> Change:
-    return lambda folder: (folder / "model.safetensors").write_bytes(struct.pack("<Q", size) + text) and None
+    return lambda folder: (folder / "model.safetensors").write_bytes(struct.pack("<Q", size) + text)
 
 
 def index_outside(folder: Path) -> None:
@@ -229,7 +229,7 @@ WEIGHTS: dict[str, tuple[Change, str]] = {
     "model.pt": (only_pickled("model.pt"), "has no model.safetensors"),
     "model.pkl": (only_pickled("model.pkl"), "has no model.safetensors"),
     "a pickle called safetensors": (
-        lambda folder: (folder / "model.safetensors").write_bytes(pickle.dumps(Harm(folder.parent / MARK))) and None,
+        lambda folder: (folder / "model.safetensors").write_bytes(pickle.dumps(Harm(folder.parent / MARK))),
         "not a complete safetensors file",
     ),
     "a header of a terabyte": (header(2**40, b"{}"), "not a complete safetensors file"),

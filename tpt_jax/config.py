@@ -54,16 +54,18 @@ def _check_name(value: str) -> str:
     return value
 
 
-def _check_project(value: str) -> str:
-    """By the rules of Weights & Biases, which are otherwise found out about after the compilation."""
+def _check_project(value: str | None) -> str | None:
+    """By the rules of Weights & Biases, which would otherwise refuse the name after the compilation."""
+    if value is None:
+        return None
     if not value.isprintable() or not 1 <= len(value) <= 128 or any(each in "/\\#?%:" for each in value):
         raise ValueError("must be 1 to 128 characters on one line, without / \\ # ? % :")
     return value
 
 
 RunName = Annotated[str, pydantic.AfterValidator(_check_name)]
-Project = Annotated[str, pydantic.AfterValidator(_check_project)]
-OPTIONAL_TEXTS = (str | None, Project | None, Path | None)
+Project = Annotated[str | None, pydantic.AfterValidator(_check_project)]
+OPTIONAL_TEXTS = (str | None, Project, Path | None)
 Template = Annotated[str, pydantic.AfterValidator(_read_template)]
 NumSlots = Annotated[int | Literal["auto"], pydantic.PlainValidator(_read_num_slots)]
 Steps = Annotated[
@@ -316,7 +318,7 @@ class RunConfig:
     prune: PruneConfig = PruneConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
-    wandb_project: Project | None = None
+    wandb_project: Project = None
 
 
 # Loading.
@@ -498,9 +500,7 @@ def _parse_text(key: str, text: str, tree: Mapping[str, Any]) -> Any:
     section = _section(RunConfig, sections, _task_name(tree))
     types = {field.name: field.type for field in dataclasses.fields(section)} if section else {}
     expected = types.get(last)
-    if expected in (str, RunName, Path, Steps) or (
-        expected in (str | None, Project | None, Path | None) and text != "null"
-    ):
+    if expected in (str, RunName, Path, Steps) or (expected in OPTIONAL_TEXTS and text != "null"):
         return text
     try:
         return parse_yaml(text)
