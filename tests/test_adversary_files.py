@@ -55,8 +55,7 @@ CONFIGS: dict[str, tuple[str, str]] = {
     "a name that leads outside": (OWN.replace("name: x", "name: ../../x"), "cannot be a folder's name"),
     "a name that is a path": (OWN.replace("name: x", "name: /tmp/x"), "cannot be a folder's name"),
     "a name that is the folder": (OWN.replace("name: x", "name: ..", 1), "cannot be a folder's name"),
-    "a name of two lines": (OWN.replace("name: x", 'name: "a\\nb"', 1), "must be one line"),
-    "a name of 100 kB": (OWN.replace("name: x", "name: " + "x" * 10**5, 1), "must be one line of 1 to"),
+    "a name of 100 kB": (OWN.replace("name: x", "name: " + "x" * 10**5, 1), "cannot be a folder's name"),
     "a project with slashes": (f"{OWN}wandb_project: ../x\n", "without / "),
 }
 
@@ -79,6 +78,7 @@ def test_names_of_a_sweep(tmp_path: Path, tpt_here: Tpt, monkeypatch: pytest.Mon
     for arm in plan.arms:
         assert re.fullmatch(r"[A-Za-z0-9=_][A-Za-z0-9=_.-]{0,79}", arm.folder)
         assert ".." not in arm.folder
+        assert plan.run_config(arm, 0).name.isprintable()
     arguments = ("--config", "config.yaml", "--name", "../x", "--vary", "num_rounds=1,2")
     assert "cannot be a folder's name; give --sweep_dir" in refused(tpt_here, "sweep", *arguments)
     assert os.listdir() == ["config.yaml"]

@@ -16,7 +16,7 @@ import yaml
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
-from tpt_jax.errors import STRICT, UserError, suggestion
+from tpt_jax.errors import STRICT, UserError, one_line, suggestion
 from tpt_jax.io.yaml_text import parse_yaml
 from tpt_jax.prune.registry import DEFAULT_STEPS, dump_steps, parse_steps
 from tpt_jax.prune.step import AnyStep
@@ -28,7 +28,6 @@ Seed = Annotated[int, pydantic.Field(ge=0, lt=2**32)]
 Sampling = Literal["think", "evaluate"]  # the sections that configure a sampling pass
 Section = TypeVar("Section")
 PLAIN_TEMPLATE_NAME = "plain"
-MAX_NAME = 10_000  # characters; those of a sweep's runs quote the settings of their arm
 AUTO = "auto"  # num_slots that the start-up chooses
 SWEEP = "sweep"  # the section of a file that `tpt sweep` reads, besides those of a run
 
@@ -48,12 +47,6 @@ def _read_num_slots(value: Any) -> int | Literal["auto"]:
     raise ValueError("must be a whole number from 1, or auto")
 
 
-def _check_name(value: str) -> str:
-    if not value.isprintable() or not 1 <= len(value) <= MAX_NAME:
-        raise ValueError(f"must be one line of 1 to {MAX_NAME:,} characters")
-    return value
-
-
 def _check_project(value: str | None) -> str | None:
     """By the rules of Weights & Biases, which would otherwise refuse the name after the compilation."""
     if value is None:
@@ -63,7 +56,7 @@ def _check_project(value: str | None) -> str | None:
     return value
 
 
-RunName = Annotated[str, pydantic.AfterValidator(_check_name)]
+RunName = Annotated[str, pydantic.Field(min_length=1), pydantic.AfterValidator(one_line)]  # it is printed
 Project = Annotated[str | None, pydantic.AfterValidator(_check_project)]
 OPTIONAL_TEXTS = (str | None, Project, Path | None)
 Template = Annotated[str, pydantic.AfterValidator(_read_template)]

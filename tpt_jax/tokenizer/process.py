@@ -24,7 +24,7 @@ from typing import Any
 
 from tpt_jax.errors import UserError
 
-SECONDS = 20.0  # for a text, and for loading a tokenizer, which takes a second or two
+SECONDS = 30.0  # for a text, and for loading a tokenizer, which takes seconds on a busy machine
 MAX_ANSWER_BYTES = 2**28
 PROGRAM = Path(__file__).with_name("guarded.py")
 
