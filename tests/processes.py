@@ -1,13 +1,16 @@
 """The `tpt` command in tests: in processes as a user starts them, or, for mistakes found early, in the test's own."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tpt_jax.commands.main import main
+from tpt_jax.errors import MAX_MESSAGE
 
 ROOT = Path(__file__).parent.parent
 TPT = (sys.executable, "-m", "tpt_jax")
@@ -55,3 +58,19 @@ class CommandHere:
             status = int(exit.code or 0)
         printed = self._capsys.readouterr()
         return Done(words, status, printed.out, printed.err)
+
+
+def refused(tpt: CommandHere, *arguments: object) -> str:
+    """The one line with which the command refuses its input."""
+    done = tpt(*arguments)
+    assert done.returncode == 2, done
+    (line,) = done.stderr.splitlines()
+    assert line.isprintable()
+    assert len(line) <= MAX_MESSAGE + len("tpt: ")
+    return line
+
+
+def write_json(path: Path, content: Any) -> Path:
+    """Writes a file with one JSON value."""
+    path.write_text(json.dumps(content))
+    return path

@@ -308,8 +308,8 @@ def test_a_tokenizer_in_a_bucket(folder: Path, tmp_path: Path, monkeypatch: pyte
         copied.append(target.name)
         copy(source, target)
 
-    monkeypatch.setattr("tpt_jax.tokenizer.is_remote", lambda path: True)
-    monkeypatch.setattr("tpt_jax.tokenizer.copy", record)
+    monkeypatch.setattr("tpt_jax.tokenizer.files.is_remote", lambda path: True)
+    monkeypatch.setattr("tpt_jax.tokenizer.files.copy", record)
     tokenizer = load_tokenizer(folder)
     assert sorted(copied) == ["config.json", "tokenizer.json", "tokenizer_config.json"]
     assert tokenizer.name_or_path == str(folder)

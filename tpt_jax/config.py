@@ -16,7 +16,8 @@ import yaml
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
-from tpt_jax.errors import STRICT, UserError, suggestion
+from tpt_jax.errors import STRICT, UserError, one_line, suggestion
+from tpt_jax.io.yaml_text import parse_yaml
 from tpt_jax.prune.registry import DEFAULT_STEPS, dump_steps, parse_steps
 from tpt_jax.prune.step import AnyStep
 from tpt_jax.records import Until
@@ -46,6 +47,18 @@ def _read_num_slots(value: Any) -> int | Literal["auto"]:
     raise ValueError("must be a whole number from 1, or auto")
 
 
+def _check_project(value: str | None) -> str | None:
+    """By the rules of Weights & Biases, which would otherwise refuse the name after the compilation."""
+    if value is None:
+        return None
+    if not value.isprintable() or not 1 <= len(value) <= 128 or any(each in "/\\#?%:" for each in value):
+        raise ValueError("must be 1 to 128 characters on one line, without / \\ # ? % :")
+    return value
+
+
+RunName = Annotated[str, pydantic.Field(min_length=1), pydantic.AfterValidator(one_line)]  # it is printed
+Project = Annotated[str | None, pydantic.AfterValidator(_check_project)]
+OPTIONAL_TEXTS = (str | None, Project, Path | None)
 Template = Annotated[str, pydantic.AfterValidator(_read_template)]
 NumSlots = Annotated[int | Literal["auto"], pydantic.PlainValidator(_read_num_slots)]
 Steps = Annotated[
@@ -285,7 +298,7 @@ class RunConfig:
       wandb_project: also log to this Weights & Biases project.
     """
 
-    name: str
+    name: RunName
     model: ModelSource
     task: Annotated[AnyTaskConfig, pydantic.Field(discriminator="name")]
     prompt: PromptConfig = PromptConfig()
@@ -298,7 +311,7 @@ class RunConfig:
     prune: PruneConfig = PruneConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
-    wandb_project: str | None = None
+    wandb_project: Project = None
 
 
 # Loading.
@@ -442,7 +455,7 @@ def _read_tree(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: no such config file; configs/quickstart.yaml is one to start from")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(tree, dict):
@@ -480,10 +493,10 @@ def _parse_text(key: str, text: str, tree: Mapping[str, Any]) -> Any:
     section = _section(RunConfig, sections, _task_name(tree))
     types = {field.name: field.type for field in dataclasses.fields(section)} if section else {}
     expected = types.get(last)
-    if expected in (str, Path, Steps) or (expected in (str | None, Path | None) and text != "null"):
+    if expected in (str, RunName, Path, Steps) or (expected in OPTIONAL_TEXTS and text != "null"):
         return text
     try:
-        return yaml.safe_load(text)
+        return parse_yaml(text)
     except yaml.YAMLError as error:
         raise UserError(f"{key} ({text!r}): not YAML; quote it if it is text") from error
 

@@ -14,7 +14,7 @@ from tpt_jax.config import PLAIN_TEMPLATE_NAME
 from tpt_jax.errors import UserError
 from tpt_jax.io.paths import AnyPath
 from tpt_jax.records import Question, Shot
-from tpt_jax.tokenizer import load_tokenizer, read_eos_ids, render
+from tpt_jax.tokenizer import encode, load_tokenizer, read_eos_ids, render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -107,11 +107,15 @@ class Prompt:
     def plain_ids(self, text: str) -> tuple[int, ...]:
         """A text without chat template, after BOS if the tokenizer has one."""
         bos: Any = self.tokenizer.bos_token_id
-        return (*(() if bos is None else (bos,)), *self._encode(text))
+        return (*(() if bos is None else (bos,)), *encode(self.tokenizer, text))
 
     def completion_ids(self, completion: str) -> tuple[int, ...]:
-        """Token ids of a completion known only as text."""
-        return self._encode(completion)
+        """Token ids of a completion known only as text.
+
+        Raises:
+          UserError: the tokenizer cannot encode it.
+        """
+        return encode(self.tokenizer, completion)
 
     def example(self, question: str, completion_ids: Sequence[int], id: str = "") -> Example:
         """A training example with exactly these completion ids: sampled ids are never tokenized again."""
@@ -211,7 +215,7 @@ class Prompt:
 
     def _find_end_of_turn(self) -> int:
         suffix = self._render("?", PROBE).rpartition(PROBE)[2]
-        ids = self._encode(suffix)
+        ids = encode(self.tokenizer, suffix)
         if not ids or ids[0] not in self._special_tokens.values():
             raise UserError(
                 f"chat template: no special token follows the answer (found {suffix!r}); "
@@ -238,6 +242,7 @@ class Prompt:
         )
 
     def _encode(self, text: str) -> tuple[int, ...]:
+        """Token ids of a text that `_render` has returned, so that it has been encoded under limits."""
         # The template writes BOS itself; the tokenizer would add a second one.
         return tuple(self.tokenizer.encode(text, add_special_tokens=False))
 

@@ -34,9 +34,10 @@ IMAGE            ^[a-z0-9][A-Za-z0-9._/:@-]*$                  an image with Pyt
 
 progress() { $DRY_RUN || printf '%(%T)T %s\n' -1 "$*" >&2; }
 
-# Reports a user error in one line.
+# Reports a user error in one line, without characters that a terminal would obey.
 usage_error() {
-  echo "${0##*/}: $*" >&2
+  local message="${0##*/}: $*"
+  printf '%s\n' "${message//[[:cntrl:]]/?}" >&2
   exit 2
 }
 

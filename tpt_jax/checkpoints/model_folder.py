@@ -13,9 +13,10 @@ from flax.traverse_util import flatten_dict
 from tpt_jax.checkpoints.checksums import verify_checksums
 from tpt_jax.config import check_value
 from tpt_jax.errors import UserError
+from tpt_jax.io.downloads import check_links
 from tpt_jax.io.paths import Path, is_remote, to_path
 from tpt_jax.models.architecture import ModelConfig
-from tpt_jax.models.huggingface_export import copy_side_files, save_parameters
+from tpt_jax.models.huggingface_export import SIDE_FILES, copy_side_files, save_parameters
 from tpt_jax.models.huggingface_import import check_parameters, load_parameters, read_model_config
 from tpt_jax.models.transformer import abstract_parameters, place_abstract
 from tpt_jax.runtime import hosts
@@ -42,7 +43,8 @@ class ModelFolder:
           source: where to download the model, for the message if the folder is missing.
 
         Raises:
-          UserError: the folder is missing, or the decoder does not support its model.
+          UserError: the folder is missing, the decoder does not support its model, or a file that goes into checkpoints
+            is a link to somewhere else.
         """
         if str(name) == QUICKSTART:
             path = to_path(str(importlib.resources.files("tpt_jax.quickstart") / "model"))
@@ -50,7 +52,9 @@ class ModelFolder:
             path = to_path(name)
         if source is not None and not path.is_dir():
             raise UserError(f"{path}: no such folder; download {source} there, or set model.path to where you have it")
-        return cls(path, read_model_config(path))
+        config = read_model_config(path)
+        check_links(path, ("config.json", *SIDE_FILES))
+        return cls(path, config)
 
     def check_weights(self) -> None:
         """Checks names, types and shapes of the weights against the config, without reading them: within a second.

@@ -5,7 +5,10 @@ import pathlib
 
 from etils import epath
 
+from tpt_jax.errors import UserError
+
 Path = epath.Path
+MAX_FOLDER_NAME = 255  # bytes, on common file systems
 AnyPath = pathlib.Path | epath.Path  # callers may pass either
 
 
@@ -17,6 +20,20 @@ def to_path(name: str | os.PathLike[str]) -> Path:
 def is_remote(path: AnyPath) -> bool:
     """Whether the path is in a bucket: writes there are atomic, and objects cannot be appended to or renamed."""
     return "://" in os.fspath(path)
+
+
+def folder_name(name: str, option: str = "--run_dir") -> str:
+    """The name of a run or sweep, if its folder can have it too.
+
+    Args:
+      option: that names a folder otherwise.
+
+    Raises:
+      UserError: it would be a folder somewhere else, or none.
+    """
+    if name in (".", "..") or "/" in name or len(name.encode()) > MAX_FOLDER_NAME:
+        raise UserError(f"name ({name!r:.80}): cannot be a folder's name; give {option} too, or another name")
+    return name
 
 
 def copy(source: AnyPath, target: AnyPath) -> None:

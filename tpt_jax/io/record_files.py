@@ -2,10 +2,11 @@
 
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from tpt_jax.errors import InvalidRecordError, UserError
+from tpt_jax.errors import InvalidRecordError, UserError, one_line
 from tpt_jax.io.files import parse_line
 from tpt_jax.io.paths import to_path
 from tpt_jax.io.record_formats import RecordFile, open_records
@@ -14,6 +15,8 @@ from tpt_jax.terminal import say
 
 MAX_BROKEN_SHARE = 0.01  # of a file's records; if more are broken, it is probably the wrong file
 MAX_REPORTED = 5  # broken records named in a message
+MAX_ID = 1_000  # characters; ids stand in every trace, and in messages
+NOT_IN_IDS = {"Cc", "Cs", "Zl", "Zp"}  # controls, NUL and line ends among them, and lone surrogates
 
 Record = TypeVar("Record")
 
@@ -124,7 +127,7 @@ def _valid(
             f"{source}: {num_broken} of {count} records cannot be used, more than {MAX_BROKEN_SHARE:.0%}: {text}"
         )
     if num_broken:
-        say(f"{source}: leaving out {num_broken} of {count} records: {text}")
+        say(one_line(f"{source}: leaving out {num_broken} of {count} records: {text}"))
 
 
 def _describe_broken(broken: Sequence[tuple[str, str]]) -> str:
@@ -147,7 +150,7 @@ def parse_id(line: Mapping[str, Any], default: int | str | None) -> str:
     """A record's "id", or the default if it has none.
 
     Raises:
-      InvalidRecordError: there is neither, or the id is neither text nor an integer.
+      InvalidRecordError: there is neither; or the id is neither text nor an integer, or no text for one line.
     """
     value = _integer_if_whole(line.get("id"))
     name = default if value is None else value
@@ -155,7 +158,12 @@ def parse_id(line: Mapping[str, Any], default: int | str | None) -> str:
         raise InvalidRecordError('lacks an "id"; write the id of its question')
     if isinstance(name, bool) or not isinstance(name, int | str):
         raise InvalidRecordError(f'has an "id" of type {type(name).__name__}; write text or an integer')
-    return str(name)
+    name = str(name)
+    if len(name) > MAX_ID:
+        raise InvalidRecordError(f'has an "id" of {len(name):,} characters; write {MAX_ID:,} at most')
+    if not name.isprintable() and any(unicodedata.category(each) in NOT_IN_IDS for each in name):
+        raise InvalidRecordError(f'has an "id" with a control character ({name!r:.80}); leave it out')
+    return name
 
 
 def parse_sample(line: Mapping[str, Any], default: int) -> int:

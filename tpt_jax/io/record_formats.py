@@ -18,11 +18,15 @@ import yaml
 from tpt_jax.errors import InvalidRecordError, UserError
 from tpt_jax.io.files import existing_file, parse_line
 from tpt_jax.io.paths import AnyPath, Path
+from tpt_jax.io.yaml_text import parse_yaml
 
 YAML_SUFFIXES = (".yaml", ".yml")
 GZIP_SUFFIX = ".gz"
 PARQUET_SUFFIX = ".parquet"
 ROWS_PER_BATCH = 1024  # of a Parquet file, in memory at once
+BUFFER_BYTES = 2**17
+MAX_UNPACKED_RATIO, MAX_UNPACKED_BYTES = 200, 2**28  # a gzip file may exceed one of these, not both
+MAX_TRIED_BYTES = 2**24  # a smaller gzip file is unpacked once before it is read, which takes a second
 
 Load = Callable[[], dict[str, Any]]  # raises InvalidRecordError if the record is no object
 
@@ -67,6 +71,10 @@ def open_records(path: AnyPath) -> RecordFile:
     path = existing_file(path)
     if path.suffix == PARQUET_SUFFIX:
         return _ParquetRows(path)
+    if path.suffix == GZIP_SUFFIX and path.stat().length <= MAX_TRIED_BYTES:
+        with _opened(path) as file:
+            while file.read(BUFFER_BYTES):  # a bomb is found before its records are
+                pass
     with _opened(path) as file:
         if pathlib.PurePath(plain_name(path)).suffix in YAML_SUFFIXES:
             return _Items(path, _parse_list(path, "YAML", file.read()))
@@ -151,9 +159,37 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
             return
         try:
             with gzip.open(file) as unpacked:
-                yield io.BufferedReader(unpacked)  # type: ignore[arg-type]  # faster than GzipFile's own lines
+                reader = _Unpacked(path, unpacked, path.stat().length)
+                yield io.BufferedReader(reader, BUFFER_BYTES)  # faster than GzipFile's own lines
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise UserError(f"{path}: not a complete gzip file ({error}); make or download it again") from error
+
+
+class _Unpacked(io.RawIOBase):
+    """What a gzip file unpacks to, as long as it is no bomb: text is packed to a tenth, zeros to a thousandth."""
+
+    def __init__(self, path: Path, unpacked: gzip.GzipFile, num_packed: int):
+        self._path, self._unpacked, self._num_packed = path, unpacked, num_packed
+        self._count = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fills the buffer.
+
+        Raises:
+          UserError: the file unpacks to more than any text does.
+        """
+        data = self._unpacked.read(len(buffer))
+        self._count += len(data)
+        if self._count > max(MAX_UNPACKED_BYTES, MAX_UNPACKED_RATIO * self._num_packed):
+            raise UserError(
+                f"{self._path}: unpacks to more than {MAX_UNPACKED_RATIO} times its size, as no text does; "
+                "unpack it yourself, if it is what you want"
+            )
+        buffer[: len(data)] = data
+        return len(data)
 
 
 def _lines(file: IO[bytes]) -> Iterator[bytes]:
@@ -182,7 +218,7 @@ for _kind, _pattern in {
 
 def _parse_list(path: Path, kind: str, content: bytes) -> list[Any]:
     try:
-        items = yaml.load(content, _Loader) if kind == "YAML" else json.loads(content)
+        items = parse_yaml(content, _Loader) if kind == "YAML" else json.loads(content)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: not {kind} ({reason}); write a list of objects, or JSON lines") from error

@@ -10,7 +10,7 @@ from typing import Any
 from tpt_jax.config import RunConfig, load_config
 from tpt_jax.errors import UserError
 from tpt_jax.io.paths import Path as RunPath
-from tpt_jax.io.paths import to_path
+from tpt_jax.io.paths import folder_name, to_path
 from tpt_jax.io.tables import print_table, stdout_console
 from tpt_jax.loop.metrics import MetricsLog, import_wandb, monitor_table, round_table
 from tpt_jax.loop.recovery import RoundState, make_line_filter, recover
@@ -74,7 +74,7 @@ def run(
         config = load_config(Path(config), overrides)
     elif overrides:
         raise UserError(f"run: {', '.join(overrides)}: a loaded config takes no overrides; give its file instead")
-    path = to_path(run_dir or os.path.join("runs", config.name))
+    path = to_path(run_dir or os.path.join("runs", folder_name(config.name)))
     with own_folder(path, "--run_dir"), Workshop() as workshop:
         folder = RunFolder.open(path, config)
         if config.wandb_project is not None and hosts.is_first():

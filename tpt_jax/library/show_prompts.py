@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tpt_jax.checkpoints.model_folder import ModelFolder
 from tpt_jax.config import RunConfig, as_config
+from tpt_jax.errors import one_line, printable
 from tpt_jax.library.sample_file import read_prompts
 from tpt_jax.loop.setup import make_prompt
 from tpt_jax.prompts import Prompt, load_prompt
@@ -55,5 +56,5 @@ def _show(prompt: Prompt, texts: dict[str, str], encode: Callable[[str], tuple[i
     end = prompt.text([prompt.end_of_turn])
     for name, text in texts.items():
         ids = encode(text)
-        yield f"=== {name}: {len(ids)} tokens; the model then writes its answer and {end}"
-        yield prompt.text(ids)
+        yield f"=== {one_line(name)}: {len(ids)} tokens; the model then writes its answer and {end}"
+        yield printable(prompt.text(ids))  # in a terminal, which obeys some characters

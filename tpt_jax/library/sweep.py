@@ -9,7 +9,7 @@ from typing import Any
 from tpt_jax.config import RunConfig, plain_values, read_tree
 from tpt_jax.errors import UserError
 from tpt_jax.io.paths import Path as SweepPath
-from tpt_jax.io.paths import to_path
+from tpt_jax.io.paths import folder_name, to_path
 from tpt_jax.io.tables import print_table, stdout_console
 from tpt_jax.library.run import run_rounds
 from tpt_jax.loop.metrics import import_wandb
@@ -88,7 +88,7 @@ def sweep(
     environment.prepare()
     tree = plain_values(config) if isinstance(config, RunConfig) else read_tree(Path(config))
     plan = make_plan(tree, overrides, vary=vary, arms=arms, seeds=seeds)
-    path = to_path(sweep_dir or os.path.join("sweeps", plan.name))
+    path = to_path(sweep_dir or os.path.join("sweeps", folder_name(plan.name, "--sweep_dir")))
     result, failures = None, {}
     with own_folder(path, "--sweep_dir"), Workshop() as workshop:
         folder = SweepFolder.open(path, plan)

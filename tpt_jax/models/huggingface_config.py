@@ -19,6 +19,40 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "qwen3": {"head_dim": 128},
     "smollm3": {"tie_word_embeddings": True, "rope_theta": 2_000_000.0},
 }
+# Whole numbers from 1, up to many times what any model has: more would take for ever before it is found to be wrong.
+_LARGEST: Mapping[str, int] = {
+    "vocab_size": 2**24,
+    "hidden_size": 2**20,
+    "intermediate_size": 2**24,
+    "num_hidden_layers": 2**12,
+    "num_attention_heads": 2**16,
+    "num_key_value_heads": 2**16,
+    "head_dim": 2**16,
+    "sliding_window": 2**40,
+    "sliding_window_pattern": 2**12,
+    "no_rope_layer_interval": 2**12,
+}
+_REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+_POSITIVE = (
+    "rms_norm_eps",
+    "query_pre_attn_scalar",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+    "rope_theta",
+    "rope_local_base_freq",
+    "factor",
+    "low_freq_factor",
+    "high_freq_factor",
+    "original_max_position_embeddings",
+)
+_KINDS: Mapping[str, tuple[type, str]] = {
+    "model_type": (str, "text"),
+    "tie_word_embeddings": (bool, "true or false"),
+    "use_sliding_window": (bool, "true or false"),
+    "layer_types": (list, "a list"),
+    "no_rope_layers": (list, "a list"),
+}
+_SECTIONS = ("text_config", "rope_parameters", "rope_scaling", "full_attention", "sliding_attention")
 _UNSUPPORTED_OPTIONS = ("attention_bias", "mlp_bias", "use_bidirectional_attention")
 
 
@@ -26,6 +60,7 @@ def decoder_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The decoder's config.json: the file itself, or the text_config of a Gemma 3 with a vision tower."""
     if config.get("model_type") != "gemma3":
         return config
+    _check_values(config)
     identity = {"architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text"}
     return {**_GEMMA3_DEFAULTS, **config.get("text_config", {}), **identity}
 
@@ -34,14 +69,15 @@ def from_huggingface(config: Mapping[str, Any]) -> ModelConfig:
     """Converts a Hugging Face config.json written by any version of transformers.
 
     Raises:
-      UserError: unsupported model family or option.
+      UserError: unsupported model family or option, or a value that no model has.
     """
+    _check_values(config)
     config = decoder_config(config)
     model_type = config.get("model_type", "")
     family = _FAMILIES.get(model_type)
     if family is None:
         raise UserError(
-            f"config.json: model_type ({config.get('model_type')}) must be one of gemma3, {', '.join(_FAMILIES)}"
+            f"config.json: model_type ({config.get('model_type')!s:.80}) must be one of gemma3, {', '.join(_FAMILIES)}"
         )
     config = {**_DEFAULTS.get(model_type, {}), **config}
     for option in _UNSUPPORTED_OPTIONS:
@@ -85,6 +121,33 @@ def from_huggingface(config: Mapping[str, Any]) -> ModelConfig:
         global_every=_global_every(config, layer_types) if layer_types else pattern,
         query_key_norms=family == "gemma3",
     )
+
+
+def _check_values(config: Mapping[str, Any]) -> None:
+    """Checks the values that are read from a config.json or a section of it; most may be null.
+
+    Raises:
+      UserError: one is of the wrong type, too large, not positive or not finite.
+    """
+    for key, value in config.items():
+        rule = None if value is None and key not in _REQUIRED else _broken_rule(key, value)
+        if rule is not None:
+            raise UserError(f"config.json: {key} ({value!r:.80}) must be {rule}; use the one published with the model")
+        if key in _SECTIONS and value is not None:
+            _check_values(value)
+
+
+def _broken_rule(key: str, value: Any) -> str | None:
+    """What the value under this key must be, but is not."""
+    if key in _LARGEST and not (type(value) is int and 1 <= value <= _LARGEST[key]):
+        return f"a whole number from 1 to {_LARGEST[key]}"
+    if key in _POSITIVE and not (type(value) in (int, float) and 0 < value < 1e30):  # NaN is not
+        return "a number above 0"
+    if key in _KINDS and not isinstance(value, _KINDS[key][0]):
+        return _KINDS[key][1]
+    if key in _SECTIONS and not isinstance(value, dict):
+        return "an object"
+    return None
 
 
 def _llama_options(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 A folder that holds something else, such as an adapter or a download cache, is an error that says what to give instead.
 """
 
+import os
 import re
 from contextlib import ExitStack
 from typing import Any
@@ -84,7 +85,11 @@ def _files_of_index(index: AnyPath) -> list[AnyPath]:
     weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise UserError(f"{index}: has no weight_map from tensor names to files; download the file again")
-    files = [index.parent / name for name in sorted(set(weight_map.values()))]
+    names = sorted(set(weight_map.values()))
+    for name in names:
+        if os.path.isabs(name) or ".." in name.split("/"):
+            raise UserError(f"{index}: lists {name!r}, which is not in the folder; download the file again")
+    files = [index.parent / name for name in names]
     for file in files:
         if not file.is_file():
             raise UserError(f"{index}: lists {file.name}, which is missing; download that file too")

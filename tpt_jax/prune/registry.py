@@ -13,6 +13,7 @@ import pydantic
 import yaml
 
 from tpt_jax.errors import UserError, suggestion
+from tpt_jax.io.yaml_text import parse_yaml
 from tpt_jax.prune.step import AnyStep, Step, Trim
 from tpt_jax.prune.steps.agreement import Majority, PassRate
 from tpt_jax.prune.steps.diversity import Diverse
@@ -85,7 +86,7 @@ def dump_steps(steps: Iterable[AnyStep]) -> list[Any]:
 
 def _parse_text(text: str, option: str) -> Any:
     try:
-        return yaml.safe_load(text if text.lstrip().startswith("[") else f"[{text}]")
+        return parse_yaml(text if text.lstrip().startswith("[") else f"[{text}]")
     except yaml.YAMLError as error:
         raise UserError(f"{option} ({text!r}): not a list; write names with commas, or a list in YAML") from error
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from tpt_jax.io.yaml_text import parse_yaml
 from tpt_jax.loop.run_folder import RunFolder, Stage, read_metrics_log
 from tpt_jax.report import words
 from tpt_jax.report.traces import Group, HeldOut, choose_groups, read_held_out
@@ -137,7 +138,7 @@ def _read_run(folder: RunFolder) -> Run:
 def _parse_config(text: str) -> dict[str, Any]:
     """The config; {} if the text is not a mapping, which the report shows anyway."""
     try:
-        config = yaml.safe_load(text)
+        config = parse_yaml(text)
     except yaml.YAMLError:
         return {}
     return config if isinstance(config, dict) else {}

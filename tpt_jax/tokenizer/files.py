@@ -1,16 +1,18 @@
-"""A checkpoint's tokenizer: its files, its chat template, and the ids that end a text."""
+"""The tokenizer files of a checkpoint, and the ids that end a text."""
 
 import contextlib
 import logging
+import os
 import pathlib
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from tpt_jax.errors import UserError
 from tpt_jax.io.downloads import check_downloaded, read_json_object
-from tpt_jax.io.paths import AnyPath, copy, is_remote, to_path
+from tpt_jax.io.paths import AnyPath, copy, is_remote
+from tpt_jax.tokenizer.process import ask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,6 +22,9 @@ VOCABULARY, SENTENCEPIECE = "tokenizer.json", "tokenizer.model"
 OLDER_VOCABULARIES = ((SENTENCEPIECE,), ("vocab.json", "merges.txt"))
 TEMPLATE_FILE = "chat_template.jinja"
 TEMPLATE_FOLDER = "additional_chat_templates"
+# Long runs of one character are where a bad regular expression takes longest.
+LONG_RUNS = (character * 64 + "!" for character in "aA1 \n-.é中")
+TEXTS_TO_TRY = " ".join(("The answer is 3,072.5 €; it's so.\n\n", *LONG_RUNS))
 TOKENIZER_FILES = (
     VOCABULARY,
     SENTENCEPIECE,
@@ -37,10 +42,13 @@ def load_tokenizer(folder: AnyPath) -> "PreTrainedTokenizerBase":
     """The tokenizer of a checkpoint folder, on a disk or in a bucket; code in the folder is never run.
 
     Raises:
-      UserError: files are missing or damaged, or transformers cannot load them; names the file.
+      UserError: files are missing or damaged, transformers cannot load them, or they exceed the limits of process.py;
+        names the file.
     """
     _check_files(folder)
     with _on_disk(folder) as local, _quiet():
+        if (local / VOCABULARY).is_file():
+            _try_out(folder, local / VOCABULARY)
         from transformers import AutoTokenizer  # takes seconds to import, so only when a model is used
 
         try:
@@ -52,46 +60,6 @@ def load_tokenizer(folder: AnyPath) -> "PreTrainedTokenizerBase":
             raise UserError(_reason(folder, error)) from error
     tokenizer.name_or_path = str(folder)
     return tokenizer
-
-
-def render(
-    tokenizer: "PreTrainedTokenizerBase",
-    messages: Sequence[Mapping[str, str]],
-    template: str | None = None,
-    **options: Any,
-) -> str:
-    """A conversation as text.
-
-    Args:
-      messages: each with "role" and "content".
-      template: a Jinja chat template; the tokenizer's own if not given.
-      options: variables for the template.
-
-    Raises:
-      UserError: the template is not valid, or refuses the conversation; or several have names, and none is the default.
-    """
-    import jinja2
-
-    where, fix = "prompt.template", "correct it"
-    if template is None:
-        where, fix = f"{_template_file(tokenizer)}: chat template", "correct it, or set prompt.template"
-        own: Any = tokenizer.chat_template
-        if isinstance(own, dict) and "default" not in own:
-            raise UserError(
-                f'{where}: there are only {", ".join(sorted(own))}, none named "default"; set prompt.template'
-            )
-    try:
-        text = tokenizer.apply_chat_template(
-            [dict(message) for message in messages], chat_template=template, tokenize=False, **options
-        )
-    except jinja2.TemplateSyntaxError as error:
-        raise UserError(f"{where}: line {error.lineno}: {error.message}; {fix}") from error
-    except jinja2.TemplateError as error:
-        refuses = "refuses the conversation: " if type(error) is jinja2.TemplateError else ""  # by raise_exception
-        raise UserError(f"{where}: {refuses}{_first_line(error)}; {fix}") from error
-    except Exception as error:  # the expressions of a template can raise anything
-        raise UserError(f"{where}: {type(error).__name__}: {_first_line(error)}; {fix}") from error
-    return str(text)
 
 
 def read_eos_ids(folder: AnyPath) -> frozenset[int]:
@@ -119,19 +87,28 @@ def read_eos_ids(folder: AnyPath) -> frozenset[int]:
 
 
 def _check_files(folder: AnyPath) -> None:
-    """Checks that the folder has a vocabulary, and that no file is a pointer that transformers would read as text."""
-    texts = [TEMPLATE_FILE]
-    if not (folder / VOCABULARY).is_file():
-        complete = [names for names in OLDER_VOCABULARIES if all((folder / name).is_file() for name in names)]
-        if not complete:
-            raise UserError(
-                f"{folder}: no tokenizer.json or tokenizer.model, nor vocab.json with merges.txt; "
-                "copy the tokenizer's files there"
-            )
-        texts += complete[0]
-    for name in texts:
+    """Checks that the folder has a vocabulary, and files that transformers can read: no pointers, devices or pipes."""
+    vocabularies = ((VOCABULARY,), *OLDER_VOCABULARIES)
+    if not any(all((folder / name).is_file() for name in names) for names in vocabularies):
+        raise UserError(
+            f"{folder}: no tokenizer.json or tokenizer.model, nor vocab.json with merges.txt; "
+            "copy the tokenizer's files there"
+        )
+    for name in (*TOKENIZER_FILES, "config.json"):
         if (folder / name).is_file():
             check_downloaded(folder / name)
+
+
+def _try_out(folder: AnyPath, vocabulary: AnyPath) -> None:
+    """Loads a tokenizer.json, and encodes texts of many kinds with it, in the process with limits.
+
+    Raises:
+      UserError: it exceeds a limit, or crashes. A file that is merely damaged is transformers' to find.
+    """
+    what = f"{folder / VOCABULARY}: the tokenizer"
+    answer = ask(what, {"text": TEXTS_TO_TRY, "tokenizer": os.fspath(vocabulary), "reload": True})
+    if answer.get("panic"):
+        raise UserError(f"{what}: cannot encode a text ({answer['error']}); use another")
 
 
 @contextlib.contextmanager
@@ -199,11 +176,6 @@ def _vocabulary_fault(path: AnyPath) -> str | None:
     except Exception as error:  # the library raises no other type
         return _first_line(error)
     return None
-
-
-def _template_file(tokenizer: "PreTrainedTokenizerBase") -> AnyPath:
-    folder = to_path(tokenizer.name_or_path)
-    return folder / (TEMPLATE_FILE if (folder / TEMPLATE_FILE).is_file() else "tokenizer_config.json")
 
 
 def _first_line(error: Exception) -> str:
