@@ -19,7 +19,7 @@ from tpt_jax.evaluation import evaluate_traces
 from tpt_jax.io.files import write_jsonl
 from tpt_jax.io.paths import to_path
 from tpt_jax.loop.metrics import MetricsLog
-from tpt_jax.loop.monitors import monitor, to_metrics
+from tpt_jax.loop.monitors import WatchedAnswer, monitor, tally, to_metrics
 from tpt_jax.loop.run_folder import RunFolder, Stage
 from tpt_jax.prune.summary import count_labels
 from tpt_jax.records import JudgedTrace, Question, Trace, Verdict
@@ -134,11 +134,12 @@ def add_round(
         }
     folder.write_stages(index, facts)
     if "evaluate" in stages:
+        base = tally(map(WatchedAnswer.of, folder.traces(0, "evaluate"))) if index else {}
         folder.trace_writer(index, "evaluate", 0).write(evaluation)
         metrics = {
             "round": index,
             **dataclasses.asdict(evaluate_traces(evaluation, k=evaluation[-1].trace.sample + 1)),
-            **to_metrics(monitor(evaluation, folder.traces(0, "evaluate") if index else [])),
+            **to_metrics(monitor([*map(WatchedAnswer.of, evaluation)], base)),
             **(facts["prune"] if index else {"num_traces": 0}),
             "num_dropped": {"wrong": 9} if index else {},
             "verdicts": {**({"think": count_labels(think)} if index else {}), "evaluate": count_labels(evaluation)},

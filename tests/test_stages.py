@@ -131,7 +131,7 @@ def test_only_missing_traces_are_sampled(config: RunConfig, folder: RunFolder, e
     assert engine.requested == [("a", (0,)), ("b", (0, 1))]
     assert (sampled.tokens, sampled.num_prompts_too_long) == (3 * 2 + 4, 1)
     names = [(judged.trace.name, judged.verdict) for judged in folder.traces(2, "evaluate")]
-    assert names == [(name, RIGHT) for name in ("a/0", "a/1", "b/0", "b/1")]
+    assert sorted(names, key=str) == [(name, RIGHT) for name in ("a/0", "a/1", "b/0", "b/1")]
     assert evaluate(make_setup(config), folder, load).tokens == sampled.tokens
     assert (len(engine.requested), num_loads) == (2, 1)  # nothing was left to sample
 
@@ -157,7 +157,7 @@ def test_a_question_without_a_right_trace_is_given_up(
     sampled = think(make_setup(settings, wrong), folder)
     samples = [(name, sample) for name, group in engine.requested for sample in group]
     assert sorted(samples) == [(name, sample) for name in "ab" for sample in range(3)]
-    assert (len(folder.traces(2, "think")), sampled.num_surplus) == (6, 0)
+    assert (len([*folder.traces(2, "think")]), sampled.num_surplus) == (6, 0)
 
 
 @pytest.mark.parametrize(("sampling", "temperature"), [("think", 0.9), ("evaluate", 0.6)])
@@ -232,7 +232,7 @@ def test_kept_traces_are_trimmed_tokenized_anew_and_judged_again(folder: RunFold
         task=Task("t", questions, questions),
     )
     assert select_traces(setup, folder, 1, list(texts))["num_trimmed"] == 1
-    trained = folder.training(1)
+    trained = [*folder.training(1)]
     assert [each.trace for each in trained] == [Trace("a", 0, "#### 7", (4, 1)), *(each.trace for each in traces[1:])]
     assert all(each.kept for each in trained)
 
