@@ -319,7 +319,7 @@ def test_the_folder_of_an_evaluation(tmp_path: Path) -> None:
 
 
 def test_losses_come_from_the_log_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "tensorboardX", unittest.mock.MagicMock())  # slow to import
+    monkeypatch.setattr("tpt_jax.loop.metrics.EventFiles", unittest.mock.MagicMock())  # slow to import
     folder = new_run(tmp_path / "run")
     log = MetricsLog(folder.metrics_log, name="n", wandb_project=None, is_kept=lambda line: True)
     for index, loss in ((1, 0.5), (1, 0.25), (2, 0.125)):

@@ -37,6 +37,7 @@ from tpt_jax.records import JudgedTrace, Question
 Record = TypeVar("Record")
 Stage = Literal["think", "prune", "train", "evaluate"]
 Verb = Literal["run", "eval"]  # the command that made a folder; they write different files
+DECODER = json.JSONDecoder()
 NUM_READERS = 16  # a bucket is slow, but answers many requests at once
 
 # Settings that may change on resume: hardware, speed, and the number of rounds.
@@ -285,16 +286,23 @@ def parse_trace(line: bytes) -> JudgedTrace:
 
 def read_metrics_log(path: Path) -> Iterator[dict[str, Any]]:
     """Yields the lines of metrics.jsonl, skipping those that a killed process left incomplete."""
-    if not path.is_file():
-        return
+    if path.is_file():
+        yield from (line for _, line in read_log_lines(path) if line is not None)
+
+
+def read_log_lines(path: Path, first: int = 0) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
+    """Yields the lines of metrics.jsonl from one on, as they are and parsed; None for one that cannot be read."""
     with path.open("rb") as lines:
-        for text in lines:
-            try:
-                line = json.loads(text)
-            except ValueError:
-                continue
-            if isinstance(line, dict):
-                yield line
+        for text in itertools.islice(lines, first, None):
+            yield text, _parse_log_line(text.decode("utf-8", errors="replace").strip())
+
+
+def _parse_log_line(text: str) -> dict[str, Any] | None:
+    try:
+        line, end = DECODER.raw_decode(text)  # in half of the time of json.loads
+    except ValueError:
+        return None
+    return line if isinstance(line, dict) and end == len(text) else None
 
 
 def num_saved_steps(saves: Path) -> int:
