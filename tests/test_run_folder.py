@@ -82,7 +82,7 @@ def test_a_temporary_file_of_a_killed_process_is_ignored(tmp_path: Path) -> None
 @pytest.mark.parametrize("tail", ['{"round": 1, "ph', "\0\0\0\0", '{"round": 1}\n\0'])
 def test_a_log_cut_in_the_middle_of_a_line_is_resumed(tmp_path: Path, tail: str) -> None:
     path = tmp_path / "metrics.jsonl"
-    first = {"round": 1, "phase": "train", "step": 0, "loss": 1.0}
+    first = {"time": 1.0, "round": 1, "phase": "train", "step": 0, "loss": 1.0}
     path.write_text(json.dumps(first) + "\n" + tail)
 
     def is_kept(line: dict[str, Any]) -> bool:
@@ -95,7 +95,7 @@ def test_a_log_cut_in_the_middle_of_a_line_is_resumed(tmp_path: Path, tail: str)
 
 
 def log_steps(folder: Path, index: int, steps: range, *, num_done: int, ends: bool = False) -> None:
-    """Logs steps of a round, as a process that resumes it with num_done of them saved; it is killed unless it ends."""
+    """Logs steps of a round, as a process that resumes it with num_done of them saved; it ends early unless it ends."""
 
     def is_kept(line: dict[str, Any]) -> bool:
         return line["round"] < index or line["step"] < num_done
@@ -105,6 +105,7 @@ def log_steps(folder: Path, index: int, steps: range, *, num_done: int, ends: bo
         log.log(index, "train", step, {"loss": index + step / 100})
     if ends:
         log.log(index, "round", index, {"pass_at_1": index / 10})
+    log.close()  # a kill leaves no more than this
 
 
 def read_events(folder: Path) -> list[tuple[str, int, float]]:

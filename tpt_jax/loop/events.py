@@ -2,12 +2,14 @@
 
 import itertools
 import re
+import time
 from collections.abc import Mapping, Set
 from typing import Any
 
 from tpt_jax.io.paths import Path
 
 COLUMNS = ("time", "round", "phase", "step")  # of a line of metrics.jsonl, besides the curves
+SECONDS_BETWEEN_FLUSHES = 30.0
 FILE_OF_ROUND = re.compile(r".*\.round-(\d+)")
 
 
@@ -19,11 +21,12 @@ def scalars(line: Mapping[str, Any]) -> dict[str, float]:
 
 
 class EventFiles:
-    """Writes lines of metrics.jsonl as events; each is in its file, on a disk, when `write` returns."""
+    """Writes lines of metrics.jsonl as events; TensorBoard sees them within half a minute, or when a round ends."""
 
     def __init__(self, folder: Path):
         self._folder = folder
         self._numbers = itertools.count()  # names differ even within a second
+        self._next_flush = 0.0
         self._round: int | None = None
         self._writer: Any = None
 
@@ -39,7 +42,11 @@ class EventFiles:
             self._writer = EventsWriter(str(self._folder / "events"), suffix)
         for name, value in scalars(line).items():
             self._writer.write_event(Event(wall_time=line["time"], step=line["step"], summary=scalar(name, value)))
-        self._writer.flush()
+        if line["phase"] == "round":
+            self.close()
+        elif time.monotonic() > self._next_flush:  # each waits for the disk
+            self._writer.flush()
+            self._next_flush = time.monotonic() + SECONDS_BETWEEN_FLUSHES
 
     def close(self) -> None:
         if self._writer is not None:
