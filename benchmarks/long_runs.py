@@ -285,7 +285,7 @@ def write_curves(path: Path, num_lines: int) -> None:
             number, step = divmod(index, LINES_PER_ROUND)
             curves = {"loss": 1 / (1 + index % 977), "learning_rate": 1e-6, "grad_norm": 0.123456789 + index % 13}
             line = {"time": 1.7e9 + index, "round": number, "phase": "train", "step": step, **curves, "tokens": 12345}
-            if step == LINES_PER_ROUND - 1:
+            if step == LINES_PER_ROUND - 1 and index < num_lines - 1:
                 line = {"time": 1.7e9 + index, "round": number, "phase": "round", "step": number, "pass_at_1": 0.5}
             file.write(json.dumps(line) + "\n")
 
@@ -304,18 +304,16 @@ def run_curves_step(step: str, folder: Path) -> None:
     if step == "report":
         read._losses(run_folder)
     else:
-        log = MetricsLog(run_folder.metrics_log, name="n", wandb_project=None, is_kept=is_kept)
-        seconds = time.process_time() - started
-        log.close()
+        MetricsLog(run_folder.metrics_log, name="n", wandb_project=None, is_kept=is_kept).close()
     seconds = time.process_time() - started
     print(json.dumps([seconds, max(0, memory("VmHWM") - before)]))
 
 
 def measure_curves(folder: Path, num_lines: int) -> None:
     where = folder / "curves"
-    (where / "rounds").mkdir(parents=True, exist_ok=True)
     config = load_config(QUICKSTART)
     RunFolder.open(where, config).begin(config)
+    (where / "rounds").mkdir(exist_ok=True)
     write_curves(where / "metrics.jsonl", num_lines)
     for index in range((num_lines - 1) // LINES_PER_ROUND):
         (where / "rounds" / f"{index:03}").mkdir(exist_ok=True)

@@ -110,7 +110,7 @@ def log_steps(folder: Path, index: int, steps: range, *, num_done: int, ends: bo
 
 def read_events(folder: Path) -> list[tuple[str, int, float]]:
     """The names, steps and values of all events, read by the format: length, checksum, record, checksum."""
-    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 
     events = []
     for path in (folder / "tensorboard").iterdir():

@@ -32,7 +32,7 @@ class EventFiles:
 
     def write(self, line: Mapping[str, Any]) -> None:
         from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
         from tensorboardX.summary import scalar
 
         if line["round"] != self._round:
