@@ -1,5 +1,6 @@
 """The stages without a device: sampling fills the gaps in the run folder; selection keeps to its limits."""
 
+import random
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -201,6 +202,33 @@ def test_a_rounds_selection_keeps_to_the_configs_limits(folder: RunFolder) -> No
     assert kept(0, max_per_question=1, max_traces=None) == ["a/0", "b/0", "c/0", "d/0"]
     assert len(kept(0, max_per_question=1, max_traces=3)) == 3
     assert len({tuple(kept(seed, max_per_question=1, max_traces=3)) for seed in range(9)}) > 1
+
+
+def test_a_rounds_selection_does_not_depend_on_the_order_of_its_files(config: RunConfig, tmp_path: Path) -> None:
+    """Traces are written as they finish: figures and kept traces are the same to the bit."""
+    draw = random.Random(0)
+    names = [f"q{index}" for index in range(40)]
+    judged = [
+        JudgedTrace(Trace(name, sample, f"{name} {sample}", (7,) * draw.randrange(9)), verdict)
+        for name in names
+        for sample in range(4)
+        for verdict in [draw.choice([RIGHT, Verdict.wrong("a"), Verdict.wrong("b"), Verdict("1", False, True)])]
+    ]
+    settings = load_config(QUICKSTART, {"think.until": "all", "prune": {"max_per_question": 2, "max_traces": 30}})
+    setup: Any = SimpleNamespace(config=settings)
+    made = []
+    for number in range(3):
+        folder = RunFolder.open(tmp_path / str(number), config)
+        for part in (judged[:50], judged[50:51], judged[51:]):
+            folder.trace_writer(1, "think", 0).write(part)
+        figures = select_traces(setup, folder, 1, names)
+        made.append((figures, (folder.round_path(1) / "training.jsonl").read_bytes()))
+        draw.shuffle(judged)
+    assert made[0] == made[1] == made[2]
+    assert list(made[0][0]["verdicts"]) == list(made[1][0]["verdicts"])
+    assert [each.trace.name for each in folder.training(1)] == sorted(each.trace.name for each in folder.training(1))
+    by_name = {each.trace.name: each.trace for each in judged}
+    assert all(each.trace == by_name[each.trace.name] for each in folder.training(1))
 
 
 class WordsAsTokens:
