@@ -298,10 +298,10 @@ def run_curves_step(step: str, folder: Path) -> None:
     last = sum(1 for _ in (folder / "rounds").iterdir())
 
     def is_kept(line: Any) -> bool:
-        return line["round"] < last or (step == "resume, nothing lost" or line["step"] < 1000)
+        return line["round"] < last or (step == "curves: resume, nothing lost" or line["step"] < 1000)
 
     before, started = reset_peak(), time.process_time()
-    if step == "report":
+    if step == "curves: report":
         read._losses(run_folder)
     else:
         MetricsLog(run_folder.metrics_log, name="n", wandb_project=None, is_kept=is_kept).close()
@@ -319,7 +319,7 @@ def measure_curves(folder: Path, num_lines: int) -> None:
         (where / "rounds" / f"{index:03}").mkdir(exist_ok=True)
     size = (where / "metrics.jsonl").stat().st_size
     print(f"metrics.jsonl: {num_lines:,} lines, {size / 1e9:.2f} GB")
-    for step in ("report", "resume, nothing lost", "resume, steps lost"):
+    for step in ("curves: report", "curves: resume, nothing lost", "curves: resume, steps lost"):
         seconds, peak = json.loads(call_step(step, where, 0))
         print(f"{step}: {seconds:,.1f} s, {peak / 1e6:,.0f} MB", flush=True)
 

@@ -15,6 +15,7 @@ from tpt_jax.errors import Stopped
 from tpt_jax.evaluation import Answer, evaluate_answers
 from tpt_jax.loop.metrics import MetricsLog
 from tpt_jax.loop.monitors import Tallies, WatchedAnswer, monitor, tally, to_metrics, warn_of_collapse
+from tpt_jax.loop.parts import broadcast_each
 from tpt_jax.loop.recovery import Facts, RoundState
 from tpt_jax.loop.run_folder import RunFolder, Stage, is_no_better
 from tpt_jax.loop.sampling import Pass, sample_all, sample_on_demand
@@ -144,13 +145,9 @@ class Loop:
     def _examples(self, index: int) -> list[Example]:
         """The round's training examples, those of earlier rounds too if train.traces_of is "all"."""
         rounds = range(1, index + 1) if self.setup.config.train.traces_of == "all" else (index,)
-        kept = hosts.broadcast(
-            f"round {index} training traces",
-            lambda: [
-                (judged.trace.id, judged.trace.name, judged.trace.token_ids)
-                for each in rounds
-                for judged in self.folder.training(each)
-            ],
+        traces = (judged.trace for each in rounds for judged in self.folder.training(each))
+        kept = broadcast_each(
+            f"round {index} training traces", ((each.id, each.name, each.token_ids) for each in traces)
         )
         questions = {question.id: question.question for question in self.setup.task.train}
         return [self.setup.prompt.example(questions[question], ids, name) for question, name, ids in kept]

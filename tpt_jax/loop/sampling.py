@@ -15,6 +15,7 @@ from tpt_jax.checks.registry import checker_name
 from tpt_jax.config import Sampling, SamplingConfig
 from tpt_jax.errors import Stopped, UserError
 from tpt_jax.loop.on_demand import OnDemand, make_demand, make_pipeline
+from tpt_jax.loop.parts import broadcast_each
 from tpt_jax.loop.run_folder import RunFolder
 from tpt_jax.loop.setup import Setup
 from tpt_jax.prune.candidate import Candidate
@@ -197,14 +198,10 @@ def sample_on_demand(sampling_pass: Pass) -> Sampled:
     return sampled
 
 
-def _read_done(sampling_pass: Pass, own: Tally, look: Callable[[JudgedTrace], Any]) -> list[Any]:
+def _read_done(sampling_pass: Pass, own: Tally, look: Callable[[JudgedTrace], Any]) -> Iterator[Any]:
     """What `look` returns for each trace that earlier processes have written; the first host's tally counts them."""
-
-    def read() -> list[Any]:
-        judged = sampling_pass.folder.traces(sampling_pass.round_index, sampling_pass.sampling)
-        return [look(each) for each in own.count(judged)]
-
-    return hosts.broadcast(f"{sampling_pass.label}: traces done", read)
+    judged = sampling_pass.folder.traces(sampling_pass.round_index, sampling_pass.sampling)
+    return broadcast_each(f"{sampling_pass.label}: traces done", map(look, own.count(judged)))
 
 
 def _sample(
