@@ -459,8 +459,8 @@ PRUNE_AND_EVALUATION = (
     Mutant(
         "stored traces without scores accepted",
         "prune/apply.py",
-        "if texts and not is_there:",
-        "if False:",
+        "if not getattr(each.trace, field)}",
+        "if False}",
         f"{PIPELINE}::test_traces_that_lack_what_a_step_needs_are_refused",
     ),
     Mutant(
@@ -571,8 +571,8 @@ PRUNE_AND_EVALUATION = (
     Mutant(
         "traces without an answer vote",
         "evaluation.py",
-        "for judged in traces if judged.verdict.extracted is not None)",
-        "for judged in traces)",
+        "for each in judged if each.verdict.extracted is not None)",
+        "for each in judged)",
         f"{EVALUATE}::test_maj_at_k_breaks_ties_at_random",
     ),
     Mutant(
@@ -585,7 +585,7 @@ PRUNE_AND_EVALUATION = (
     Mutant(
         "questions with unreadable answers counted as wrong",
         "evaluation.py",
-        "[traces for traces in by_question.values() if not any(trace.verdict.unknown for trace in traces)]",
+        "[group for group in by_question.values() if not any(each.verdict.unknown for each in group)]",
         "[*by_question.values()]",
         f"{EVALUATE}::test_strict_rates_and_counts_leave_unreadable_questions_out",
     ),
@@ -1087,11 +1087,32 @@ LOOP = (
         f"{BUCKET}::test_a_run_is_written_and_resumed",
     ),
     Mutant(
-        "traces in the order of their files",
+        "candidates in the order of their files",
+        "loop/selection.py",
+        "found.sort(key=lambda each: (each.candidate.id, each.candidate.sample))",
+        "pass",
+        f"{STAGES}::test_a_rounds_selection_does_not_depend_on_the_order_of_its_files",
+    ),
+    Mutant(
+        "lines of other traces than those chosen",
         "loop/run_folder.py",
-        "return sorted(judged, key=lambda judged: (judged.trace.id, judged.trace.sample))",
-        "return judged",
-        f"{BUCKET}::test_a_run_is_written_and_resumed",
+        "for index, line in enumerate(lines) if index in indices",
+        "for index, line in enumerate(lines, start=1) if index in indices",
+        f"{STAGES}::test_a_rounds_selection_does_not_depend_on_the_order_of_its_files",
+    ),
+    Mutant(
+        "a repeated step drawn twice",
+        "loop/metrics.py",
+        "again = lost | (starts.keys() - ended)",
+        "again = starts.keys() - ended - lost",
+        f"{RUN_FOLDER}::test_a_killed_run_leaves_no_step_in_tensorboard_twice",
+    ),
+    Mutant(
+        "a log without losses written again",
+        "loop/metrics.py",
+        "if dropped or is_cut:",
+        "if True:",
+        f"{RUN_FOLDER}::test_a_log_that_loses_nothing_is_not_written_again",
     ),
     Mutant(
         "verdicts given to the traces in reverse",
@@ -1110,8 +1131,8 @@ LOOP = (
     Mutant(
         "strict verdicts counted as the correct ones",
         "loop/selection.py",
-        '"num_correct": sum(trace.verdict.correct for trace in needed)',
-        '"num_correct": sum(trace.verdict.strict for trace in needed)',
+        '"num_correct": sum(each.verdict.correct for each in candidates)',
+        '"num_correct": sum(each.verdict.strict for each in candidates)',
         ROUNDS,
     ),
     Mutant(
@@ -1145,8 +1166,8 @@ LOOP = (
     Mutant(
         "a run with a checker that fails on every trace",
         "loop/sampling.py",
-        "if failure := failed_on_all(judged):",
-        "if failure := failed_on_all([]):",
+        "if failure := always_failed(total.reasons):",
+        "if failure := always_failed([]):",
         STAGES,
     ),
     Mutant(

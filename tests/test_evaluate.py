@@ -105,6 +105,18 @@ def test_no_traces_and_a_k_out_of_range_are_refused(traces: list[JudgedTrace], k
         evaluate_traces(traces, k=k)
 
 
+def test_figures_do_not_depend_on_the_order_of_traces() -> None:
+    """They are the same to the bit, so that it does not matter which trace was finished first."""
+    rng = np.random.default_rng(0)
+    traces = [
+        trace
+        for index in range(50)
+        for trace in judged(f"q{index}", [*map(str, rng.integers(0, 3, 7))], str(index % 3))
+    ]
+    shuffled = [traces[index] for index in rng.permutation(len(traces))]
+    assert evaluate_traces(shuffled, k=3) == evaluate_traces(traces, k=3)
+
+
 def test_unequal_numbers_of_samples_are_refused() -> None:
     with pytest.raises(UserError, match="unequal"):
         evaluate_traces([*judged("a", ["1", "2"], "1"), *judged("b", ["1"], "1")], k=1)

@@ -7,8 +7,10 @@ import statistics
 import pytest
 
 from tpt_jax.evaluation import evaluate_traces, paired_change
-from tpt_jax.loop.monitors import monitor, to_metrics, warn_of_collapse
+from tpt_jax.loop.monitors import Monitors, WatchedAnswer, tally, to_metrics, warn_of_collapse
+from tpt_jax.loop.monitors import monitor as monitor_answers
 from tpt_jax.loop.selection import difficulty, training_rates
+from tpt_jax.prune.candidate import Candidate
 from tpt_jax.records import JudgedTrace, Trace, Verdict
 
 
@@ -30,6 +32,14 @@ NARROW = [  # "a" is always right, "b" never, "c" as before
     *(judged("b", sample, "0 + 0 = 0", "0", right=False) for sample in range(4)),
     *BASE[-4:],
 ]
+
+
+def monitor(traces: list[JudgedTrace], base: list[JudgedTrace]) -> Monitors:
+    return monitor_answers([*map(WatchedAnswer.of, traces)], tally(map(WatchedAnswer.of, base)))
+
+
+def candidates(traces: list[JudgedTrace]) -> list[Candidate]:
+    return [Candidate.of(each.trace, each.verdict) for each in traces]
 
 
 def test_variety_and_changes_by_hand() -> None:
@@ -93,7 +103,7 @@ def test_rates_on_training_questions_are_not_biased_by_asking_until_one_is_right
             traces.append(judged(f"q{index}", sample, "", "", right=right))
             if right:
                 break
-    fair = statistics.fmean(training_rates(traces, first_samples_only=True))
+    fair = statistics.fmean(training_rates(candidates(traces), first_samples_only=True))
     assert fair == pytest.approx(statistics.fmean(truth), abs=0.02)
     assert sum(each.verdict.correct for each in traces) / len(traces) < fair - 0.05  # hard questions have more
 
@@ -104,4 +114,4 @@ def test_difficulty_is_the_number_of_samples_to_the_first_right_one() -> None:
         judged(name, sample, "", "", right=sample == first) for name, first in firsts.items() for sample in range(5)
     ]
     kept = [each for each in traces if each.verdict.correct or (each.trace.id == "f" and each.trace.sample == 0)]
-    assert difficulty(traces, kept) == {"1": 1, "2": 1, "3-4": 2, "5-8": 1, "none": 1}
+    assert difficulty(candidates(traces), candidates(kept)) == {"1": 1, "2": 1, "3-4": 2, "5-8": 1, "none": 1}

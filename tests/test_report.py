@@ -2,7 +2,9 @@
 
 import dataclasses
 import html.parser
+import math
 import re
+import statistics
 import subprocess
 import sys
 import unittest.mock
@@ -19,7 +21,7 @@ from tpt_jax.evaluation import evaluate_traces
 from tpt_jax.io.files import write_jsonl
 from tpt_jax.io.paths import to_path
 from tpt_jax.loop.metrics import MetricsLog
-from tpt_jax.loop.monitors import monitor, to_metrics
+from tpt_jax.loop.monitors import WatchedAnswer, monitor, tally, to_metrics
 from tpt_jax.loop.run_folder import RunFolder, Stage
 from tpt_jax.prune.summary import count_labels
 from tpt_jax.records import JudgedTrace, Question, Trace, Verdict
@@ -134,11 +136,12 @@ def add_round(
         }
     folder.write_stages(index, facts)
     if "evaluate" in stages:
+        base = tally(map(WatchedAnswer.of, folder.traces(0, "evaluate"))) if index else {}
         folder.trace_writer(index, "evaluate", 0).write(evaluation)
         metrics = {
             "round": index,
             **dataclasses.asdict(evaluate_traces(evaluation, k=evaluation[-1].trace.sample + 1)),
-            **to_metrics(monitor(evaluation, folder.traces(0, "evaluate") if index else [])),
+            **to_metrics(monitor([*map(WatchedAnswer.of, evaluation)], base)),
             **(facts["prune"] if index else {"num_traces": 0}),
             "num_dropped": {"wrong": 9} if index else {},
             "verdicts": {**({"think": count_labels(think)} if index else {}), "evaluate": count_labels(evaluation)},
@@ -318,14 +321,36 @@ def test_the_folder_of_an_evaluation(tmp_path: Path) -> None:
 
 
 def test_losses_come_from_the_log_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tpt_jax.loop.metrics.ScalarEvents", unittest.mock.MagicMock())  # slow to import
+    monkeypatch.setattr("tpt_jax.loop.metrics.EventFiles", unittest.mock.MagicMock())  # slow to import
     folder = new_run(tmp_path / "run")
     log = MetricsLog(folder.metrics_log, name="n", wandb_project=None, is_kept=lambda line: True)
     for index, loss in ((1, 0.5), (1, 0.25), (2, 0.125)):
         log.log(index, "train", 0, {"loss": loss})
     log.log(2, "round", 2, {"pass_at_1": 0.5})
     log.close()
-    assert read_run(folder).losses == {1: [0.5, 0.25], 2: [0.125]}
+    assert read_run(folder).losses.points == {1: [0.5, 0.25], 2: [0.125]}
+
+
+def test_a_long_curve_is_thinned_while_it_is_read(tmp_path: Path) -> None:
+    """Two rounds of many steps: each point is the mean of 8 steps of one round, the last of a round of what is left."""
+    folder = new_run(tmp_path / "run")
+    losses = {
+        index: [float((step * 7919 + index) % 101) for step in range(count)] for index, count in ((1, 501), (2, 600))
+    }
+    lines = [
+        {"round": index, "phase": "train", "step": step, "loss": math.nan if step in (8, 16) else loss}
+        for index, of_round in losses.items()
+        for step, loss in enumerate(of_round)
+    ]
+    write_jsonl(folder.metrics_log, lines)
+    curve = read_run(folder).losses
+    assert (curve.stride, curve.num_steps, curve.num_not_finite) == (8, {1: 501, 2: 600}, 4)
+    for index, of_round in losses.items():
+        steps = [step for step in range(len(of_round)) if step not in (8, 16)]
+        groups = [
+            [of_round[step] for step in steps if step // 8 == point] for point in range(math.ceil(len(of_round) / 8))
+        ]
+        assert curve.points[index] == pytest.approx([statistics.fmean(group) for group in groups])
 
 
 def test_questions_of_both_splits_may_share_an_id(tmp_path: Path) -> None:

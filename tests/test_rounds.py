@@ -207,7 +207,7 @@ def test_a_round_stops_when_there_is_nothing_to_train_on(calls: Calls, tmp_path:
             match=r"^round 1: no trace was kept: 0 of 4 correct \(wrong answer: 4\); none was left after correct; set",
         ):
             list(make_loop(settings, calls, folder).run(states))
-    assert [len(folder.traces(1, "think")), calls.made.count(("think", 1, ["train/0", "train/1"]))] == [4, 1]
+    assert [len([*folder.traces(1, "think")]), calls.made.count(("think", 1, ["train/0", "train/1"]))] == [4, 1]
     assert (set(folder.stages(0)), set(folder.stages(1))) == ({"train", "evaluate"}, {"think", "prune"})
     assert not [call for call in calls.made if call[0] in ("take", "train")]
     assert calls.made[-1] == "close"

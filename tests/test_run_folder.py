@@ -2,6 +2,7 @@
 
 import json
 import os
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def test_a_temporary_file_and_the_lock_of_a_killed_process_are_ignored(tmp_path:
 @pytest.mark.parametrize("tail", ['{"round": 1, "ph', "\0\0\0\0", '{"round": 1}\n\0'])
 def test_a_log_cut_in_the_middle_of_a_line_is_resumed(tmp_path: Path, tail: str) -> None:
     path = tmp_path / "metrics.jsonl"
-    first = {"round": 1, "phase": "train", "step": 0, "loss": 1.0}
+    first = {"time": 1.0, "round": 1, "phase": "train", "step": 0, "loss": 1.0}
     path.write_text(json.dumps(first) + "\n" + tail)
 
     def is_kept(line: dict[str, Any]) -> bool:
@@ -107,6 +108,72 @@ def test_a_log_cut_in_the_middle_of_a_line_is_resumed(tmp_path: Path, tail: str)
     log.log(1, "train", 1, {"loss": 0.5})
     log.close()
     assert [json.loads(line)["loss"] for line in path.read_text().splitlines()] == [1.0, 0.5]
+
+
+def log_steps(folder: Path, index: int, steps: range, *, num_done: int, ends: bool = False) -> None:
+    """Logs steps of a round, as a process that resumes it with num_done of them saved; it ends early unless it ends."""
+
+    def is_kept(line: dict[str, Any]) -> bool:
+        return line["round"] < index or line["step"] < num_done
+
+    log = MetricsLog(folder / "metrics.jsonl", name="n", wandb_project=None, is_kept=is_kept)
+    for step in steps:
+        log.log(index, "train", step, {"loss": index + step / 100})
+    if ends:
+        log.log(index, "round", index, {"pass_at_1": index / 10})
+    log.close()  # a kill leaves no more than this
+
+
+def read_events(folder: Path) -> list[tuple[str, int, float]]:
+    """The names, steps and values of all events, read by the format: length, checksum, record, checksum."""
+    from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+
+    events = []
+    for path in (folder / "tensorboard").iterdir():
+        data, start = path.read_bytes(), 0
+        while start < len(data):
+            (length,) = struct.unpack("<Q", data[start : start + 8])
+            event = Event.FromString(data[start + 12 : start + 12 + length])
+            events += [(value.tag, event.step, round(value.simple_value, 6)) for value in event.summary.value]
+            start += length + 16
+    return sorted(events)
+
+
+def test_a_killed_run_leaves_no_step_in_tensorboard_twice(tmp_path: Path) -> None:
+    """Round 1 ends, round 2 is killed after five steps with two of them saved, and again, and ends."""
+    log_steps(tmp_path, 1, range(3), num_done=0, ends=True)
+    (first,) = (tmp_path / "tensorboard").iterdir()
+    log_steps(tmp_path, 2, range(5), num_done=0)
+    log_steps(tmp_path, 2, range(2, 4), num_done=2)
+    log_steps(tmp_path, 2, range(4, 6), num_done=4, ends=True)
+    (tmp_path / "tensorboard" / "events.of.another.tool").touch()
+    log_steps(tmp_path, 3, range(1), num_done=0)
+    expected = [
+        (f"train/round_{index}/loss", step, index + step / 100)
+        for index, count in ((1, 3), (2, 6), (3, 1))
+        for step in range(count)
+    ]
+    expected += [("round/pass_at_1", 1, 0.1), ("round/pass_at_1", 2, 0.2)]
+    assert read_events(tmp_path) == sorted(expected)
+    assert first.exists()  # a round that has ended is not drawn anew
+    assert len([*(tmp_path / "tensorboard").iterdir()]) == 4
+
+
+def test_a_log_that_loses_nothing_is_not_written_again(tmp_path: Path) -> None:
+    log_steps(tmp_path, 1, range(3), num_done=0, ends=True)
+    before = (tmp_path / "metrics.jsonl").stat()
+    log_steps(tmp_path, 2, range(1), num_done=0)
+    after = (tmp_path / "metrics.jsonl").stat()
+    assert after.st_ino == before.st_ino
+    assert after.st_size > before.st_size
+
+
+def test_a_last_line_without_its_end_is_completed(tmp_path: Path) -> None:
+    log_steps(tmp_path, 1, range(3), num_done=0)
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[:-1])
+    log_steps(tmp_path, 1, range(3, 4), num_done=3)
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [0, 1, 2, 3]
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """The stages without a device: sampling fills the gaps in the run folder; selection keeps to its limits."""
 
+import random
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -131,7 +132,7 @@ def test_only_missing_traces_are_sampled(config: RunConfig, folder: RunFolder, e
     assert engine.requested == [("a", (0,)), ("b", (0, 1))]
     assert (sampled.tokens, sampled.num_prompts_too_long) == (3 * 2 + 4, 1)
     names = [(judged.trace.name, judged.verdict) for judged in folder.traces(2, "evaluate")]
-    assert names == [(name, RIGHT) for name in ("a/0", "a/1", "b/0", "b/1")]
+    assert sorted(names, key=str) == [(name, RIGHT) for name in ("a/0", "a/1", "b/0", "b/1")]
     assert evaluate(make_setup(config), folder, load).tokens == sampled.tokens
     assert (len(engine.requested), num_loads) == (2, 1)  # nothing was left to sample
 
@@ -157,7 +158,7 @@ def test_a_question_without_a_right_trace_is_given_up(
     sampled = think(make_setup(settings, wrong), folder)
     samples = [(name, sample) for name, group in engine.requested for sample in group]
     assert sorted(samples) == [(name, sample) for name in "ab" for sample in range(3)]
-    assert (len(folder.traces(2, "think")), sampled.num_surplus) == (6, 0)
+    assert (len([*folder.traces(2, "think")]), sampled.num_surplus) == (6, 0)
 
 
 @pytest.mark.parametrize(("sampling", "temperature"), [("think", 0.9), ("evaluate", 0.6)])
@@ -203,6 +204,33 @@ def test_a_rounds_selection_keeps_to_the_configs_limits(folder: RunFolder) -> No
     assert len({tuple(kept(seed, max_per_question=1, max_traces=3)) for seed in range(9)}) > 1
 
 
+def test_a_rounds_selection_does_not_depend_on_the_order_of_its_files(config: RunConfig, tmp_path: Path) -> None:
+    """Traces are written as they finish: figures and kept traces are the same to the bit."""
+    draw = random.Random(0)
+    names = [f"q{index}" for index in range(40)]
+    judged = [
+        JudgedTrace(Trace(name, sample, f"{name} {sample}", (7,) * draw.randrange(9)), verdict)
+        for name in names
+        for sample in range(4)
+        for verdict in [draw.choice([RIGHT, Verdict.wrong("a"), Verdict.wrong("b"), Verdict("1", False, True)])]
+    ]
+    settings = load_config(QUICKSTART, {"think.until": "all", "prune": {"max_per_question": 2, "max_traces": 30}})
+    setup: Any = SimpleNamespace(config=settings)
+    made = []
+    for number in range(3):
+        folder = RunFolder.open(tmp_path / str(number), config)
+        for part in (judged[:50], judged[50:51], judged[51:]):
+            folder.trace_writer(1, "think", 0).write(part)
+        figures = select_traces(setup, folder, 1, names)
+        made.append((figures, (folder.round_path(1) / "training.jsonl").read_bytes()))
+        draw.shuffle(judged)
+    assert made[0] == made[1] == made[2]
+    assert list(made[0][0]["verdicts"]) == list(made[1][0]["verdicts"])
+    assert [each.trace.name for each in folder.training(1)] == sorted(each.trace.name for each in folder.training(1))
+    by_name = {each.trace.name: each.trace for each in judged}
+    assert all(each.trace == by_name[each.trace.name] for each in folder.training(1))
+
+
 class WordsAsTokens:
     """Stands in for the prompt: token ids are the lengths of words."""
 
@@ -232,7 +260,7 @@ def test_kept_traces_are_trimmed_tokenized_anew_and_judged_again(folder: RunFold
         task=Task("t", questions, questions),
     )
     assert select_traces(setup, folder, 1, list(texts))["num_trimmed"] == 1
-    trained = folder.training(1)
+    trained = [*folder.training(1)]
     assert [each.trace for each in trained] == [Trace("a", 0, "#### 7", (4, 1)), *(each.trace for each in traces[1:])]
     assert all(each.kept for each in trained)
 

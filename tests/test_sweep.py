@@ -146,8 +146,9 @@ def results(folder: Path, num_rounds: int = 2) -> list[Any]:
     for index in range(num_rounds + 1):
         clock = ("seconds", "compilations", "slot_occupancy", "device_idle")
         made.append({name: value for name, value in (run.metrics(index) or {}).items() if name not in clock})
-        made += [run.traces(index, "think"), run.traces(index, "evaluate")]
-        made += [run.training(index)] if index else []
+        for sampling in ("think", "evaluate"):
+            made.append(sorted(run.traces(index, sampling), key=lambda each: each.trace.name))
+        made += [[*run.training(index)]] if index else []
         weights = ocp.StandardCheckpointer().restore((folder / f"checkpoints/{index:03}/parameters").resolve())
         made += [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(weights)]
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())

@@ -5,13 +5,42 @@ import dataclasses
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Self, TypeVar
 
 import numpy as np
 
 from tpt_jax.errors import UserError
-from tpt_jax.records import JudgedTrace
+from tpt_jax.records import JudgedTrace, Verdict
 
 Z_95 = 1.959964  # two-sided 95% quantile of the normal distribution
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Answer:
+    """What the figures look at in a judged trace: some 300 bytes, however long the trace is.
+
+    Attributes:
+      id: of the question.
+      num_tokens: sampled tokens, without the end of turn.
+      is_truncated: cut at the length limit.
+      has_ended: the model ended it itself; False if it was cut at the length limit or at a stop string.
+    """
+
+    id: str
+    sample: int
+    verdict: Verdict
+    num_tokens: int
+    is_truncated: bool
+    has_ended: bool
+
+    @classmethod
+    def of(cls, judged: JudgedTrace) -> Self:
+        trace, is_truncated = judged.trace, judged.trace.finish_reason == "length"
+        has_ended = not is_truncated and trace.stop_string is None
+        return cls(trace.id, trace.sample, judged.verdict, len(trace.token_ids), is_truncated, has_ended)
+
+
+AnyAnswer = TypeVar("AnyAnswer", bound=Answer)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,10 +82,10 @@ def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
     return 1.0 - math.comb(num_samples - num_right, k) / math.comb(num_samples, k)
 
 
-def maj_at_k(traces: Sequence[JudgedTrace]) -> float:
+def maj_at_k(judged: Sequence[JudgedTrace | Answer]) -> float:
     """The probability that the most frequent answer is right, ties broken at random; traces without one do not vote."""
-    votes = collections.Counter(judged.verdict.extracted for judged in traces if judged.verdict.extracted is not None)
-    right = {judged.verdict.extracted for judged in traces if judged.verdict.correct}
+    votes = collections.Counter(each.verdict.extracted for each in judged if each.verdict.extracted is not None)
+    right = {each.verdict.extracted for each in judged if each.verdict.correct}
     max_votes = max(votes.values(), default=0)
     leaders = [answer for answer, count in votes.items() if count == max_votes]
     return sum(answer in right for answer in leaders) / len(leaders) if leaders else 0.0
@@ -98,34 +127,37 @@ def paired_change(before: Mapping[str, float], after: Mapping[str, float]) -> Pa
 
 
 def evaluate_traces(judged: Iterable[JudgedTrace], *, k: int) -> Evaluation:
-    """Computes all figures from judged traces.
+    """Computes all figures from judged traces, in any order; see `evaluate_answers`."""
+    return evaluate_answers(map(Answer.of, judged), k=k)
+
+
+def evaluate_answers(answers: Iterable[Answer], *, k: int) -> Evaluation:
+    """Computes all figures from what they need of the judged traces, in any order.
 
     Raises:
       UserError: there are no traces, no reference answer can be read, questions differ in their number of samples, or k
         exceeds it.
     """
-    by_question: dict[str, list[JudgedTrace]] = collections.defaultdict(list)
-    for trace in judged:
-        by_question[trace.trace.id].append(trace)
+    by_question = group_by_question(answers)
     if not by_question:
         raise UserError("no traces to evaluate; give at least one")
-    questions = [traces for traces in by_question.values() if not any(trace.verdict.unknown for trace in traces)]
+    questions = [group for group in by_question.values() if not any(each.verdict.unknown for each in group)]
     if not questions:
         raise UserError("no reference answer can be read; name another checker, or fix the questions' answers")
     num_samples = len(questions[0])
-    if any(len(traces) != num_samples for traces in questions):
+    if any(len(group) != num_samples for group in questions):
         raise UserError("questions have unequal numbers of traces; give the same number for each")
     if not 1 <= k <= num_samples:
         raise UserError(f"k ({k}) must be from 1 to {num_samples}, the number of samples per question")
 
-    def rates(is_right: Callable[[JudgedTrace], bool], k: int) -> list[float]:
-        return [pass_at_k(num_samples, sum(map(is_right, traces)), k) for traces in questions]
+    def rates(is_right: Callable[[Answer], bool], k: int) -> list[float]:
+        return [pass_at_k(num_samples, sum(map(is_right, group)), k) for group in questions]
 
-    def correct(trace: JudgedTrace) -> bool:
-        return trace.verdict.correct
+    def correct(answer: Answer) -> bool:
+        return answer.verdict.correct
 
-    def strict(trace: JudgedTrace) -> bool:
-        return trace.verdict.strict
+    def strict(answer: Answer) -> bool:
+        return answer.verdict.strict
 
     ks = sorted({num_samples, *(2**power for power in range(num_samples.bit_length()))})
     curve = {f"pass_at_{each}": rates(correct, each) for each in ks}
@@ -135,9 +167,9 @@ def evaluate_traces(judged: Iterable[JudgedTrace], *, k: int) -> Evaluation:
         "strict_pass_at_1": rates(strict, 1),
         "strict_pass_at_k": rates(strict, k),
     }
-    counted = [trace for traces in questions for trace in traces]
-    if not any(trace.verdict.correct and trace.verdict.extracted is None for trace in counted):
-        by_metric["maj_at_k"] = [maj_at_k(traces) for traces in questions]
+    counted = [each for group in questions for each in group]
+    if not any(each.verdict.correct and each.verdict.extracted is None for each in counted):
+        by_metric["maj_at_k"] = [maj_at_k(group) for group in questions]
     return Evaluation(
         num_questions=len(questions),
         num_samples=num_samples,
@@ -145,8 +177,16 @@ def evaluate_traces(judged: Iterable[JudgedTrace], *, k: int) -> Evaluation:
         **{name: float(np.mean(values)) for name, values in by_metric.items()},
         pass_at={each: float(np.mean(curve[f"pass_at_{each}"])) for each in ks},
         intervals={name: mean_interval(values) for name, values in {**curve, **by_metric}.items()},
-        mean_tokens=sum(len(trace.trace.token_ids) for trace in counted) / len(counted),
-        num_truncated=sum(trace.trace.finish_reason == "length" for trace in counted),
-        num_ended=sum(trace.trace.finish_reason == "stop" and trace.trace.stop_string is None for trace in counted),
+        mean_tokens=sum(each.num_tokens for each in counted) / len(counted),
+        num_truncated=sum(each.is_truncated for each in counted),
+        num_ended=sum(each.has_ended for each in counted),
         num_unknown=len(by_question) - len(questions),
     )
+
+
+def group_by_question(answers: Iterable[AnyAnswer]) -> dict[str, list[AnyAnswer]]:
+    """Answers by question, sorted by id and sample: sums do not depend on the order in which traces were finished."""
+    by_question: dict[str, list[AnyAnswer]] = collections.defaultdict(list)
+    for each in sorted(answers, key=lambda each: (each.id, each.sample)):
+        by_question[each.id].append(each)
+    return by_question

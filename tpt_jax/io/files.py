@@ -55,7 +55,7 @@ def parse_line(line: bytes) -> dict[str, Any]:
     Raises:
       InvalidRecordError: it does not, or it was changed since its checksum was written; the message says why.
     """
-    line = _without_checksum(line)
+    line = without_checksum(line)
     try:
         value = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -75,7 +75,7 @@ def checked_line(value: Mapping[str, Any]) -> str:
     return f'{text[:-1]}, "crc32": "{zlib.crc32(text.encode()):08x}"}}\n'
 
 
-def _without_checksum(line: bytes) -> bytes:
+def without_checksum(line: bytes) -> bytes:
     """The line that was given to `checked_line`, or any other line as it is.
 
     Raises:

@@ -1,22 +1,24 @@
 """Curves and figures: metrics.jsonl is the record; TensorBoard, Weights & Biases and the terminal show it."""
 
-import json
+import os
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import rich.box
 from rich.table import Table
 
 from tpt_jax.errors import UserError
-from tpt_jax.io.files import write_atomically, write_jsonl
-from tpt_jax.io.paths import AnyPath, copy, is_remote, to_path
-from tpt_jax.io.tensorboard import ScalarEvents
-from tpt_jax.loop.run_folder import read_metrics_log
+from tpt_jax.io.files import checked_line, naming, write_atomically, write_pieces
+from tpt_jax.io.paths import AnyPath, Path, copy, is_remote, to_path
+from tpt_jax.loop.events import EventFiles, remove_events, scalars
+from tpt_jax.loop.run_folder import read_log_lines
+from tpt_jax.terminal import say
 
 SECONDS_BETWEEN_UPLOADS = 30.0
+MAX_SHARE_OF_UPLOADS = 0.05  # of a run's time, however long its curves have become
 
 
 class MetricsLog:
@@ -34,13 +36,15 @@ class MetricsLog:
         self._target = to_path(path)
         self._is_remote = is_remote(self._target)
         self._folder = to_path(tempfile.mkdtemp()) if self._is_remote else self._target.parent
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._events = EventFiles(self._folder / "tensorboard")
         local = self._folder / self._target.name
         if self._target.is_file():
-            write_jsonl(local, filter(is_kept, read_metrics_log(self._target)))
-        self._folder.mkdir(parents=True, exist_ok=True)
+            if self._is_remote:
+                write_pieces(local, _texts(self._target))
+            self._resume(local, is_kept)
         self._file = open(local, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
-        self._tensorboard = ScalarEvents(str(self._folder / "tensorboard"))
-        self._uploaded_at = time.monotonic()
+        self._next_upload = time.monotonic() + SECONDS_BETWEEN_UPLOADS
         self._wandb = None
         if wandb_project is not None:
             id_file = self._target.with_name("wandb_id")  # one per folder: runs with other seeds share the name
@@ -50,22 +54,52 @@ class MetricsLog:
                 project=wandb_project, name=name, dir=str(self._folder), id=id_file.read_text(), resume="allow"
             )
 
+    def _resume(self, path: Path, is_kept: Callable[[dict], bool]) -> None:
+        """Drops lines that will be repeated, and draws the rounds anew that lost some or have not ended."""
+        dropped: set[int] = set()  # indices of lines
+        is_cut = False  # the last line lacks its end
+        starts: dict[int, int] = {}  # the first line of each round, among those that stay
+        lost: set[int] = set()  # rounds
+        ended: set[int] = set()
+        num_changed = 0
+        for index, (text, line) in enumerate(read_log_lines(path)):
+            is_cut = not text.endswith(b"\n")
+            if line is not None and is_kept(line):
+                starts.setdefault(line["round"], index - len(dropped))
+                if line["phase"] == "round":
+                    ended.add(line["round"])
+            else:
+                num_changed += line is None and not is_cut
+                dropped.add(index)
+                lost.update([line["round"]] if line is not None and "round" in line else [])
+        if dropped or is_cut:
+            write_pieces(path, (text for index, text in enumerate(_texts(path)) if index not in dropped))
+        if num_changed:
+            say(f"{path}: {num_changed} lines were changed since they were written; the curves lack them")
+        again = lost | (starts.keys() - ended)
+        remove_events(self._target.parent / "tensorboard", again)
+        first = min((starts[index] for index in again & starts.keys()), default=None)
+        if first is not None:
+            for _, line in read_log_lines(path, first):
+                if line is not None and line["round"] in again:
+                    self._events.write(line)
+
     def log(self, round_index: int, phase: str, step: int, values: Mapping[str, float]) -> None:
         """One line of scalars; `step` counts within the round and phase."""
         line = {"time": time.time(), "round": round_index, "phase": phase, "step": step, **values}
-        self._file.write(json.dumps(line) + "\n")
-        scope = phase if phase == "round" else f"{phase}/round_{round_index}"
-        named = {f"{scope}/{name}": value for name, value in values.items()}
-        for name, value in named.items():
-            self._tensorboard.add_scalar(name, value, step)
+        with naming(self._folder / "tensorboard"):
+            self._events.write(line)  # first: a round whose last line is in the record has all its events
+        with naming(self._folder / self._target.name):
+            self._file.write(checked_line(line))
         if self._wandb is not None:
-            self._wandb.log({**named, f"{phase}/step": step, "round": round_index})
-        if phase == "round" or time.monotonic() - self._uploaded_at > SECONDS_BETWEEN_UPLOADS:
+            self._wandb.log({**scalars(line), f"{phase}/step": step, "round": round_index})
+        if phase == "round" or time.monotonic() > self._next_upload:
             self._upload()
 
     def close(self) -> None:
-        self._file.close()
-        self._tensorboard.close()
+        with naming(self._folder):
+            self._file.close()
+            self._events.close()
         self._upload()
         if self._wandb is not None:
             self._wandb.finish()
@@ -75,20 +109,32 @@ class MetricsLog:
     def _upload(self) -> None:
         if not self._is_remote:
             return
-        self._uploaded_at = time.monotonic()
+        started = time.monotonic()
         copy(self._folder, self._target.parent)
+        pause = max(SECONDS_BETWEEN_UPLOADS, (time.monotonic() - started) / MAX_SHARE_OF_UPLOADS)
+        self._next_upload = time.monotonic() + pause
+
+
+def _texts(path: Path) -> Iterator[str]:
+    """The lines of a log, each with its end; a killed process may have left bytes that are no text."""
+    with path.open("rb") as lines:
+        yield from (text.decode("utf-8", errors="replace").removesuffix("\n") + "\n" for text in lines)
 
 
 def import_wandb(project: str) -> Any:
     """The wandb library, for a run that logs to a Weights & Biases project.
 
     Raises:
-      UserError: wandb is not installed.
+      UserError: wandb is not installed, or nobody is logged in.
     """
     try:
         import wandb  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError(f"wandb_project ({project}) needs wandb; run: pip install 'tpt_jax[wandb]'") from error
+    if wandb.api.api_key is None and os.environ.get("WANDB_MODE") not in ("offline", "disabled"):
+        raise UserError(
+            f"wandb_project ({project}): nobody is logged in; run `wandb login`, or set WANDB_MODE=offline to sync later"
+        )
     return wandb
 
 

@@ -3,16 +3,47 @@
 Computed from the traces on held-out questions, in every round, and compared with the base model's.
 """
 
-import collections
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Self
 
-from tpt_jax.evaluation import PairedChange, paired_change, pass_at_k
+from tpt_jax.evaluation import Answer, AnyAnswer, PairedChange, group_by_question, paired_change, pass_at_k
 from tpt_jax.prune.calculations import equations
+from tpt_jax.prune.order import checksum
 from tpt_jax.records import JudgedTrace
 
-Questions = Mapping[str, Sequence[JudgedTrace]]  # traces by question
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class WatchedAnswer(Answer):
+    """What the monitors look at in a judged trace.
+
+    Attributes:
+      num_sampled: tokens, the end of turn included.
+      entropy: sum over these, in nats.
+      calculations: a checksum of the sequence of equations.
+    """
+
+    num_sampled: int
+    entropy: float
+    calculations: int
+
+    @classmethod
+    def of(cls, judged: JudgedTrace) -> Self:
+        answer, trace = Answer.of(judged), judged.trace
+        shared: dict[str, Any] = {field.name: getattr(answer, field.name) for field in dataclasses.fields(Answer)}
+        calculations = checksum("\n".join(equations(trace.completion)))
+        return cls(**shared, num_sampled=trace.num_sampled, entropy=trace.entropy, calculations=calculations)
+
+
+class Tally(NamedTuple):
+    """Right samples of a question, and all its samples."""
+
+    num_correct: int
+    num_samples: int
+
+
+Questions = Mapping[str, Sequence[WatchedAnswer]]
+Tallies = Mapping[str, Tally]  # of the questions whose verdicts are known, by id
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,25 +69,30 @@ class Monitors:
     change_at_k: PairedChange | None = None
 
 
-def monitor(judged: Iterable[JudgedTrace], base: Iterable[JudgedTrace]) -> Monitors:
-    """Looks at a round's traces on held-out questions.
+def tally(answers: Iterable[Answer]) -> Tallies:
+    """What a later round is compared with."""
+    return {name: Tally(sum(each.verdict.correct for each in group), len(group)) for name, group in _known(answers)}
+
+
+def monitor(answers: Sequence[WatchedAnswer], base: Tallies) -> Monitors:
+    """Looks at a round's answers to held-out questions.
 
     Args:
-      base: those of the base model; empty for round 0 itself.
+      base: the tally of the base model; empty for round 0 itself.
     """
-    questions, before = _by_question(judged), _by_question(base)
-    traces = [trace for group in questions.values() for trace in group]
-    num_tokens = sum(each.trace.num_sampled for each in traces)
-    rates, rates_before = _rates(questions, _share_right), _rates(before, _share_right)
+    questions, now = dict(_known(answers)), tally(answers)
+    counted = [each for group in questions.values() for each in group]
+    num_tokens = sum(each.num_sampled for each in counted)
+    rates, rates_before = _rates(now, _share_right), _rates(base, _share_right)
     shared = rates.keys() & rates_before.keys()
     return Monitors(
         distinct_answers=_mean_distinct(questions, lambda each: each.verdict.extracted),
-        distinct_calculations=_mean_distinct(questions, lambda each: tuple(equations(each.trace.completion))),
-        mean_token_entropy=sum(each.trace.entropy for each in traces) / max(1, num_tokens),
+        distinct_calculations=_mean_distinct(questions, lambda each: each.calculations),
+        mean_token_entropy=sum(each.entropy for each in counted) / max(1, num_tokens),
         num_won=sum(rates[name] > rates_before[name] for name in shared),
         num_lost=sum(rates[name] < rates_before[name] for name in shared),
         change=paired_change(rates_before, rates),
-        change_at_k=paired_change(_rates(before, _is_any_right), _rates(questions, _is_any_right)),
+        change_at_k=paired_change(_rates(base, _is_any_right), _rates(now, _is_any_right)),
     )
 
 
@@ -85,25 +121,25 @@ def warn_of_collapse(metrics: Mapping[str, Any]) -> str | None:
     )
 
 
-def _by_question(judged: Iterable[JudgedTrace]) -> Questions:
-    questions: dict[str, list[JudgedTrace]] = collections.defaultdict(list)
-    for each in judged:
-        questions[each.trace.id].append(each)
-    return {name: group for name, group in questions.items() if not any(each.verdict.unknown for each in group)}
+def _known(answers: Iterable[AnyAnswer]) -> Iterator[tuple[str, list[AnyAnswer]]]:
+    """The questions whose verdicts are known, with their answers."""
+    for name, group in group_by_question(answers).items():
+        if not any(each.verdict.unknown for each in group):
+            yield name, group
 
 
-def _rates(questions: Questions, rate: Callable[[Sequence[JudgedTrace]], float]) -> dict[str, float]:
-    return {name: rate(group) for name, group in questions.items()}
+def _rates(tallies: Tallies, rate: Callable[[Tally], float]) -> dict[str, float]:
+    return {name: rate(each) for name, each in tallies.items()}
 
 
-def _share_right(group: Sequence[JudgedTrace]) -> float:
-    return pass_at_k(len(group), sum(each.verdict.correct for each in group), 1)
+def _share_right(tally: Tally) -> float:
+    return pass_at_k(tally.num_samples, tally.num_correct, 1)
 
 
-def _is_any_right(group: Sequence[JudgedTrace]) -> float:
-    return float(any(each.verdict.correct for each in group))
+def _is_any_right(tally: Tally) -> float:
+    return float(tally.num_correct > 0)
 
 
-def _mean_distinct(questions: Questions, look: Callable[[JudgedTrace], Any]) -> float:
+def _mean_distinct(questions: Questions, look: Callable[[WatchedAnswer], Any]) -> float:
     shares = [len({look(each) for each in group}) / len(group) for group in questions.values()]
     return sum(shares) / max(1, len(shares))

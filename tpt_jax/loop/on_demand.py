@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 
 from tpt_jax.config import RunConfig
 from tpt_jax.loop.seeds import derive_seed
+from tpt_jax.prune.candidate import Candidate
 from tpt_jax.prune.demand import Demand
 from tpt_jax.prune.order import question_order
 from tpt_jax.prune.pipeline import Pipeline
-from tpt_jax.records import JudgedTrace, TraceName
+from tpt_jax.records import TraceName
 from tpt_jax.think.requests import Request
 from tpt_jax.think.sampling_plan import SamplingPlan
 
@@ -33,17 +34,16 @@ def make_demand(
 
 
 def needed_traces(
-    config: RunConfig, round_index: int, judged: Sequence[JudgedTrace], names: Sequence[str]
-) -> list[JudgedTrace]:
-    """The traces that decide on the round's training set; the others are surplus.
+    config: RunConfig, round_index: int, candidates: Sequence[Candidate], names: Sequence[str]
+) -> list[int]:
+    """The indices of the traces that decide on the round's training set; the others are surplus.
 
     Args:
       names: the questions that were asked.
     """
-    pipeline = make_pipeline(config, round_index)
-    demand = make_demand(config, round_index, pipeline, names)
-    demand.add(pipeline.candidate_in_question(each.trace, each.verdict) for each in judged)
-    return [each for each in judged if demand.is_needed((each.trace.id, each.trace.sample))]
+    demand = make_demand(config, round_index, make_pipeline(config, round_index), names)
+    demand.add(candidates)
+    return [index for index, each in enumerate(candidates) if demand.is_needed((each.id, each.sample))]
 
 
 class OnDemand:

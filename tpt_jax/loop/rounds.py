@@ -5,15 +5,17 @@ the same command resumes.
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tpt_jax.config import SamplingConfig
 from tpt_jax.errors import Stopped
-from tpt_jax.evaluation import evaluate_traces
+from tpt_jax.evaluation import Answer, evaluate_answers
 from tpt_jax.loop.metrics import MetricsLog
-from tpt_jax.loop.monitors import monitor, to_metrics, warn_of_collapse
+from tpt_jax.loop.monitors import Tallies, WatchedAnswer, monitor, tally, to_metrics, warn_of_collapse
+from tpt_jax.loop.parts import broadcast_each
 from tpt_jax.loop.recovery import Facts, RoundState
 from tpt_jax.loop.run_folder import RunFolder, Stage, is_no_better
 from tpt_jax.loop.sampling import Pass, sample_all, sample_on_demand
@@ -143,13 +145,9 @@ class Loop:
     def _examples(self, index: int) -> list[Example]:
         """The round's training examples, those of earlier rounds too if train.traces_of is "all"."""
         rounds = range(1, index + 1) if self.setup.config.train.traces_of == "all" else (index,)
-        kept = hosts.broadcast(
-            f"round {index} training traces",
-            lambda: [
-                (judged.trace.id, judged.trace.name, judged.trace.token_ids)
-                for each in rounds
-                for judged in self.folder.training(each)
-            ],
+        traces = (judged.trace for each in rounds for judged in self.folder.training(each))
+        kept = broadcast_each(
+            f"round {index} training traces", ((each.id, each.name, each.token_ids) for each in traces)
         )
         questions = {question.id: question.question for question in self.setup.task.train}
         return [self.setup.prompt.example(questions[question], ids, name) for question, name, ids in kept]
@@ -225,16 +223,17 @@ class Loop:
         stages = state.stages
         pruned = {"num_traces": 0, "num_correct": 0, "num_strict": 0, "num_kept": 0, "num_dropped": {}}
         pruned |= {name: fact for name, fact in stages.get("prune", {}).items() if name not in ("seconds", "verdicts")}
-        tested = self.folder.traces(state.index, "evaluate")
-        base = self.folder.traces(0, "evaluate") if state.index > 0 else []
+        tested = map(WatchedAnswer.of, self.folder.traces(state.index, "evaluate"))
+        answers = sorted(tested, key=lambda each: (each.id, each.sample))
+        monitors = monitor(answers, self._base if state.index > 0 else {})
         verdicts = {"think": stages["prune"]["verdicts"]} if "prune" in stages else {}
         sampled = {stage: stages[stage] for stage in ("think", "evaluate") if stage in stages}
         return {
             "round": state.index,
-            **dataclasses.asdict(evaluate_traces(tested, k=self.setup.config.evaluate.num_samples)),
-            **to_metrics(monitor(tested, base)),
+            **dataclasses.asdict(evaluate_answers(answers, k=self.setup.config.evaluate.num_samples)),
+            **to_metrics(monitors),
             **pruned,
-            "verdicts": {**verdicts, "evaluate": count_labels(tested)},
+            "verdicts": {**verdicts, "evaluate": count_labels(answers)},
             "num_contaminated": self.setup.task.num_contaminated,
             "num_prompts_too_long": {stage: facts["num_prompts_too_long"] for stage, facts in sampled.items()},
             "sampler": {stage: self._sampler_types(stage) for stage in sampled},
@@ -243,6 +242,11 @@ class Loop:
             **{name: stages.get("think", {}).get(name) for name in THINK_FIGURES},
             "compilations": self.setup.compilations.take(),
         }
+
+    @functools.cached_property
+    def _base(self) -> Tallies:
+        """How the base model did on the held-out questions; read once, for all rounds."""
+        return tally(map(Answer.of, self.folder.traces(0, "evaluate")))
 
     def _sampler_types(self, stage: str) -> dict[str, str]:
         """The types of weights and KV cache that a stage samples with; no resumed run changes them."""

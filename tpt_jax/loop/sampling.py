@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from typing import Any
 
@@ -15,10 +15,11 @@ from tpt_jax.checks.registry import checker_name
 from tpt_jax.config import Sampling, SamplingConfig
 from tpt_jax.errors import Stopped, UserError
 from tpt_jax.loop.on_demand import OnDemand, make_demand, make_pipeline
+from tpt_jax.loop.parts import broadcast_each
 from tpt_jax.loop.run_folder import RunFolder
 from tpt_jax.loop.setup import Setup
 from tpt_jax.prune.candidate import Candidate
-from tpt_jax.prune.summary import failed_on_all
+from tpt_jax.prune.summary import always_failed
 from tpt_jax.records import JudgedTrace, Question, QuestionSet, Trace, Verdict
 from tpt_jax.runtime import hosts, preemption
 from tpt_jax.terminal import listed, percent, progress, say
@@ -96,9 +97,40 @@ class Pass:
                 f"{self.sampling}.max_prompt_tokens ({self.settings.max_prompt_tokens}): {listed(too_long)}"
             )
 
-    def traces(self) -> list[JudgedTrace]:
-        """The judged traces written so far."""
-        return self.folder.traces(self.round_index, self.sampling)
+
+@dataclasses.dataclass
+class Tally:
+    """What judged traces come to: those that a host judged in this process, and on the first host all earlier ones.
+
+    Attributes:
+      tokens: sampled ones, end-of-turn tokens included.
+      reasons: of all verdicts.
+      files: the number of traces in each file that the host has written.
+    """
+
+    num_traces: int = 0
+    tokens: int = 0
+    reasons: set[str] = dataclasses.field(default_factory=set)
+    files: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    def count(self, judged: Iterable[JudgedTrace]) -> Iterator[JudgedTrace]:
+        """Counts traces and passes them on."""
+        for each in judged:
+            self.num_traces += 1
+            self.tokens += each.trace.num_sampled
+            self.reasons.add(each.verdict.reason)
+            yield each
+
+    def of_all_hosts(self, label: str) -> "Tally":
+        """The tallies of all hosts together."""
+        own = {**dataclasses.asdict(self), "reasons": sorted(self.reasons)}
+        total = Tally()
+        for host in hosts.all_gather(f"{label}: tokens", own):
+            total.num_traces += host["num_traces"]
+            total.tokens += host["tokens"]
+            total.reasons.update(host["reasons"])
+            total.files.update(host["files"])
+        return total
 
 
 def sample_all(sampling_pass: Pass) -> Sampled:
@@ -108,11 +140,9 @@ def sample_all(sampling_pass: Pass) -> Sampled:
       UserError: the hosts do not share the folder, or the checker failed on every trace.
       Stopped: the process was asked to stop; every finished trace is written.
     """
-    label = sampling_pass.label
+    label, own = sampling_pass.label, Tally()
     sampling_pass.name_too_long()
-    written = hosts.broadcast(
-        f"{label}: traces done", lambda: [(each.trace.id, each.trace.sample) for each in sampling_pass.traces()]
-    )
+    written = _read_done(sampling_pass, own, lambda each: (each.trace.id, each.trace.sample))
     done = {(name, sample) for name, sample in written}
     requests = sampling_pass.plan.requests(sampling_pass.fitting(), done)
     num_traces = len(done) + sum(len(request.samples) for request in requests)
@@ -121,13 +151,10 @@ def sample_all(sampling_pass: Pass) -> Sampled:
         schedule = FixedSchedule(requests, sampling_pass.setup.sampler.layout.batch_ways)
         with progress(label, num_traces, "traces", len(done)) as advance:
             # The other hosts are about as far.
-            figures = _sample(sampling_pass, schedule, lambda judged: advance(len(judged) * hosts.count()))
-
-    def check(judged: Sequence[JudgedTrace]) -> int:
-        _require_all(sampling_pass.folder, len(judged), num_traces)
-        return 0
-
-    return _summarize(sampling_pass, figures, check)
+            figures = _sample(sampling_pass, schedule, own, lambda judged: advance(len(judged) * hosts.count()))
+    total = own.of_all_hosts(label)
+    _require_all(sampling_pass, total, num_traces)
+    return _summarize(sampling_pass, figures, total)
 
 
 def sample_on_demand(sampling_pass: Pass) -> Sampled:
@@ -138,35 +165,32 @@ def sample_on_demand(sampling_pass: Pass) -> Sampled:
       Stopped: the process was asked to stop; every finished trace is written.
     """
     label, setup, index = sampling_pass.label, sampling_pass.setup, sampling_pass.round_index
+    own = Tally()
     sampling_pass.name_too_long()
     names = sampling_pass.fitting()
     pipeline = make_pipeline(setup.config, index)
 
-    def candidates(judged: Sequence[JudgedTrace]) -> list[dict[str, Any]]:
-        return [pipeline.candidate_in_question(each.trace, each.verdict).to_json() for each in judged]
+    def candidate(judged: JudgedTrace) -> dict[str, Any]:
+        return pipeline.candidate_in_question(judged.trace, judged.verdict).to_json()
 
     def add(lines: Iterable[Mapping[str, Any]]) -> None:
         demand.add(map(Candidate.from_json, lines))
 
     demand = make_demand(setup.config, index, pipeline, names, setup.sampler.layout.batch_ways)
-    add(hosts.broadcast(f"{label}: traces done", lambda: candidates(sampling_pass.traces())))
+    add(_read_done(sampling_pass, own, candidate))
     figures = None
     if not demand.is_settled:
         with progress(label, demand.num_expected, "needed traces", demand.num_decided) as advance:
 
-            def on_judged(judged: Sequence[JudgedTrace]) -> None:
+            def on_judged(judged: list[JudgedTrace]) -> None:
                 before = demand.num_decided
-                add(itertools.chain.from_iterable(hosts.all_gather(f"{label}: verdicts", candidates(judged))))
+                add(itertools.chain(*hosts.all_gather(f"{label}: verdicts", [*map(candidate, judged)])))
                 advance(demand.num_decided - before)
 
-            figures = _sample(sampling_pass, OnDemand(sampling_pass.plan, demand), on_judged)
-
-    def count_surplus(judged: Sequence[JudgedTrace]) -> int:
-        num_found = sum(demand.is_needed((each.trace.id, each.trace.sample)) for each in judged)
-        _require_all(sampling_pass.folder, num_found, demand.num_needed)
-        return len(judged) - num_found
-
-    sampled = _summarize(sampling_pass, figures, count_surplus)
+            figures = _sample(sampling_pass, OnDemand(sampling_pass.plan, demand), own, on_judged)
+    total = own.of_all_hosts(label)
+    _require_all(sampling_pass, total, total.num_traces)
+    sampled = _summarize(sampling_pass, figures, total, num_surplus=total.num_traces - demand.num_needed)
     say(
         f"{label}: {demand.num_needed:,} traces decide on the training set; {sampled.num_surplus:,} others were under "
         f"way and finished, {sampled.num_cancelled:,} were cancelled"
@@ -174,12 +198,21 @@ def sample_on_demand(sampling_pass: Pass) -> Sampled:
     return sampled
 
 
-def _sample(sampling_pass: Pass, schedule: Schedule, on_judged: Callable[[list[JudgedTrace]], None]) -> Statistics:
+def _read_done(sampling_pass: Pass, own: Tally, look: Callable[[JudgedTrace], Any]) -> Iterator[Any]:
+    """What `look` returns for each trace that earlier processes have written; the first host's tally counts them."""
+    judged = sampling_pass.folder.traces(sampling_pass.round_index, sampling_pass.sampling)
+    return broadcast_each(f"{sampling_pass.label}: traces done", map(look, own.count(judged)))
+
+
+def _sample(
+    sampling_pass: Pass, schedule: Schedule, own: Tally, on_judged: Callable[[list[JudgedTrace]], None]
+) -> Statistics:
     """Samples, judges and writes what the schedule asks for; returns the figures of all hosts.
 
     Each host handles the traces of its own devices.
 
     Args:
+      own: the host's tally, which counts them.
       on_judged: called after every chunk, on all hosts together, with the new traces of this host.
     """
     setup, label = sampling_pass.setup, sampling_pass.label
@@ -202,7 +235,7 @@ def _sample(sampling_pass: Pass, schedule: Schedule, on_judged: Callable[[list[J
     with preemption.defer():
         for judged in judge_while_sampling(batches, setup.pool, sampling_pass.questions):
             if judged:
-                writer.write(judged)
+                own.files[writer.write(own.count(judged))] = len(judged)
             on_judged(judged)
     figures = Statistics.combine(hosts.all_gather(f"{label}: figures", dataclasses.asdict(engine.statistics)))
     occupancy = figures.occupancy(sampling_pass.num_slots)
@@ -213,42 +246,40 @@ def _sample(sampling_pass: Pass, schedule: Schedule, on_judged: Callable[[list[J
     return figures
 
 
-def _summarize(
-    sampling_pass: Pass, figures: Statistics | None, count_surplus: Callable[[Sequence[JudgedTrace]], int]
-) -> Sampled:
+def _require_all(sampling_pass: Pass, total: Tally, num_expected: int) -> None:
+    """Raises UserError if the first host does not find the files of all hosts in the run folder."""
+    folder = sampling_pass.folder
+
+    def check() -> None:
+        files = {path.name for path in folder.trace_files(sampling_pass.round_index, sampling_pass.sampling)}
+        num_found = total.num_traces - sum(count for name, count in total.files.items() if name not in files)
+        if num_found < num_expected:
+            raise UserError(
+                f"{folder.path}: holds {num_found} of {num_expected} traces, because the hosts do not share it; give a "
+                "--run_dir that all hosts share: gs://BUCKET/..., or a network disk"
+            )
+
+    hosts.broadcast(f"{sampling_pass.label}: traces found", check)
+
+
+def _summarize(sampling_pass: Pass, figures: Statistics | None, total: Tally, num_surplus: int = 0) -> Sampled:
     """The figures of a finished stage.
 
     Args:
       figures: of this process; None if an earlier one had sampled everything.
-      count_surplus: from the traces in the folder; called on the first host.
+      total: of all traces, of all hosts and processes.
     """
-
-    def count() -> tuple[int, int]:
-        judged = sampling_pass.traces()
-        num_surplus = count_surplus(judged)
-        if failure := failed_on_all(judged):
-            checker = checker_name(sampling_pass.setup.task.train.checker)
-            raise UserError(f"checker {checker!r}: {failure}; fix it, and start again in another --run_dir")
-        return sum(each.trace.num_sampled for each in judged), num_surplus
-
-    tokens, num_surplus = hosts.broadcast(f"{sampling_pass.label}: tokens", count)
+    if failure := always_failed(total.reasons):
+        checker = checker_name(sampling_pass.setup.task.train.checker)
+        raise UserError(f"checker {checker!r}: {failure}; fix it, and start again in another --run_dir")
     return Sampled(
-        tokens=tokens,
+        tokens=total.tokens,
         num_prompts_too_long=len(sampling_pass.questions) - len(sampling_pass.fitting()),
         num_surplus=num_surplus,
         num_cancelled=figures.num_cancelled if figures else 0,
         slot_occupancy=figures.occupancy(sampling_pass.num_slots) if figures else None,
         device_idle=figures.idle_share if figures else None,
     )
-
-
-def _require_all(folder: RunFolder, num_found: int, num_expected: int) -> None:
-    """Raises UserError if the folder lacks traces that the hosts have written."""
-    if num_found < num_expected:
-        raise UserError(
-            f"{folder.path}: holds {num_found} of {num_expected} traces, because the hosts do not share it; give a "
-            "--run_dir that all hosts share: gs://BUCKET/..., or a network disk"
-        )
 
 
 def reshard(program: Reshard, parameters: nnx.State, label: str) -> nnx.State:

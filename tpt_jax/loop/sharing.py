@@ -14,6 +14,7 @@ from tpt_jax.checkpoints.writer import is_complete, remove_unfinished
 from tpt_jax.config import RunConfig
 from tpt_jax.io.links import link_file, link_folder
 from tpt_jax.io.paths import to_path
+from tpt_jax.loop.events import COLUMNS
 from tpt_jax.loop.recovery import Facts
 from tpt_jax.loop.run_folder import RunFolder, Stage, StageKey, read_metrics_log
 from tpt_jax.loop.stage_keys import StageKeys, digest
@@ -21,7 +22,6 @@ from tpt_jax.runtime import hosts
 from tpt_jax.terminal import say
 
 LogStep = Callable[[int, Mapping[str, float]], None]  # called with a training step and its curves
-COLUMNS = ("time", "round", "phase", "step")  # of a line of metrics.jsonl, besides the curves
 
 
 class SharedStages:

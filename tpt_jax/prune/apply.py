@@ -1,7 +1,7 @@
 """Applies a pipeline to judged traces in memory."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from tpt_jax.errors import UserError
 from tpt_jax.prune.pipeline import Pipeline
@@ -32,26 +32,32 @@ def select(
     Raises:
       UserError: the traces lack what a step needs, or a step of the user's own failed.
     """
-    check_traces(pipeline, judged, option)
-    choice = pipeline.choose([pipeline.candidate(each.trace, each.verdict) for each in judged], is_held_out)
+    candidates = [pipeline.candidate(each.trace, each.verdict) for each in checked(pipeline, judged, option)]
+    choice = pipeline.choose(candidates, is_held_out)
     return Selection(tuple(dataclasses.replace(judged[index], kept=True) for index in choice.kept), choice.num_dropped)
 
 
-def check_traces(pipeline: Pipeline, judged: Sequence[JudgedTrace], option: str) -> None:
-    """Makes sure that traces in memory have what the steps need.
+def checked(pipeline: Pipeline, judged: Iterable[JudgedTrace], option: str = "prune.steps") -> Iterator[JudgedTrace]:
+    """Passes traces on, and makes sure that they have what the steps need.
 
     Args:
       option: what the user calls the steps, for messages.
 
     Raises:
-      UserError: they lack it; names the first step and field.
+      UserError: they lack it; names step and field.
     """
-    texts = [each.trace for each in judged if each.trace.completion]
-    for field in sorted(pipeline.needs):
-        has = [bool(getattr(trace, field)) for trace in texts]
-        is_there = all(has) if field in TOKEN_FIELDS else any(has)  # a sum may be 0, but not everywhere
-        if texts and not is_there:
-            raise lack(pipeline, field, option)
+    sums = pipeline.needs - {*TOKEN_FIELDS}  # one may be 0, but not in all traces
+    has_text = False
+    for each in judged:
+        if each.trace.completion:
+            has_text = True
+            missing = {field for field in pipeline.needs if not getattr(each.trace, field)}
+            sums &= missing
+            if missing & {*TOKEN_FIELDS}:
+                raise lack(pipeline, min(missing & {*TOKEN_FIELDS} | sums), option)
+        yield each
+    if has_text and sums:
+        raise lack(pipeline, min(sums), option)
 
 
 def lack(pipeline: Pipeline, field: str, option: str) -> UserError:

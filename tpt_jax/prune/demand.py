@@ -14,6 +14,7 @@ slots, mesh, hosts, or how often a run was killed.
     e          +          none: it was under way by then, and is surplus
 """
 
+import bisect
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -101,6 +102,11 @@ class Demand:
         self._num_tried = [0] * self._levels[-1]  # unsettled questions whose sample i was judged
         self._num_won = [0] * self._levels[-1]  # those that it settled, with traces to keep
         self._num_kept = 0  # of all settled questions
+        # Questions are settled about in their order, so that only those between these two need a look after a verdict.
+        self._num_settled = 0  # the first questions, all settled
+        self._num_reached = 0  # the first questions, without the last ones that have no verdict yet
+        self._num_kept_first = 0  # of the first _num_settled questions
+        self._num_counted = 0  # judged traces, at most levels[0] of each question
         self._update_ends()
 
     def add(self, candidates: Iterable[Candidate]) -> None:
@@ -110,6 +116,8 @@ class Demand:
             if position is not None and candidate.sample not in self._questions[position].judged:
                 question = self._questions[position]
                 question.judged[candidate.sample] = candidate
+                self._num_counted += len(question.judged) <= self._levels[0]
+                self._num_reached = max(self._num_reached, position + 1)
                 self._advance(question)
         self._update_ends()
 
@@ -137,8 +145,9 @@ class Demand:
     def num_decided(self) -> int:
         """How many of `num_expected` are there."""
         if self._max_traces is None:
-            return sum(min(len(question.judged), self._levels[0]) for question in self._questions)
-        kept = sum(question.num_kept for question in self._questions[: self._certain_end])
+            return self._num_counted
+        between = range(self._num_settled, min(self._certain_end, self._num_reached))
+        kept = self._num_kept_first + sum(self._questions[position].num_kept for position in between)
         return min(kept, self._max_traces)
 
     @property
@@ -160,9 +169,8 @@ class Demand:
         taken: list[tuple[str, tuple[int, ...]]] = []
         num_taken = 0
         for requests, limit in ((self._wanted(shard), max(count, num_idle)), (self._guesses(shard), num_idle)):
-            for position, samples in requests:
-                if num_taken >= limit:
-                    break
+            while num_taken < limit and (request := next(requests, None)) is not None:
+                position, samples = request
                 self._questions[position].requested.update(samples)
                 taken.append((self.names[position], samples))
                 num_taken += len(samples)
@@ -196,29 +204,45 @@ class Demand:
 
     def _update_ends(self) -> None:
         """Finds the first questions that suffice: those expected to, and those that do whatever is still to come."""
-        self._num_settled = next(
-            (position for position, each in enumerate(self._questions) if not each.is_settled), len(self._questions)
-        )
+        most = math.inf if self._max_traces is None else self._max_traces
+        while self._num_settled < self._num_reached and self._num_kept_first < most:
+            if not self._questions[self._num_settled].is_settled:
+                break
+            self._num_kept_first += self._questions[self._num_settled].num_kept
+            self._num_settled += 1
         self._certain_end = self._expected_end = len(self._questions)
         if self._max_traces is None:
             return
-        num_kept, mean, variance = 0, 0.0, 0.0  # of questions not settled: mean and variance of the traces to keep
+        # Traces kept, and of questions that are not settled the mean and variance of those to keep.
+        num_kept, mean, variance = self._num_kept_first, 0.0, 0.0
         chances = self._chances()
         prior = self._pipeline.max_per_question or self._levels[0]
         kept_if_any = (self._num_kept + prior) / (sum(self._num_won) + 1)
-        for position, question in enumerate(self._questions):
-            if num_kept >= self._max_traces:
-                self._certain_end = position
-                break
-            if self._expected_end == len(self._questions) and num_kept + mean - math.sqrt(variance) >= self._max_traces:
-                self._expected_end = position
+        position, expected_end = self._num_settled, None
+        while position < self._num_reached and num_kept < self._max_traces:
+            if expected_end is None and num_kept + mean - math.sqrt(variance) >= self._max_traces:
+                expected_end = position
+            question = self._questions[position]
             if question.is_settled:
                 num_kept += question.num_kept
             else:
                 chance = chances[question.num_tried]
                 mean += chance * kept_if_any
                 variance += chance * (1 - chance) * kept_if_any**2
-        self._expected_end = min(self._expected_end, self._certain_end)
+            position += 1
+        if num_kept >= self._max_traces:
+            self._certain_end = position
+        elif expected_end is None:  # questions without a verdict are needed too
+            chance, num_missing, num_left = chances[0], self._max_traces - num_kept, len(self._questions) - position
+
+            def suffice(count: int) -> bool:
+                total_variance = variance + count * chance * (1 - chance) * kept_if_any**2
+                return mean + count * chance * kept_if_any - math.sqrt(total_variance) >= num_missing
+
+            # If none do not suffice, all from some number on do.
+            count = 0 if suffice(0) else bisect.bisect_left(range(num_left), True, key=suffice)
+            expected_end = position + count
+        self._expected_end = self._certain_end if expected_end is None else min(expected_end, self._certain_end)
 
     def _chances(self) -> list[float]:
         """The chance that an unsettled question will yield traces, by the number of its samples that were tried.
@@ -233,8 +257,9 @@ class Demand:
         return chances
 
     def _expected(self, shard: int) -> Iterator[tuple[int, _Question]]:
-        """The shard's questions that are expected to be needed, in order."""
-        positions = range(shard, self._expected_end, self._num_shards)
+        """The shard's questions that are expected to be needed, in order, without the first settled ones."""
+        first = self._num_settled + (shard - self._num_settled) % self._num_shards
+        positions = range(first, self._expected_end, self._num_shards)
         return ((position, self._questions[position]) for position in positions)
 
     def _wanted(self, shard: int) -> Iterator[tuple[int, tuple[int, ...]]]:

@@ -1,12 +1,12 @@
 """Summaries of verdicts: counts by kind and reason, and the tables that `tpt prune` prints."""
 
 import collections
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from rich.console import Console
 from rich.table import Table
 
-from tpt_jax.evaluation import mean_interval, pass_at_k
+from tpt_jax.evaluation import Answer, mean_interval, pass_at_k
 from tpt_jax.prune.candidate import Candidate
 from tpt_jax.prune.pipeline import Choice
 from tpt_jax.records import CHECKERS_FAULT, JudgedTrace, Verdict
@@ -24,7 +24,7 @@ def label(verdict: Verdict) -> str:
     return verdict.reason or WRONG
 
 
-def count_labels(judged: Iterable[JudgedTrace | Candidate]) -> dict[str, int]:
+def count_labels(judged: Iterable[JudgedTrace | Candidate | Answer]) -> dict[str, int]:
     """The number of verdicts of each kind: correct kinds first, then the others from common to rare."""
     counts = collections.Counter(label(trace.verdict) for trace in judged)
     return {STRICT: counts.pop(STRICT, 0), FORMAT_ONLY: counts.pop(FORMAT_ONLY, 0), **dict(counts.most_common())}
@@ -32,7 +32,11 @@ def count_labels(judged: Iterable[JudgedTrace | Candidate]) -> dict[str, int]:
 
 def failed_on_all(judged: Iterable[JudgedTrace | Candidate]) -> str | None:
     """A message if the checker itself failed on every trace; None if it did not, or if there are no traces."""
-    reasons = {trace.verdict.reason for trace in judged}
+    return always_failed({trace.verdict.reason for trace in judged})
+
+
+def always_failed(reasons: Collection[str]) -> str | None:
+    """As failed_on_all, by the reasons of all verdicts."""
     if not reasons or not all(reason.startswith(CHECKERS_FAULT) for reason in reasons):
         return None
     return f"it failed on every trace ({listed(sorted(reasons))})"

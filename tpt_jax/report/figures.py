@@ -17,7 +17,6 @@ TOKENS = Unit(words.compact, words.number)
 LOSS = Unit(words.number, lambda value: f"{value:.4g}")
 ROUND_AXIS = "round (0: base model)"
 TIME_UNITS = ((3600, "hours"), (60, "minutes"), (1, "seconds"))
-MAX_LOSS_POINTS = 240  # more points of a curve cannot be told apart
 VERDICT_COLORS = (0, 2, 5, 1, 3, 4)  # the two kinds of correct, the most frequent other kind in grey, the rest
 SAME_RATE = 0.0005  # rates closer than this are printed alike
 
@@ -185,19 +184,15 @@ def _seconds(run: Run) -> Markup | None:
 def _loss(run: Run) -> Markup | None:
     curve: list[Point] = []
     marks: list[tuple[float, str]] = []
-    num_steps = sum(map(len, run.losses.values()))
-    stride = max(1, math.ceil(num_steps / MAX_LOSS_POINTS))
-    first_step = 0
-    for index, losses in run.losses.items():
+    losses, first_step = run.losses, 0
+    for index, points in losses.points.items():
         marks.append((first_step, f"round {index}"))
-        for start in range(0, len(losses), stride):
-            finite = [loss for loss in losses[start : start + stride] if loss is not None]
-            if finite:
-                curve.append(Point(first_step + start, sum(finite) / len(finite)))
-        first_step += len(losses)
+        steps = range(first_step, first_step + losses.num_steps[index], losses.stride)
+        curve += [Point(step, loss) for step, loss in zip(steps, points, strict=True) if loss is not None]
+        first_step += losses.num_steps[index]
     if not curve:
         return None
-    num_not_finite = sum(loss is None for losses in run.losses.values() for loss in losses)
-    notes = [f"Each point is the mean of {stride} steps."] if stride > 1 else []
-    notes += [f"The loss was not finite in {num_not_finite:,} of {num_steps:,} steps."] if num_not_finite else []
+    notes = [f"Each point is the mean of {losses.stride} steps."] if losses.stride > 1 else []
+    if losses.num_not_finite:
+        notes.append(f"The loss was not finite in {losses.num_not_finite:,} of {first_step:,} steps.")
     return curve_chart("Training loss", curve, marks, unit=LOSS, x_name="step", note=" ".join(notes))

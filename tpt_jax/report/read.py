@@ -14,6 +14,7 @@ from tpt_jax.report import words
 from tpt_jax.report.traces import Group, HeldOut, choose_groups, read_held_out
 
 STAGES: tuple[Stage, ...] = typing.get_args(Stage)
+MAX_LOSS_POINTS = 240  # more points of a curve cannot be told apart
 RATES = ("pass_at_1", "pass_at_k", "maj_at_k", "strict_pass_at_1", "strict_pass_at_k")
 
 
@@ -63,6 +64,23 @@ class RoundResult:
 
 
 @dataclasses.dataclass(frozen=True)
+class LossCurve:
+    """The loss of all training steps, thinned to about MAX_LOSS_POINTS points.
+
+    Attributes:
+      stride: the number of steps of a point.
+      points: by round, the mean of each `stride` steps; None if none of them was finite.
+      num_steps: by round.
+      num_not_finite: steps, in all rounds.
+    """
+
+    stride: int
+    points: Mapping[int, Sequence[float | None]]
+    num_steps: Mapping[int, int]
+    num_not_finite: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Run:
     """One run.
 
@@ -72,7 +90,6 @@ class Run:
       task, model: names from the config; "" if it has none.
       int8_parts: what the think stage kept in int8: "weights", "KV cache".
       num_planned: training rounds in the config; None for the folder of `tpt eval`.
-      losses: by round, one per step; None if the loss was not finite.
       held_out: evaluations of the first and the last finished round; one if these are the same.
     """
 
@@ -83,7 +100,7 @@ class Run:
     int8_parts: tuple[str, ...]
     num_planned: int | None
     rounds: tuple[RoundResult, ...]
-    losses: Mapping[int, Sequence[float | None]]
+    losses: LossCurve
     held_out: tuple[HeldOut, ...]
     groups: tuple[Group, ...]
 
@@ -206,10 +223,31 @@ def _is_finite(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _losses(folder: RunFolder) -> dict[int, list[float | None]]:
-    losses: dict[int, list[float | None]] = {}
+def _losses(folder: RunFolder) -> LossCurve:
+    """Reads the curve of the loss, and thins it meanwhile: the stride doubles as often as there are too many points."""
+    stride, num_in_all, num_not_finite = 1, 0, 0
+    num_steps: dict[int, int] = {}
+    sums: dict[int, list[tuple[float, int]]] = {}  # by round, of each `stride` steps: the finite losses, their number
     for line in read_metrics_log(folder.metrics_log):
-        if line.get("phase") == "train" and "loss" in line:
-            loss = line["loss"] if _is_finite(line["loss"]) else None
-            losses.setdefault(int(line.get("round") or 0), []).append(loss)
-    return dict(sorted(losses.items()))
+        if line.get("phase") != "train" or "loss" not in line:
+            continue
+        if num_in_all == MAX_LOSS_POINTS * stride:
+            stride *= 2
+            sums = {index: _merged(of_round) for index, of_round in sums.items()}
+        index, is_finite = int(line.get("round") or 0), _is_finite(line["loss"])
+        of_round, step = sums.setdefault(index, []), num_steps.get(index, 0)
+        if step % stride == 0:
+            of_round.append((0.0, 0))
+        if is_finite:
+            of_round[-1] = (of_round[-1][0] + line["loss"], of_round[-1][1] + 1)
+        num_steps[index] = step + 1
+        num_in_all += 1
+        num_not_finite += not is_finite
+    points = {index: [total / count if count else None for total, count in sums[index]] for index in sorted(sums)}
+    return LossCurve(stride, points, num_steps, num_not_finite)
+
+
+def _merged(sums: Sequence[tuple[float, int]]) -> list[tuple[float, int]]:
+    """Each two neighbours as one."""
+    pairs = (sums[start : start + 2] for start in range(0, len(sums), 2))
+    return [(sum(total for total, _ in pair), sum(count for _, count in pair)) for pair in pairs]

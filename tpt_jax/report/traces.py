@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import NamedTuple
 
-from tpt_jax.io.paths import Path
+from tpt_jax.loop.monitors import Tally
 from tpt_jax.loop.run_folder import RunFolder, read_traces
 from tpt_jax.records import JudgedTrace, Question
 
@@ -28,11 +28,11 @@ KINDS = (
 )
 
 
-class Tally(NamedTuple):
-    """Correct samples of a question, and all its samples."""
+class FirstSample(NamedTuple):
+    """The sample of a question with the lowest number, and whether it is correct."""
 
-    num_correct: int
-    num_samples: int
+    sample: int
+    is_correct: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,35 +88,31 @@ class HeldOut:
     Attributes:
       questions: by id, without their data; empty if the round did not write them.
       tallies: by question id.
-      first_samples: the trace with the lowest sample number, by question id.
+      first_samples: by question id.
       lengths: sampled tokens of each trace that has token ids.
     """
 
     round: int
     questions: Mapping[str, Question]
     tallies: Mapping[str, Tally]
-    first_samples: Mapping[str, JudgedTrace]
+    first_samples: Mapping[str, FirstSample]
     lengths: Sequence[int]
-
-    def shown(self, question_id: str) -> ShownQuestion:
-        trace = ShownTrace(self.round, self.first_samples[question_id], tally=self.tallies[question_id])
-        return ShownQuestion(question_id, self.questions.get(question_id), (trace,))
 
 
 def read_held_out(folder: RunFolder, round_index: int) -> HeldOut:
     """Reads a round's evaluation, trace by trace."""
     tallies: dict[str, Tally] = {}
-    first_samples: dict[str, JudgedTrace] = {}
+    first_samples: dict[str, FirstSample] = {}
     lengths: dict[str, list[int]] = {}
     unknown: set[str] = set()
-    for judged in _read_all(folder.trace_files(round_index, "evaluate")):
+    for judged in folder.traces(round_index, "evaluate"):
         trace, verdict = judged.trace, judged.verdict
         if verdict.unknown:
             unknown.add(trace.id)
         num_correct, num_samples = tallies.get(trace.id, (0, 0))
         tallies[trace.id] = Tally(num_correct + verdict.correct, num_samples + 1)
-        if trace.id not in first_samples or trace.sample < first_samples[trace.id].trace.sample:
-            first_samples[trace.id] = judged
+        if trace.id not in first_samples or trace.sample < first_samples[trace.id].sample:
+            first_samples[trace.id] = FirstSample(trace.sample, verdict.correct)
         lengths.setdefault(trace.id, []).extend([len(trace.token_ids)] if trace.token_ids else [])
     known = {name: tally for name, tally in tallies.items() if name not in unknown}
     # A training question may have the same id. The held-out one is written after it, so it wins.
@@ -134,33 +130,55 @@ def choose_groups(folder: RunFolder, held_out: Sequence[HeldOut]) -> tuple[Group
     Args:
       held_out: the evaluations of the first and the last finished round, or of the only one.
     """
-    changes = [_changed(*held_out, was_correct=was_correct) for was_correct in (False, True) if len(held_out) == 2]
+    changes = _changes(folder, *held_out) if len(held_out) == 2 else []
     by_round = [_draw_training(folder, index) for index in folder.round_indices()]
     split = "Training questions"
     if not any(by_round) and held_out:
         evaluation, split = held_out[0], "Held-out questions"
-        drawn = _draw((evaluation.shown(name).traces[0] for name in evaluation.tallies), seed=0)
+        drawn = _draw(_first_traces(folder, evaluation), seed=0)
         by_round = [_with_questions(drawn, evaluation.questions)]
     kinds = [Group(f"{split}: {kind}", "", _mix([drawn.get(kind, []) for drawn in by_round])) for kind in KINDS]
     return tuple(group for group in (*changes, *kinds) if group.questions)
 
 
-def _changed(first: HeldOut, last: HeldOut, *, was_correct: bool) -> Group:
-    """Questions whose first sample went from correct to wrong, or from wrong to correct."""
-    common = [name for name in first.tallies if name in last.tallies]
-    changed = [
+def _changes(folder: RunFolder, first: HeldOut, last: HeldOut) -> list[Group]:
+    """Questions whose first sample became correct, and those where it became wrong: all counted, a few shown."""
+    changed = {was: _changed(first, last, was_correct=was) for was in (False, True)}
+    drawn = {was: random.Random(0).sample(names, min(CHANGES_PER_GROUP, len(names))) for was, names in changed.items()}
+    pairs = _pairs(folder, (first, last), {*drawn[False], *drawn[True]})
+    num_common = len(first.tallies.keys() & last.tallies.keys())
+    groups = []
+    for was, (before, after) in ((False, ("wrong", "correct")), (True, ("correct", "wrong"))):
+        title = f"Held-out questions: {before} in round {first.round}, {after} in round {last.round}"
+        counts = f"{len(changed[was]):,} of {num_common:,} went from {before} to {after}"
+        note = f"By the first sample of each question, {counts}."
+        groups.append(Group(title, note, tuple(pairs[name] for name in drawn[was])))
+    return groups
+
+
+def _changed(first: HeldOut, last: HeldOut, *, was_correct: bool) -> list[str]:
+    """The questions whose first sample went from correct to wrong, or from wrong to correct."""
+    return [
         name
-        for name in common
-        if first.first_samples[name].verdict.correct == was_correct != last.first_samples[name].verdict.correct
+        for name, sample in first.first_samples.items()
+        if name in first.tallies and name in last.tallies
+        if sample.is_correct == was_correct != last.first_samples[name].is_correct
     ]
-    drawn = random.Random(0).sample(changed, min(CHANGES_PER_GROUP, len(changed)))
-    pairs = ((first.shown(name), last.shown(name)) for name in drawn)
-    before, after = ("correct", "wrong") if was_correct else ("wrong", "correct")
-    return Group(
-        f"Held-out questions: {before} in round {first.round}, {after} in round {last.round}",
-        f"By the first sample of each question, {len(changed):,} of {len(common):,} went from {before} to {after}.",
-        tuple(dataclasses.replace(new, traces=(*old.traces, *new.traces)) for old, new in pairs),
-    )
+
+
+def _pairs(folder: RunFolder, held_out: Sequence[HeldOut], names: Set[str]) -> dict[str, ShownQuestion]:
+    """Questions by id, each with its first sample in the first and in the last round."""
+    before, after = ({each.judged.trace.id: each for each in _first_traces(folder, end, names)} for end in held_out)
+    return {name: ShownQuestion(name, held_out[-1].questions.get(name), (before[name], after[name])) for name in names}
+
+
+def _first_traces(folder: RunFolder, evaluation: HeldOut, names: Set[str] | None = None) -> Iterator[ShownTrace]:
+    """The first samples of an evaluation's questions, or of some of them; reads its traces again."""
+    wanted = evaluation.tallies.keys() if names is None else names
+    for judged in folder.traces(evaluation.round, "evaluate") if wanted else ():
+        name = judged.trace.id
+        if name in wanted and judged.trace.sample == evaluation.first_samples[name].sample:
+            yield ShownTrace(evaluation.round, judged, tally=evaluation.tallies[name])
 
 
 def _draw_training(folder: RunFolder, round_index: int) -> dict[str, list[ShownQuestion]]:
@@ -177,7 +195,7 @@ def _training_traces(folder: RunFolder, round_index: int) -> Iterator[ShownTrace
     kept = None
     if folder.is_done(round_index, "prune"):
         kept = {(judged.trace.id, judged.trace.sample) for judged in folder.training(round_index)}
-    for judged in _read_all(random.Random(round_index).sample(files, min(MAX_FILES, len(files)))):
+    for judged in read_traces(*random.Random(round_index).sample(files, min(MAX_FILES, len(files)))):
         key = (judged.trace.id, judged.trace.sample)
         yield ShownTrace(round_index, judged, kept=None if kept is None else key in kept)
 
@@ -220,7 +238,3 @@ def _mix(by_round: Sequence[Sequence[ShownQuestion]]) -> tuple[ShownQuestion, ..
     one_of_each = itertools.chain.from_iterable(itertools.zip_longest(*by_round))
     mixed = [shown for shown in one_of_each if shown is not None][:QUESTIONS_PER_GROUP]
     return tuple(sorted(mixed, key=lambda shown: shown.traces[0].round))
-
-
-def _read_all(files: Iterable[Path]) -> Iterator[JudgedTrace]:
-    return itertools.chain.from_iterable(map(read_traces, files))
