@@ -9,6 +9,8 @@ from typing import IO, Any, cast
 
 from rich.console import Console, ConsoleDimensions
 
+from tpt_jax.errors import printable
+
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_BETWEEN_FRAMES = 0.2  # of a bar
 SECONDS_TO_MEASURE = 1.0  # before a rate is shown, and the first line
@@ -76,7 +78,8 @@ Advance = Callable[[int], None]  # called with the number of units just finished
 
 
 def say(text: str) -> None:
-    """Shows a progress line."""
+    """Shows a progress line; it may quote what a stranger wrote."""
+    text = printable(text)
     if STDERR.is_jupyter and not STDERR.quiet:  # rich would show each line as a block of its own
         print(text)
     else:

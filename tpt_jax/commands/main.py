@@ -16,7 +16,7 @@ from typing import Any
 
 from tpt_jax.commands import bench, evaluate, export, plan, prune, report, run, sample, sft, sweep
 from tpt_jax.commands.arguments import OneLineParser
-from tpt_jax.errors import HostsError, MachineError, Stopped, UserError
+from tpt_jax.errors import HostsError, MachineError, Stopped, UserError, one_line
 from tpt_jax.io import streams
 
 RESUMABLE = ("run", "eval", "sample", "sft", "sweep")
@@ -109,7 +109,7 @@ def _resumes(args: argparse.Namespace) -> str:
 
 
 def _fail(message: object, status: int) -> int:
-    print(f"tpt: {message}", file=sys.stderr)
+    print(f"tpt: {one_line(str(message))}", file=sys.stderr)
     return status
 
 

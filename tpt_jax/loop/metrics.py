@@ -132,9 +132,7 @@ def import_wandb(project: str) -> Any:
     except ImportError as error:
         raise UserError(f"wandb_project ({project}) needs wandb; run: pip install 'tpt_jax[wandb]'") from error
     if wandb.api.api_key is None and os.environ.get("WANDB_MODE") not in ("offline", "disabled"):
-        raise UserError(
-            f"wandb_project ({project}): nobody is logged in; run `wandb login`, or set WANDB_MODE=offline to sync later"
-        )
+        raise UserError(f"wandb_project ({project}): nobody is logged in; run `wandb login`, or set WANDB_MODE=offline")
     return wandb
 
 

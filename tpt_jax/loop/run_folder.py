@@ -41,6 +41,7 @@ from tpt_jax.io.files import (
 )
 from tpt_jax.io.lock import LOCK
 from tpt_jax.io.paths import Path, is_remote, to_path
+from tpt_jax.io.yaml_text import parse_yaml
 from tpt_jax.records import JudgedTrace, Question
 
 Record = TypeVar("Record")
@@ -364,7 +365,7 @@ def _first_difference(written: Path, config: RunConfig) -> str | None:
       UserError: the written file is not a config.
     """
     try:
-        tree = yaml.safe_load(written.read_text(encoding="utf-8"))
+        tree = parse_yaml(written.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{written}: cannot be read; give another --run_dir") from error
     return first_difference(plain_values(parse_config(tree)), plain_values(config))

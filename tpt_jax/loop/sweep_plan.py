@@ -32,6 +32,7 @@ from tpt_jax.config import SWEEP, RunConfig, override, parse_config, plain_value
 from tpt_jax.errors import STRICT, UserError
 from tpt_jax.io.files import write_atomically
 from tpt_jax.io.paths import Path, is_remote, to_path
+from tpt_jax.io.yaml_text import parse_yaml
 from tpt_jax.loop.run_folder import RunFolder, first_difference, has_results, is_empty
 
 MAX_SEEDS = 1000
@@ -129,7 +130,7 @@ class SweepFolder:
           UserError: the file cannot be read.
         """
         try:
-            tree = yaml.safe_load(self.plan_file.read_text(encoding="utf-8"))
+            tree = parse_yaml(self.plan_file.read_text(encoding="utf-8"))
             arms = tuple(
                 Arm(name, arm["folder"], arm["settings"], parse_config(tree["configs"][name]))
                 for name, arm in tree["arms"].items()
@@ -233,7 +234,7 @@ def split_values(text: str) -> list[str]:
 
 def _unquoted(text: str) -> str:
     """Text in quotes without them, so that it may hold commas."""
-    return str(yaml.safe_load(text)) if text[0] in QUOTES and text[-1] == text[0] and len(text) > 1 else text
+    return str(parse_yaml(text)) if text[0] in QUOTES and text[-1] == text[0] and len(text) > 1 else text
 
 
 def _check_keys(vary: Mapping[str, Any], arms: Mapping[str, Settings]) -> None:
