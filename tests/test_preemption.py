@@ -5,8 +5,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 
 import pytest
+
+Start = Callable[..., "subprocess.Popen[str]"]
 
 # A process that listens, prints "ready", and does something until it is stopped. JAX needs a device before it listens.
 PROGRAM = """
@@ -48,7 +51,22 @@ except Stopped as error:
 """
 
 
-def start(what: str, *wrapper: str) -> "subprocess.Popen[str]":
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts the program, and ends it after the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start_one(what: str, *wrapper: str) -> "subprocess.Popen[str]":
+        started.append(start_program(what, *wrapper))
+        return started[-1]
+
+    yield start_one
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def start_program(what: str, *wrapper: str) -> "subprocess.Popen[str]":
     process = subprocess.Popen(
         [*wrapper, sys.executable, "-c", PROGRAM, what],
         stdout=subprocess.PIPE,
@@ -64,14 +82,14 @@ def start(what: str, *wrapper: str) -> "subprocess.Popen[str]":
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 @pytest.mark.parametrize("what", ["in_python", "while_deferred", "in_a_callback"])
-def test_a_signal_stops_what_runs_in_python(what: str, name: str) -> None:
+def test_a_signal_stops_what_runs_in_python(what: str, name: str, start: Start) -> None:
     process = start(what)
     process.send_signal(signal.Signals[name])
     out, err = process.communicate(timeout=20)
     assert (process.returncode, out, err) == (os.EX_TEMPFAIL, f"stopped by {name}\n", "")
 
 
-def test_a_signal_ends_a_process_that_is_held_up_in_compiled_code() -> None:
+def test_a_signal_ends_a_process_that_is_held_up_in_compiled_code(start: Start) -> None:
     process = start("in_compiled_code")
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=20)
@@ -79,7 +97,7 @@ def test_a_signal_ends_a_process_that_is_held_up_in_compiled_code() -> None:
     assert err == "tpt: stopped by SIGTERM; the same command resumes from here\n"
 
 
-def test_a_step_that_takes_longer_than_a_machine_is_left_says_so_and_a_second_signal_ends_it() -> None:
+def test_a_step_that_takes_longer_than_a_machine_is_left_says_so_and_a_second_signal_ends_it(start: Start) -> None:
     process = start("in_a_long_step")
     process.send_signal(signal.SIGTERM)
     assert process.stderr is not None
@@ -90,7 +108,7 @@ def test_a_step_that_takes_longer_than_a_machine_is_left_says_so_and_a_second_si
     assert err.startswith("tpt: stopped by a second signal; the same command resumes from here, as it was saved last")
 
 
-def test_nohup_keeps_a_process_from_hearing_of_a_closed_terminal() -> None:
+def test_nohup_keeps_a_process_from_hearing_of_a_closed_terminal(start: Start) -> None:
     process = start("in_python", "sh", "-c", 'trap \'\' HUP; exec "$0" "$@"')
     process.send_signal(signal.SIGHUP)
     with pytest.raises(subprocess.TimeoutExpired):
