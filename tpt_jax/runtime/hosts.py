@@ -9,6 +9,7 @@ with that error (`end_together`).
 A single process is the only host and never waits.
 """
 
+import collections
 import contextlib
 import dataclasses
 import itertools
@@ -35,6 +36,7 @@ FAILURE = "failure"  # the key of the first error that any host reports
 SHARED_ERRORS: tuple[type[Exception], ...] = (UserError, MachineError, HostsError, FloatingPointError)
 
 _exchanges = itertools.count()  # numbers for all exchanges of this process, which share JAX's client
+_remembered: collections.deque[int] = collections.deque()  # those whose messages the service still holds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,6 +142,7 @@ def all_gather(name: str, value: Any) -> list[Any]:
         exchange.post(str(jax.process_index()), value)
         return exchange.receive("all", sender=0)
     values = [value, *(exchange.receive(str(host), sender=host) for host in range(1, count()))]
+    _forget_before(exchange.number)  # all hosts have come here, so they have received what was sent before
     exchange.post("all", values)
     return _through_json(values)
 
@@ -197,6 +200,7 @@ class _Exchange:
     def enter(cls, name: str) -> "_Exchange":
         """The next exchange; the other hosts can see that this host has reached it, and under which name."""
         exchange = cls(next(_exchanges), name)
+        _remembered.append(exchange.number)
         _client().key_value_set(exchange._reached_key(jax.process_index()), name)
         return exchange
 
@@ -255,6 +259,14 @@ class _Exchange:
 
     def _reached_key(self, host: int) -> str:
         return f"reached/{self.number}/{host}"
+
+
+def _forget_before(number: int) -> None:
+    """Removes the messages of exchanges below a number from the service, whose memory would grow with a run."""
+    while _remembered[0] < number:
+        earlier = _remembered.popleft()
+        _client().key_value_delete(f"exchange/{earlier}/")
+        _client().key_value_delete(f"reached/{earlier}/")
 
 
 def _report(error: Exception) -> None:
