@@ -291,10 +291,6 @@ def cut(path: Path) -> None:
     path.write_bytes(data[: len(data) // 2])
 
 
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
 def remove(path: Path) -> None:
     path.unlink()
 
@@ -302,7 +298,7 @@ def remove(path: Path) -> None:
 def damages() -> Iterator[Fault]:
     ends = RETURNS | FAILS | REFUSES
     for pattern in (*NEEDED, *KEPT):
-        for change in (flip, cut, *([empty, remove] if pattern in NEEDED else [])):
+        for change in (flip, cut, *([remove] if pattern in NEEDED else [])):
             is_short = (pattern, change) in ((NEEDED[0], flip), (NEEDED[12], flip), (NEEDED[1], cut), (NEEDED[3], flip))
             name = f"{change.__name__} {pattern}"
             damage = damage_file(pattern, change)

@@ -17,6 +17,7 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -95,7 +96,7 @@ class Outcome:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kinds", nargs="*", help="only faults of these kinds")
+    parser.add_argument("--kinds", nargs="*", help="only faults of these kinds, in this order")
     parser.add_argument("--names", nargs="*", help="only faults whose names contain one of these")
     parser.add_argument("--short", action="store_true", help="a few of each kind")
     parser.add_argument("--num_workers", type=int, default=2, help="faults at a time")
@@ -103,6 +104,9 @@ def main() -> int:
     faults = [fault for fault in FAULTS if not args.kinds or fault.kind in args.kinds]
     faults = [fault for fault in faults if not args.names or any(name in fault.name for name in args.names)]
     faults = [fault for fault in faults if fault.is_short or not args.short]
+    faults.sort(key=lambda fault: args.kinds.index(fault.kind) if args.kinds else 0)
+    for number in (signal.SIGHUP, signal.SIGINT):  # nohup and shells ignore them for what they start
+        signal.signal(number, signal.SIG_DFL)
     with tempfile.TemporaryDirectory(prefix="faults") as name:
         campaign = Campaign(Path(name), faults)
         with ThreadPoolExecutor(args.num_workers) as pool:
