@@ -379,8 +379,8 @@ def start_another(seconds: float) -> Callable[[Process, Path, Path], None]:
 
 
 def pairs() -> Iterator[Fault]:
-    for seconds in (2.0, 6.0):
-        yield Fault("two in one folder", f"{seconds} s apart", interfere=start_another(seconds), is_short=seconds == 6)
+    for seconds in (1.0, 2.5):
+        yield Fault("two in one folder", f"{seconds} s apart", interfere=start_another(seconds), is_short=seconds == 1)
     yield Fault("two in one folder", "the lock of a dead process", "half", damage=file_at("run/lock"))
 
 
