@@ -246,7 +246,15 @@ class Loop:
     @functools.cached_property
     def _base(self) -> Tallies:
         """How the base model did on the held-out questions; read once, for all rounds."""
-        return tally(map(Answer.of, self.folder.traces(0, "evaluate")))
+        answers = [*map(Answer.of, self.folder.traces(0, "evaluate"))]
+        evaluated = self.folder.metrics(0) or {}
+        num_expected = evaluated.get("num_questions", 0) * evaluated.get("num_samples", 0)
+        if len(answers) < num_expected:
+            say(
+                f"round 0: {num_expected - len(answers)} of {num_expected} evaluate traces are gone; changes since the "
+                "base model only count the questions that are left"
+            )
+        return tally(answers)
 
     def _sampler_types(self, stage: str) -> dict[str, str]:
         """The types of weights and KV cache that a stage samples with; no resumed run changes them."""
