@@ -18,8 +18,9 @@ import yaml
 from processes import ROOT, process_environment
 
 from tpt_jax.errors import MachineError, UserError
+from tpt_jax.io.downloads import read_json_object
 from tpt_jax.io.files import read_jsonl
-from tpt_jax.io.paths import to_path
+from tpt_jax.io.paths import modified_at, to_path
 from tpt_jax.loop.metrics import MetricsLog
 from tpt_jax.runtime import environment
 
@@ -258,3 +259,14 @@ def test_curves_need_no_semaphores(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert [*read_scalars(tmp_path / "tensorboard")] == expected  # though the log is still open
     log.close()
     assert [line["loss"] for line in read_jsonl(tmp_path / "metrics.jsonl")] == [0.5]
+
+
+def test_files_of_an_owner_without_a_name_are_read(tmp_path: Path) -> None:
+    """As in a container, where the user that started it has a number only."""
+    path = tmp_path / "config.json"
+    path.write_text('{"model_type": "llama"}')
+    if os.getuid() != 0:
+        pytest.skip("only root may give files away")
+    os.chown(path, 12345, 12345)
+    assert read_json_object(to_path(path)) == {"model_type": "llama"}
+    assert modified_at(to_path(path)) == os.path.getmtime(path)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from tpt_jax.errors import UserError
-from tpt_jax.io.paths import AnyPath, is_remote, to_path
+from tpt_jax.io.paths import AnyPath, is_remote, size
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # how such a file begins (git-lfs docs/spec.md)
 MAX_JSON_BYTES = 2**28  # the largest published tokenizer.json has a seventh of it
@@ -32,8 +32,8 @@ def read_json_object(path: AnyPath) -> dict[str, Any]:
       UserError: the file holds something else, for example because the download was cut off.
     """
     check_downloaded(path)
-    if (size := to_path(path).stat().length) > MAX_JSON_BYTES:
-        raise UserError(f"{path}: has {size:,} bytes, more than {MAX_JSON_BYTES:,}; download the file again")
+    if (num_bytes := size(path)) > MAX_JSON_BYTES:
+        raise UserError(f"{path}: has {num_bytes:,} bytes, more than {MAX_JSON_BYTES:,}; download the file again")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested too deeply

@@ -36,6 +36,17 @@ def folder_name(name: str, option: str = "--run_dir") -> str:
     return name
 
 
+def size(path: AnyPath) -> int:
+    """Bytes of a file."""
+    return to_path(path).stat().length if is_remote(path) else os.path.getsize(path)
+
+
+def modified_at(path: AnyPath) -> float:
+    """When a file was last written, in seconds since 1970."""
+    # Not with epath's stat on a disk: it fails if the file's owner has no name on this machine, as in containers.
+    return to_path(path).stat().mtime if is_remote(path) else os.path.getmtime(path)
+
+
 def copy(source: AnyPath, target: AnyPath) -> None:
     """Copies a file, or a folder with everything in it, from any file system to any other."""
     for path in files_below(to_path(source)) if source.is_dir() else [to_path(source)]:

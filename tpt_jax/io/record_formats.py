@@ -17,7 +17,7 @@ import yaml
 
 from tpt_jax.errors import InvalidRecordError, UserError
 from tpt_jax.io.files import existing_file, parse_line
-from tpt_jax.io.paths import AnyPath, Path
+from tpt_jax.io.paths import AnyPath, Path, size
 from tpt_jax.io.yaml_text import parse_yaml
 
 YAML_SUFFIXES = (".yaml", ".yml")
@@ -71,7 +71,7 @@ def open_records(path: AnyPath) -> RecordFile:
     path = existing_file(path)
     if path.suffix == PARQUET_SUFFIX:
         return _ParquetRows(path)
-    if path.suffix == GZIP_SUFFIX and path.stat().length <= MAX_TRIED_BYTES:
+    if path.suffix == GZIP_SUFFIX and size(path) <= MAX_TRIED_BYTES:
         with _opened(path) as file:
             while file.read(BUFFER_BYTES):  # a bomb is found before its records are
                 pass
@@ -159,7 +159,7 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
             return
         try:
             with gzip.open(file) as unpacked:
-                reader = _Unpacked(path, unpacked, path.stat().length)
+                reader = _Unpacked(path, unpacked, size(path))
                 yield io.BufferedReader(reader, BUFFER_BYTES)  # faster than GzipFile's own lines
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise UserError(f"{path}: not a complete gzip file ({error}); make or download it again") from error

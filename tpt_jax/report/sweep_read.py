@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from tpt_jax.io.paths import modified_at
 from tpt_jax.loop.run_folder import RunFolder
 from tpt_jax.loop.sweep_plan import Arm, SweepFolder, SweepPlan
 from tpt_jax.report.traces import read_held_out
@@ -204,7 +205,7 @@ def _read_round(run: RunFolder, index: int) -> RoundFigures:
     return RoundFigures(
         pass_at_k=metrics.get("pass_at_k"),
         k=metrics.get("k"),
-        rates=_held_out_rates(run, index, (run.round_path(index) / "metrics.json").stat().mtime),
+        rates=_held_out_rates(run, index, modified_at(run.round_path(index) / "metrics.json")),
         num_kept=metrics.get("num_kept", 0),
         tokens=metrics.get("tokens", {}).get("think", 0),
         seconds=sum(seconds.values()),
