@@ -152,6 +152,7 @@ class Campaign:
     def __init__(self, root: Path, faults: Sequence[Fault]) -> None:
         self._root = root
         self._layout = Layout(make_mesh(MeshConfig()), TRAIN_RULES)
+        root.chmod(0o755)  # for commands of other users
         write_shallow_model(root / "model")
         (root / "config.yaml").write_text(CONFIG.replace("MODEL", str(root / "model")))
         self._files = Files(root, root / "config.yaml")
