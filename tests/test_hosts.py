@@ -55,7 +55,7 @@ def stderr_after_kill(processes: list[Process]) -> str:
 
 
 def wait_for(path: Path, processes: list[Process]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not path.exists():
         assert time.monotonic() < deadline, f"{path} never appeared"
         assert all(process.poll() is None for process in processes), stderr_after_kill(processes)

@@ -147,10 +147,12 @@ def test_evaluate_samples_at_the_temperature_of_the_evaluate_stage(monkeypatch: 
 def test_a_finetuning_with_other_settings_is_not_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even with the same output: the partial folder says what the training was started with."""
 
-    def compile_trainer(*_: Any, **__: Any) -> None:
-        raise RuntimeError("compiles")
+    def save_once(*_: Any) -> None:
+        (tmp_path / "out.partial/training/2").mkdir(parents=True, exist_ok=True)
+        raise RuntimeError("killed")
 
-    monkeypatch.setattr("tpt_jax.library.finetune_file.compile_trainer", compile_trainer)
+    monkeypatch.setattr("tpt_jax.library.finetune_file.compile_trainer", lambda *_, **__: None)
+    monkeypatch.setattr("tpt_jax.library.finetune_file._train", save_once)
     monkeypatch.chdir(ROOT)  # own_task.yaml names its files from there
     traces = tmp_path / "traces.jsonl"
 
@@ -160,12 +162,15 @@ def test_a_finetuning_with_other_settings_is_not_resumed(tmp_path: Path, monkeyp
         tpt.finetune_file(config, "quickstart", traces, tmp_path / "out")
 
     for _ in range(2):  # the second one resumes
-        with pytest.raises(RuntimeError, match="compiles"):
+        with pytest.raises(RuntimeError, match="killed"):
             finetune("2")
     with pytest.raises(tpt.UserError, match="was started with another traces"):
         finetune("3")
     with pytest.raises(tpt.UserError, match="was started with another config"):
         finetune("2", seed=1)
+    (tmp_path / "out.partial/training/2").rmdir()  # without a save there is nothing to go on from
+    with pytest.raises(RuntimeError, match="killed"):
+        finetune("3")
 
 
 def test_traces_do_not_depend_on_mesh_or_slots(traces: Any) -> None:

@@ -164,9 +164,11 @@ def test_of_several_that_see_no_lease_one_gets_it(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.usefixtures("short_lease")
 def test_a_process_whose_lease_was_taken_over_is_interrupted(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
 ) -> None:
     file = tmp_path / LOCK
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     other = {"host": "tpu-7", "process": 1, "since": "now", "lease": "b", "beat": 0}
 
     def hold() -> None:

@@ -55,6 +55,7 @@ except Stopped as error:
 def start() -> Iterator[Start]:
     """Starts the program, and ends it after the test."""
     started: list[subprocess.Popen[str]] = []
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which processes that nohup started ignore
 
     def start_one(what: str, *wrapper: str) -> "subprocess.Popen[str]":
         started.append(start_program(what, *wrapper))
@@ -64,6 +65,7 @@ def start() -> Iterator[Start]:
     for process in started:
         process.kill()
         process.communicate()
+    signal.signal(signal.SIGHUP, before)
 
 
 def start_program(what: str, *wrapper: str) -> "subprocess.Popen[str]":

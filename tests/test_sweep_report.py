@@ -1,5 +1,6 @@
 """What a sweep is said to have found: intervals that hold, sentences that claim no more, a page that stays a page."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -138,8 +139,8 @@ def test_the_page_shows_every_arm_and_runs_nothing(folder: SweepFolder, plan: Sw
 
 def test_arms_that_answered_other_questions_are_not_compared(folder: SweepFolder, plan: SweepPlan) -> None:
     run = RunFolder(folder.run(plan.arms[2], 1))
-    text = (run.round_path(1) / "questions.jsonl").read_text().replace("What is", "What was")
-    (run.round_path(1) / "questions.jsonl").write_text(text)
+    questions = [dataclasses.replace(each, question=f"{each.question}?") for each in run.questions(1)]
+    run.write_questions(1, questions)
     result = finish(folder, plan)
     assert [arm.difference is None for arm in result.arms] == [True, False, True, False]
 

@@ -257,6 +257,7 @@ def test_a_narrow_terminal_gets_numbers_rather_than_a_bar(
     columns: int, has_bar: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(terminal.STDERR, "_force_terminal", True)
+    monkeypatch.setattr(terminal.STDERR, "_width", None)  # as COLUMNS said when it was made
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", str(columns))
     with terminal.progress("round 12 evaluate", 12345, "traces") as advance:

@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import re
+import threading
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -162,7 +163,7 @@ def write_pieces(path: str | os.PathLike[str], pieces: Iterable[str]) -> None:
         path.write_text("".join(pieces))
         return
     path = to_path(os.path.realpath(path))  # replace a link's target, not the link
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         with naming(path):
             with open(temporary, "w", encoding="utf-8") as file:

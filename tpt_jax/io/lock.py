@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 from tpt_jax.errors import UserError
-from tpt_jax.io.files import make_folder, naming
+from tpt_jax.io.files import make_folder, naming, write_atomically
 from tpt_jax.io.paths import Path, is_remote
 from tpt_jax.terminal import say
 
@@ -165,15 +165,22 @@ def _keep_renewing(file: Path, owner: Owner, wait: Callable[[float], bool]) -> N
         try:
             if not _is_held_by(file, owner):
                 say(f"{file}: {HeldError(_read(file))} has taken over, since this process was not heard of; it ends")
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                _interrupt()
                 return
             _renew(file, owner, beat)
         except OSError as error:  # the network may be back at the next beat
             say(f"{file}: not renewed ({error.strerror or error})")
 
 
+def _interrupt() -> None:
+    """Ends what the main thread does, as Ctrl-C; at once where the process ignores that, as in a shell's background."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        os._exit(1)
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+
 def _renew(file: Path, owner: Owner, beat: int) -> None:
-    file.write_text(json.dumps({**owner, "beat": beat}))
+    write_atomically(file, json.dumps({**owner, "beat": beat}))
 
 
 def _read(file: Path) -> Owner:
