@@ -403,7 +403,7 @@ def signal_hosts(number: signal.Signals, hosts: Sequence[int], at: str) -> Calla
     def interfere(process: Process, run_dir: Path, log: Path) -> None:
         send([], at=at)(process, run_dir, log)
         for host in hosts:
-            pattern = f"tpt_jax run .*{run_dir} .*--process_id {host}"
+            pattern = f"^[^ ]*python[0-9.]* -m tpt_jax run .*{run_dir} .*--process_id {host}"  # and not their shell
             subprocess.run(["pkill", f"-{number.value}", "-f", pattern], check=False)
 
     return interfere

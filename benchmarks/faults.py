@@ -306,8 +306,8 @@ def copy_traces(finished: Path, folder: Path) -> None:
 
 def restore(kept: Path, run_dir: Path) -> None:
     """Puts back the files of a folder as they were before the damage; nothing, if there was no folder."""
-    if run_dir.is_file():
-        run_dir.unlink()
+    if not kept.exists():
+        subprocess.run(["rm", "-rf", str(run_dir)], check=True)
     for path in kept.rglob("*"):
         if path.is_file():
             target = run_dir / path.relative_to(kept)

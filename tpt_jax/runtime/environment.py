@@ -16,8 +16,14 @@ from tpt_jax.errors import MachineError, UserError
 from tpt_jax.io import streams
 from tpt_jax.terminal import say
 
-# Orbax logs the traceback of a failed background write through absl, and raises the error besides.
-QUIET_LOGGERS = {"absl": logging.CRITICAL, "jax": logging.ERROR, "orbax": logging.ERROR, "grain": logging.ERROR}
+# Orbax logs the traceback of a failed background write through absl or asyncio, and raises the error besides.
+QUIET_LOGGERS = {
+    "absl": logging.CRITICAL,
+    "asyncio": logging.CRITICAL,
+    "jax": logging.ERROR,
+    "orbax": logging.ERROR,
+    "grain": logging.ERROR,
+}
 QUIET_WARNINGS = (
     "Error (reading|writing) persistent compilation cache",  # for each program, if the disk is full: it costs time only
     "coroutine .* was never awaited",  # of Orbax, after the error that a failed write raises
