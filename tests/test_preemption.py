@@ -55,7 +55,8 @@ except Stopped as error:
 def start() -> Iterator[Start]:
     """Starts the program, and ends it after the test."""
     started: list[subprocess.Popen[str]] = []
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which processes that nohup started ignore
+    # Processes that nohup or a shell's background started ignore these.
+    before = {each: signal.signal(each, signal.SIG_DFL) for each in (signal.SIGHUP, signal.SIGINT)}
 
     def start_one(what: str, *wrapper: str) -> "subprocess.Popen[str]":
         started.append(start_program(what, *wrapper))
@@ -65,7 +66,8 @@ def start() -> Iterator[Start]:
     for process in started:
         process.kill()
         process.communicate()
-    signal.signal(signal.SIGHUP, before)
+    for each, handler in before.items():
+        signal.signal(each, handler)
 
 
 def start_program(what: str, *wrapper: str) -> "subprocess.Popen[str]":
@@ -89,6 +91,14 @@ def test_a_signal_stops_what_runs_in_python(what: str, name: str, start: Start) 
     process.send_signal(signal.Signals[name])
     out, err = process.communicate(timeout=20)
     assert (process.returncode, out, err) == (os.EX_TEMPFAIL, f"stopped by {name}\n", "")
+
+
+def test_ctrl_c_is_not_lost_in_a_callback(start: Start) -> None:
+    process = start("in_a_callback")
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == -signal.SIGINT
+    assert err.rstrip().endswith("KeyboardInterrupt")
 
 
 def test_a_signal_ends_a_process_that_is_held_up_in_compiled_code(start: Start) -> None:

@@ -97,8 +97,9 @@ def _repeat_if_lost(hook: Hook) -> Hook:
         signal.pthread_kill(threading.main_thread().ident or 0, number)
 
     def on_unraisable(dropped: Any) -> None:
-        if isinstance(dropped.exc_value, Stopped):
-            threading.Timer(SECONDS_TO_REPEAT, repeat, (signal.Signals[_name],)).start()
+        if isinstance(dropped.exc_value, Stopped | KeyboardInterrupt):
+            number = signal.Signals[_name] if isinstance(dropped.exc_value, Stopped) else signal.SIGINT
+            threading.Timer(SECONDS_TO_REPEAT, repeat, (number,)).start()
         else:
             hook(dropped)
 
