@@ -1,5 +1,6 @@
 """One process at a time writes a folder: the kernel's lock, and the lease that stands in for it in a bucket."""
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -147,12 +148,9 @@ def test_of_several_that_see_no_lease_one_gets_it(tmp_path: Path, monkeypatch: p
 
     def compete(index: int) -> None:
         start.wait()
-        try:
-            with locked(file, "", ""):
-                held.append(index)
-                time.sleep(4)
-        except UserError:
-            pass
+        with contextlib.suppress(UserError), locked(file, "", ""):
+            held.append(index)
+            time.sleep(4)
 
     threads = [threading.Thread(target=compete, args=(index,)) for index in range(4)]
     for thread in threads:

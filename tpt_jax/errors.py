@@ -68,6 +68,9 @@ class HostsError(Exception):
     """Another host is late, gone or in another exchange; the message names it. The command exits with status 1."""
 
 
+RESUMES = "the same command resumes from here"  # of commands that do
+
+
 class Stopped(BaseException):
     """The process was asked to stop and has saved its state. The command exits with EX_TEMPFAIL.
 

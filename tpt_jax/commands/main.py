@@ -16,7 +16,7 @@ from typing import Any
 
 from tpt_jax.commands import bench, evaluate, export, plan, prune, report, run, sample, sft, sweep
 from tpt_jax.commands.arguments import OneLineParser
-from tpt_jax.errors import HostsError, MachineError, Stopped, UserError, one_line
+from tpt_jax.errors import RESUMES, HostsError, MachineError, Stopped, UserError, one_line
 from tpt_jax.io import streams
 
 RESUMABLE = ("run", "eval", "sample", "sft", "sweep")
@@ -105,7 +105,7 @@ def _signals_interrupt() -> Iterator[None]:
 
 
 def _resumes(args: argparse.Namespace) -> str:
-    return "; the same command resumes from here" if args.is_resumable else ""
+    return f"; {RESUMES}" if args.is_resumable else ""
 
 
 def _fail(message: object, status: int) -> int:
@@ -119,7 +119,7 @@ def _describe(error: BaseException, is_resumable: bool) -> str:
         return str(error)
     if isinstance(error, OSError):  # a full disk, a read-only or vanished folder
         line = f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or error}"
-        return f"{line}; once that is mended, the same command resumes from here" if is_resumable else line
+        return f"{line}; once that is mended, {RESUMES}" if is_resumable else line
     reason = next(iter(str(error).strip().splitlines()), "")
     line = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
     if isinstance(error, RuntimeError) and _has_other_hosts():  # XLA's collectives do not say why they fail

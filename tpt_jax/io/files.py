@@ -73,7 +73,11 @@ def parse_line(line: bytes) -> dict[str, Any]:
 def checked_line(value: Mapping[str, Any]) -> str:
     """An object as a JSON line whose last field is the CRC-32 of the line without that field."""
     text = json.dumps(value)
-    return f'{text[:-1]}, "crc32": "{zlib.crc32(text.encode()):08x}"}}\n'
+    return f'{text[:-1]}, "crc32": "{_crc32(text.encode())}"}}\n'
+
+
+def _crc32(data: bytes) -> str:
+    return f"{zlib.crc32(data):08x}"
 
 
 def without_checksum(line: bytes) -> bytes:
@@ -86,7 +90,7 @@ def without_checksum(line: bytes) -> bytes:
     if found is None:
         return line
     text = line[: found.start()] + b"}"
-    if zlib.crc32(text) != int(found.group(1), 16):
+    if _crc32(text) != found.group(1).decode():
         raise InvalidRecordError(
             "was changed since it was written; restore it, or drop its crc32 if the change is yours"
         )
@@ -187,7 +191,7 @@ def write_checked_jsonl(path: str | os.PathLike[str], lines: Iterable[Mapping[st
 
 def write_checked_object(path: str | os.PathLike[str], value: Mapping[Any, Any]) -> None:
     """Writes a JSON object with a checksum, atomically and for people to read."""
-    crc32 = f"{zlib.crc32(json.dumps(value).encode()):08x}"
+    crc32 = _crc32(json.dumps(value).encode())
     write_atomically(path, json.dumps({**value, "crc32": crc32}, indent=2) + "\n")
 
 
@@ -206,7 +210,7 @@ def read_checked_object(path: Path) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         raise UserError(f"{path}: not a JSON object; {REWRITE}")
     crc32 = value.pop("crc32", None)
-    if crc32 is not None and crc32 != f"{zlib.crc32(json.dumps(value).encode()):08x}":
+    if crc32 is not None and crc32 != _crc32(json.dumps(value).encode()):
         raise UserError(
             f"{path}: was changed since it was written; {REWRITE} (or drop its crc32 if the change is yours)"
         )

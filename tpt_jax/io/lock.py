@@ -208,8 +208,6 @@ def _is_dead(owner: Owner) -> bool:
         return False
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:  # it is another user's
-        pass
+    except OSError as error:  # PermissionError: it is another user's, and alive
+        return isinstance(error, ProcessLookupError)
     return False

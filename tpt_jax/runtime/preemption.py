@@ -22,13 +22,12 @@ from typing import Any, NoReturn
 import jax
 from jax.experimental import multihost_utils
 
-from tpt_jax.errors import Stopped
+from tpt_jax.errors import RESUMES, Stopped
 from tpt_jax.terminal import say
 
 SECONDS_TO_NOTICE = 3.0  # for the main thread, before it counts as held up in compiled code
 SECONDS_TO_REPEAT = 0.1  # a signal that was lost
 SECONDS_TO_SAVE = 25.0  # a spot TPU is gone 30 seconds after the signal
-RESUMES = "the same command resumes from here"
 
 Hook = Callable[[Any], Any]  # as sys.unraisablehook
 
