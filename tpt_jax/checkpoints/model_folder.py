@@ -20,9 +20,10 @@ from tpt_jax.errors import UserError
 from tpt_jax.io.downloads import check_links
 from tpt_jax.io.paths import Path, is_remote, to_path
 from tpt_jax.models.architecture import ModelConfig
-from tpt_jax.models.huggingface_export import SIDE_FILES, copy_side_files, save_parameters
+from tpt_jax.models.huggingface_export import SIDE_FILES, copy_side_files, copy_tokenizer, save_parameters
 from tpt_jax.models.huggingface_import import check_parameters, load_parameters, read_model_config
 from tpt_jax.models.masters import abstract_masters, add_adapters, merge_adapters, split_trained
+from tpt_jax.models.peft_export import save_adapters
 from tpt_jax.models.transformer import abstract_parameters
 from tpt_jax.runtime import hosts
 from tpt_jax.runtime.sharding import Layout
@@ -129,7 +130,8 @@ class ModelFolder:
         if self.adapters is None:
             weights = self._load_weights(layout, jnp.float32 if lora is None else jnp.bfloat16, verify)
         else:
-            adapted = self._load_adapters(layout, self.adapters.lora, verify)
+            _, frozen = split_trained(self.base().load(layout, lora=self.adapters.lora))
+            adapted = nnx.merge_state(self.load_adapters(layout, verify=verify), frozen)
             if lora == self.adapters.lora:
                 return adapted
             weights = merge_adapters(adapted)
@@ -141,11 +143,15 @@ class ModelFolder:
         abstract = abstract_masters(self.config, layout)[1]
         return self._restore(jax.tree.map(lambda leaf: leaf.update(dtype=dtype), abstract), verify)
 
-    def _load_adapters(self, layout: Layout, lora: LoRAConfig, verify: bool) -> nnx.State:
-        """The checkpoint's adapters with the frozen weights of their base."""
-        adapters = self._restore(split_trained(abstract_masters(self.config, layout, lora)[1])[0], verify)
-        _, frozen = split_trained(self.base().load(layout, lora=lora))
-        return nnx.merge_state(adapters, frozen)
+    def load_adapters(self, layout: Layout, *, verify: bool = True) -> nnx.State:
+        """The adapters of a checkpoint that holds nothing else.
+
+        Raises:
+          BrokenCheckpointError: as `load`.
+        """
+        assert self.adapters is not None
+        abstract = abstract_masters(self.config, layout, self.adapters.lora)[1]
+        return self._restore(split_trained(abstract)[0], verify)
 
     def _restore(self, abstract: nnx.State, verify: bool) -> nnx.State:
         """Reads the checkpoint's arrays in the types and shardings of an abstract state."""
@@ -191,6 +197,23 @@ def export(
     check_value("dtype", dtype, WeightType)
     save_parameters(path, source.config, merge_adapters(parameters), dtype=dtype)
     copy_side_files(source.path, path, dtype=dtype)
+    hosts.barrier("export")
+
+
+def export_adapters(source: ModelFolder, layout: Layout, output: str | os.PathLike[str]) -> None:
+    """Writes a checkpoint's adapters as a folder that PEFT loads; the model that they belong to is not needed.
+
+    Raises:
+      UserError: the checkpoint has no adapters; or the output folder is not empty, or not on a disk.
+    """
+    if source.adapters is None:
+        raise UserError(f"{source.path}: holds all weights, not adapters; export it without --adapter")
+    path = to_path(output)
+    check_export_folder(path)
+    adapters = source.load_adapters(layout)
+    save_adapters(path, source.config, adapters, source.adapters.lora, source.adapters.base)
+    if hosts.is_first():
+        copy_tokenizer(source.path, path)
     hosts.barrier("export")
 
 

@@ -69,9 +69,20 @@ def add_adapters(weights: nnx.State, config: ModelConfig, layout: Layout, lora: 
     return nnx.merge_state(nnx.from_flat_state(frozen), adapters)
 
 
-@jax.jit
 def merge_adapters(parameters: nnx.State) -> nnx.State:
-    """All weights in fp32, each with its adapter added."""
+    """All weights in fp32, each with its adapter added; parameters without adapters as they are."""
+    adapters, weights = nnx.split_state(parameters, nnx.LoRAParam, ...)
+    if not jax.tree.leaves(adapters):
+        return parameters
+
+    def sharding_of(weight: nnx.Variable) -> nnx.Variable:
+        return weight.replace(jax.tree.leaves(weight.get_value())[0].sharding)
+
+    shardings = jax.tree.map(sharding_of, weights, is_leaf=lambda node: isinstance(node, nnx.Variable))
+    return jax.jit(_merge_adapters, out_shardings=shardings)(parameters)
+
+
+def _merge_adapters(parameters: nnx.State) -> nnx.State:
     flat = dict(nnx.to_flat_state(parameters))
 
     def merged(path: Path, weight: nnx.Variable) -> jax.Array:
@@ -80,8 +91,13 @@ def merge_adapters(parameters: nnx.State) -> nnx.State:
         layers = jnp.arange(len(jax.tree.leaves(weight.get_value())[0]), dtype=jnp.int32)
         return jax.lax.map(lambda layer: merged_layer(flat, path, layer).astype(jnp.float32), layers)
 
-    weights = nnx.to_flat_state(split_trained(parameters)[1] or parameters)
-    return nnx.from_flat_state([(path, weight.replace(merged(path, weight))) for path, weight in weights])
+    return nnx.from_flat_state(
+        [
+            (path, weight.replace(merged(path, weight)))
+            for path, weight in flat.items()
+            if not isinstance(weight, nnx.LoRAParam)
+        ]
+    )
 
 
 def merged_layer(parameters: Mapping[Path, nnx.Variable], path: Path, layer: Int[Array, ""]) -> Float[Array, "..."]:
