@@ -131,6 +131,16 @@ def _section(title: str, cls: Any, prefix: str, level: int = 2) -> str:
     return "\n".join(lines)
 
 
+def keys(cls: Any, prefix: str) -> Iterator[str]:
+    """The dotted keys of a section and of those within it."""
+    for field in dataclasses.fields(cls):
+        inner = _dataclass_of(field.type)
+        if inner is not None:
+            yield from keys(inner, f"{prefix}{field.name}.")
+        elif field.name != "task":
+            yield f"{prefix}{field.name}"
+
+
 def documented(cls: Any) -> tuple[str, Mapping[str, str]]:
     """What a class's docstring says of it, and of each attribute; the bases' docstrings say the rest."""
     meanings: dict[str, str] = {}
