@@ -1,8 +1,8 @@
 """What the site takes from the code and from the files at the top level, so that no page repeats them.
 
-mkdocs calls `on_page_markdown` for each page (a hook in mkdocs.yml). <!-- generated: commands --> becomes the verbs and
-their arguments, <!-- generated: configuration --> the keys of a config; a page that is nothing but a link to a file at
-the top level, as [BENCHMARKS.md](../BENCHMARKS.md), becomes that file. Nothing here imports JAX.
+mkdocs calls `on_page_markdown` for each page (a hook in mkdocs.yml). <!-- generated: NAME --> becomes what GENERATORS has
+for the name; a page that is nothing but a link to a file at the top level, as [BENCHMARKS.md](../BENCHMARKS.md), becomes
+that file. Nothing here imports JAX.
 """
 
 import argparse
@@ -40,6 +40,12 @@ def included(markdown: str) -> str:
     for name, page in PAGE_OF.items():
         markdown = markdown.replace(f"]({name}", f"]({page}")
     return markdown.replace("](docs/", "](")
+
+
+def introduction() -> str:
+    """README's first paragraphs and picture."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return included(text.partition("\n\n")[2].partition("\n## ")[0])
 
 
 # The commands.
@@ -210,4 +216,8 @@ def _ended(text: str) -> str:
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
-GENERATORS: Mapping[str, Callable[[], str]] = {"commands": commands, "configuration": configuration}
+GENERATORS: Mapping[str, Callable[[], str]] = {
+    "introduction": introduction,
+    "commands": commands,
+    "configuration": configuration,
+}

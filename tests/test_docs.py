@@ -137,18 +137,22 @@ def test_commands_parse(path: Path) -> None:
 def test_words_of_the_code_exist(path: Path) -> None:
     """Config keys, verbs with their options, and the library's names, where a sentence mentions them."""
     known = keys()
+    scripts = "".join(script.read_text() for script in (ROOT / "tpu_scripts").glob("*.sh"))
+    options = {option for parser in PARSERS.values() for option in parser._option_string_actions}
     for span in SPAN.findall(prose(path)):
         if (key := KEY.match(span)) and not key[1].endswith((".jsonl", ".safetensors")):
             assert key[1] in known, span
+        if path in (*PAGES, ROOT / "README.md") and (option := re.match(r"--[a-z_]+(?![\w.-])", span)):
+            assert option[0] in options or option[0] in scripts or option[0][2:] in known, span
         for name in re.findall(r"\btpt\.(\w+)", span):
             assert name in tpt.__all__, span
         if re.fullmatch(r"tpt [a-z]+.*", span):
             parser = parser_of(span.split()[1:])
             group = f"{' '.join(span.split()[:2])} "
             assert parser or any(prog.startswith(group) for prog in PARSERS), span
-            for option in re.findall(r"--([a-z]\w*(?:\.\w+)*)", span):
+            for name in re.findall(r"--([a-z]\w*(?:\.\w+)*)", span):
                 assert parser is not None
-                assert f"--{option}" in parser._option_string_actions or option in known, span
+                assert f"--{name}" in parser._option_string_actions or name in known, span
 
 
 @pytest.mark.parametrize("path", documents())

@@ -194,7 +194,7 @@ class PruneConfig:
 
     Attributes:
       steps: what selects traces, in this order, then what trims them: a list of names, or of one-key mappings with a
-        step's options, [correct, unique_calculations, {shortest: {count: 1}}]. docs/pruning.md has a table of all steps.
+        step's options, [correct, unique_calculations, {shortest: {count: 1}}]. docs/pruning.md has a table of all.
       max_per_question, max_traces: most traces kept per question and per round: the first samples of a question, and
         the first questions in an order drawn from the seed; null for no limit.
       num_workers: checker processes; null for one per processor core.
