@@ -1,8 +1,8 @@
 """What the site takes from the code and from the files at the top level, so that no page repeats them.
 
-mkdocs calls `on_page_markdown` for each page (a hook in mkdocs.yml). <!-- generated: NAME --> becomes what GENERATORS has
-for the name; a page that is nothing but a link to a file at the top level, as [BENCHMARKS.md](../BENCHMARKS.md), becomes
-that file. Nothing here imports JAX.
+mkdocs calls `on_page_markdown` for each page (a hook in mkdocs.yml). <!-- generated: NAME --> becomes what GENERATORS
+has for the name; a page that is nothing but a link to a file at the top level, as [BENCHMARKS.md](../BENCHMARKS.md),
+becomes that file. Nothing here imports JAX.
 """
 
 import argparse
