@@ -143,7 +143,8 @@ def keys(cls: Any, prefix: str) -> Iterator[str]:
         inner = _dataclass_of(field.type)
         if inner is not None:
             yield from keys(inner, f"{prefix}{field.name}.")
-        elif field.name != "task":
+        may_be_null = type(None) in typing.get_args(field.type)
+        if (inner is None or may_be_null) and field.name != "task":
             yield f"{prefix}{field.name}"
 
 

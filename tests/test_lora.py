@@ -104,7 +104,9 @@ def peft_model(twins: Twins, lora: LoRAConfig) -> Any:
     import peft
     import torch
 
-    base = copy.deepcopy(twins.torch_model).to(torch.bfloat16).float()
+    base = copy.deepcopy(twins.torch_model)
+    for weight in base.parameters():  # not the buffers: they hold RoPE's frequencies
+        weight.data = weight.data.to(torch.bfloat16).float()
     targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     return peft.get_peft_model(base, peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets))
 
