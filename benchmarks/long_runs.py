@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from tpt_jax.config import RunConfig, load_config
+from tpt_jax.config import RunConfig, TrackersConfig, load_config
 from tpt_jax.loop.run_folder import RunFolder
 from tpt_jax.records import Question, QuestionSet, Trace, Verdict
 
@@ -304,7 +304,7 @@ def run_curves_step(step: str, folder: Path) -> None:
     if step == "curves: report":
         read._losses(run_folder)
     else:
-        MetricsLog(run_folder.metrics_log, name="n", wandb_project=None, is_kept=is_kept).close()
+        MetricsLog(run_folder.metrics_log, name="n", trackers=TrackersConfig(), is_kept=is_kept).close()
     seconds = time.process_time() - started
     print(json.dumps([seconds, max(0, memory("VmHWM") - before)]))
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tpt_jax.commands.main import main
-from tpt_jax.config import load_config
+from tpt_jax.config import TrackersConfig, load_config
 from tpt_jax.errors import UserError
 from tpt_jax.evaluation import evaluate_traces
 from tpt_jax.io.files import write_jsonl
@@ -323,7 +323,7 @@ def test_the_folder_of_an_evaluation(tmp_path: Path) -> None:
 def test_losses_come_from_the_log_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tpt_jax.loop.metrics.EventFiles", unittest.mock.MagicMock())  # slow to import
     folder = new_run(tmp_path / "run")
-    log = MetricsLog(folder.metrics_log, name="n", wandb_project=None, is_kept=lambda line: True)
+    log = MetricsLog(folder.metrics_log, name="n", trackers=TrackersConfig(), is_kept=lambda line: True)
     for index, loss in ((1, 0.5), (1, 0.25), (2, 0.125)):
         log.log(index, "train", 0, {"loss": loss})
     log.log(2, "round", 2, {"pass_at_1": 0.5})

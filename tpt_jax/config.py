@@ -48,7 +48,7 @@ def _read_num_slots(value: Any) -> int | Literal["auto"]:
 
 
 def _check_project(value: str | None) -> str | None:
-    """By the rules of Weights & Biases, which would otherwise refuse the name after the compilation."""
+    """By the rules of Weights & Biases, and Trackio's, which would otherwise refuse the name after the compilation."""
     if value is None:
         return None
     if not value.isprintable() or not 1 <= len(value) <= 128 or any(each in "/\\#?%:" for each in value):
@@ -285,6 +285,19 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
+class TrackersConfig:
+    """Where the curves are sent, besides metrics.jsonl and TensorBoard's files, which every run writes.
+
+    Attributes:
+      wandb: a project of Weights & Biases; with WANDB_MODE=offline it is kept in the run folder.
+      trackio: a project of Trackio, on this machine unless TRACKIO_SPACE_ID names a Space.
+    """
+
+    wandb: Project = None
+    trackio: Project = None
+
+
+@dataclass(frozen=True, config=STRICT)
 class RunConfig:
     """All settings of a run.
 
@@ -295,7 +308,7 @@ class RunConfig:
       early_stop: end the run after a round whose Pass@1 is not above that of the best round before; the best
         checkpoint is kept.
       keep_checkpoints: keep those of the newest rounds, this many, and of the best round by Pass@1; null keeps all.
-      wandb_project: also log to this Weights & Biases project.
+      trackers: also send the curves there.
     """
 
     name: RunName
@@ -311,7 +324,7 @@ class RunConfig:
     prune: PruneConfig = PruneConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
-    wandb_project: Project = None
+    trackers: TrackersConfig = TrackersConfig()
 
 
 # Loading.

@@ -14,9 +14,10 @@ from tpt_jax.errors import InvalidRecordError, UserError
 from tpt_jax.io.files import checksum, write_atomically
 from tpt_jax.io.paths import AnyPath, Path, to_path
 from tpt_jax.io.record_files import parse_finish_reason, parse_id, parse_sample, read_records
-from tpt_jax.loop.metrics import MetricsLog, import_wandb
+from tpt_jax.loop.metrics import MetricsLog
 from tpt_jax.loop.run_folder import num_saved_steps
 from tpt_jax.loop.setup import make_prompt
+from tpt_jax.loop.trackers import require_trackers
 from tpt_jax.loop.training import Trained, fine_tune
 from tpt_jax.prompts import Example, Prompt
 from tpt_jax.runtime import environment, hosts
@@ -57,8 +58,8 @@ def finetune_file(
     with own_output(target):
         if is_complete(target):
             raise UserError(f"{target}: exists already; give a new folder")
-        if config.wandb_project is not None and hosts.is_first():
-            import_wandb(config.wandb_project)
+        if hosts.is_first():
+            require_trackers(config.trackers)
         folder = ModelFolder.open(model)
         folder.check_weights()
         task = load_task(config.task)
@@ -101,7 +102,7 @@ def _train(
             log = MetricsLog(
                 partial / CURVES,
                 name=config.name,
-                wandb_project=config.wandb_project,
+                trackers=config.trackers,
                 is_kept=lambda line: line["step"] < num_done,
             )
             stack.enter_context(contextlib.closing(log))

@@ -12,13 +12,14 @@ from tpt_jax.errors import UserError
 from tpt_jax.io.paths import Path as RunPath
 from tpt_jax.io.paths import folder_name, to_path
 from tpt_jax.io.tables import print_table, stdout_console
-from tpt_jax.loop.metrics import MetricsLog, import_wandb, monitor_table, round_table
+from tpt_jax.loop.metrics import MetricsLog, monitor_table, round_table
 from tpt_jax.loop.recovery import RoundState, make_line_filter, recover
 from tpt_jax.loop.room import say_if_short
 from tpt_jax.loop.rounds import Loop
 from tpt_jax.loop.run_folder import RunFolder
 from tpt_jax.loop.setup import Workshop
 from tpt_jax.loop.sharing import Sharing
+from tpt_jax.loop.trackers import require_trackers
 from tpt_jax.loop.weights import Weights
 from tpt_jax.report import write_report
 from tpt_jax.runtime import environment, hosts
@@ -77,8 +78,8 @@ def run(
     path = to_path(run_dir or os.path.join("runs", folder_name(config.name)))
     with own_folder(path, "--run_dir"), Workshop() as workshop:
         folder = RunFolder.open(path, config)
-        if config.wandb_project is not None and hosts.is_first():
-            import_wandb(config.wandb_project)  # now, rather than after the compilation
+        if hosts.is_first():
+            require_trackers(config.trackers)  # now, rather than after the compilation
         rounds = run_rounds(config, folder, workshop, on_round)
         hosts.barrier("end of the run")
     return Run(folder.path, rounds, folder.report)
@@ -123,7 +124,7 @@ def _metrics_log(folder: RunFolder, config: RunConfig, states: Sequence[RoundSta
     log = MetricsLog(
         folder.metrics_log,
         name=config.name,
-        wandb_project=config.wandb_project,
+        trackers=config.trackers,
         is_kept=make_line_filter(folder, states),
     )
     with contextlib.closing(log):

@@ -12,11 +12,11 @@ from tpt_jax.io.paths import Path as SweepPath
 from tpt_jax.io.paths import folder_name, to_path
 from tpt_jax.io.tables import print_table, stdout_console
 from tpt_jax.library.run import run_rounds
-from tpt_jax.loop.metrics import import_wandb
 from tpt_jax.loop.run_folder import RunFolder
 from tpt_jax.loop.setup import Workshop
 from tpt_jax.loop.sharing import SharedStages, Sharing
 from tpt_jax.loop.sweep_plan import Arm, Settings, SweepFolder, SweepPlan, make_plan
+from tpt_jax.loop.trackers import require_trackers
 from tpt_jax.report.sweep_page import write_sweep_report
 from tpt_jax.report.sweep_read import ArmResult, SweepResult
 from tpt_jax.report.sweep_words import findings, sweep_table
@@ -123,10 +123,10 @@ def _set_up_all(arms: Sequence[Arm], workshop: Workshop) -> None:
     """Reads and compiles what the arms need, so that a mistake in the last one is found before the first one starts."""
     for arm in arms:
         try:
+            if hosts.is_first():
+                require_trackers(arm.config.trackers)
             workshop.set_up(arm.config, ("think", "evaluate"))
             workshop.trainer(arm.config)
-            if arm.config.wandb_project is not None and hosts.is_first():
-                import_wandb(arm.config.wandb_project)
         except UserError as error:
             raise UserError(f"arm {arm.name!r}: {error}") from error
 

@@ -52,7 +52,7 @@ NUM_READERS = 16  # a bucket is slow, but answers many requests at once
 
 # Settings that may change on resume: hardware, speed, and the number of rounds.
 MAY_CHANGE = re.compile(
-    r"num_rounds|early_stop|keep_checkpoints|mesh\.\w+|\w+\.num_slots|prune\.num_workers|wandb_project|train\.(offload|save_every|remat|attention)"
+    r"num_rounds|early_stop|keep_checkpoints|mesh\.\w+|\w+\.num_slots|prune\.num_workers|trackers\.\w+|train\.(offload|save_every|remat|attention)"
 )
 
 
