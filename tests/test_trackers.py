@@ -56,7 +56,7 @@ def wandb_history(folder: Path) -> list[dict[str, float]]:
 
     Blocks of 32 KiB hold chunks: checksum, length, kind (1 whole, 2 first, 3 middle, 4 last), bytes.
     """
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto.wandb_internal_pb2 import Record  # pyright: ignore[reportAttributeAccessIssue]
 
     def records(data: bytes) -> Iterator[bytes]:
         start, parts = 7, b""  # after the file's own header

@@ -14,6 +14,7 @@ from tpt_jax.errors import InvalidRecordError, UserError
 from tpt_jax.io.files import checksum, write_atomically
 from tpt_jax.io.paths import AnyPath, Path, to_path
 from tpt_jax.io.record_files import parse_finish_reason, parse_id, parse_sample, read_records
+from tpt_jax.loop.figures import StepFigures
 from tpt_jax.loop.metrics import MetricsLog
 from tpt_jax.loop.run_folder import num_saved_steps
 from tpt_jax.loop.setup import make_prompt
@@ -107,9 +108,11 @@ def _train(
             )
             stack.enter_context(contextlib.closing(log))
 
+        figures = StepFigures(folder.config, trainer.layout.mesh)
+
         def log_step(record: StepRecord) -> None:
             if log is not None:
-                log.log(0, "train", record.step, record.curves)
+                log.log(0, "train", record.step, figures(record))
 
         return fine_tune(
             trainer,

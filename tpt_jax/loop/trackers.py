@@ -94,9 +94,7 @@ class Trackers:
         for library in list(self._runs):
             with self._forgiving(library):
                 self._runs.pop(library)
-                importlib.import_module(
-                    library
-                ).finish()  # with run.finish() Trackio would call it again at exit
+                importlib.import_module(library).finish()  # with run.finish() Trackio would call it again at exit
 
     def _send(self, line: Line, libraries: Set[str]) -> None:
         values = {**scalars(line), f"{line['phase']}/step": line["step"], "round": line["round"]}

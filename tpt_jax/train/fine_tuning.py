@@ -29,7 +29,12 @@ class StepRecord:
     learning_rate: float
     grad_norm: float
     tokens: int  # completion tokens
-    packed_tokens: int  # prompt and completion tokens, without padding
+    lengths: tuple[int, ...]  # prompt and completion tokens of each example
+
+    @property
+    def packed_tokens(self) -> int:
+        """Prompt and completion tokens, without padding."""
+        return sum(self.lengths)
 
     @property
     def curves(self) -> dict[str, float]:
@@ -128,7 +133,7 @@ class FineTuning:
                 f"train step {pending.step}: the {name} is {value} and the step was not applied; lower "
                 f"train.optimizer.learning_rate, or inspect the step's traces: {', '.join(pending.batch.example_ids)}"
             )
-        tokens, packed_tokens = int(pending.metrics.num_tokens), pending.batch.num_tokens
+        tokens, lengths = int(pending.metrics.num_tokens), pending.batch.lengths
         self.counts.tokens += tokens
-        self.counts.packed_tokens += packed_tokens
-        return StepRecord(pending.step, self.num_steps, loss, pending.learning_rate, grad_norm, tokens, packed_tokens)
+        self.counts.packed_tokens += sum(lengths)
+        return StepRecord(pending.step, self.num_steps, loss, pending.learning_rate, grad_norm, tokens, lengths)
