@@ -30,7 +30,7 @@ def mesh_of(kind: str, *reports: dict[str, int] | None) -> Any:
 
 
 def test_a_steps_rate_is_over_the_time_since_the_step_before() -> None:
-    figures = StepFigures(MODEL, mesh_of("cpu", None, None), clock(100.0, 104.0, 104.5))
+    figures = StepFigures(MODEL, mesh_of("cpu", None, None), clock=clock(100.0, 104.0, 104.5))
     own = {"loss": 1.5, "learning_rate": 1e-3, "grad_norm": 2.0, "tokens": 7}
     assert figures(record(3, 30, 10)) == own  # the process has just started
     assert figures(record(4, 30, 10)) == {**own, "seconds": 4.0, "tokens_per_second": 10.0}
@@ -38,7 +38,7 @@ def test_a_steps_rate_is_over_the_time_since_the_step_before() -> None:
 
 
 def test_mfu_is_the_flops_of_the_model_over_those_of_all_chips() -> None:
-    figures = StepFigures(MODEL, mesh_of("TPU v5 lite", {}, {}), clock(0.0, 2.0))
+    figures = StepFigures(MODEL, mesh_of("TPU v5 lite", {}, {}), clock=clock(0.0, 2.0))
     figures(record(0, 5))
     L, D, N, K, H, F, V = 4, 32, 8, 2, 8, 48, 64  # noqa: N806
     matrices = (  # the output's table, layers, norms

@@ -81,6 +81,8 @@ CHANGES: Mapping[str, tuple[str, Any]] = {
     "train.optimizer.max_grad_norm": (AFTER_TRAIN, 2.0),
     "trackers.wandb": (NOTHING, "project"),
     "trackers.trackio": (NOTHING, "project"),
+    "profile_steps": (NOTHING, "1:2"),
+    "profile_chunks": (NOTHING, "1:2"),
 }
 
 

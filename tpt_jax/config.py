@@ -7,9 +7,10 @@ import copy
 import dataclasses
 import functools
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import pydantic
 import yaml
@@ -29,6 +30,7 @@ Sampling = Literal["think", "evaluate"]  # the sections that configure a samplin
 Section = TypeVar("Section")
 PLAIN_TEMPLATE_NAME = "plain"
 AUTO = "auto"  # num_slots that the start-up chooses
+STEPS = re.compile(r"\d{1,9}:\d{1,9}", re.ASCII)
 SWEEP = "sweep"  # the section of a file that `tpt sweep` reads, besides those of a run
 
 
@@ -56,9 +58,23 @@ def _check_project(value: str | None) -> str | None:
     return value
 
 
+def _check_steps(value: Any) -> str | None:
+    if value is None or (isinstance(value, str) and STEPS.fullmatch(value) and steps_of(value)):
+        return value
+    # YAML reads 10:13 without quotes as a number of minutes and seconds.
+    raise ValueError('must be A:B with A below B, in quotes in a file: "10:13" are steps 10, 11 and 12')
+
+
+def steps_of(text: str | None) -> range:
+    """The steps of "10:13", which are 10, 11 and 12; None has none."""
+    first, _, end = (text or "0:0").partition(":")
+    return range(int(first), int(end))
+
+
 RunName = Annotated[str, pydantic.Field(min_length=1), pydantic.AfterValidator(one_line)]  # it is printed
 Project = Annotated[str | None, pydantic.AfterValidator(_check_project)]
-OPTIONAL_TEXTS = (str | None, Project, Path | None)
+StepRange = Annotated[str | None, pydantic.PlainValidator(_check_steps)]
+OPTIONAL_TEXTS = (str | None, Project, StepRange, Path | None)
 Template = Annotated[str, pydantic.AfterValidator(_read_template)]
 NumSlots = Annotated[int | Literal["auto"], pydantic.PlainValidator(_read_num_slots)]
 Steps = Annotated[
@@ -219,7 +235,7 @@ class OptimizerConfig:
       name: adamw (Loshchilov and Hutter, arXiv 1711.05101); adafactor (Shazeer and Stern, arXiv 1804.04235; no
         momentum, factored second moments: almost no memory); muon (Jordan 2024; orthogonalises matrix updates, other
         weights use adamw).
-      learning_rate: peak rate, reached at the end of warm-up.
+      learning_rate: peak rate, reached at the end of warm-up; null for 1e-6, as in the paper, or 2e-4 with LoRA.
       warmup_fraction: share of all steps with a rate rising linearly from 0; afterwards it decays to 0 as a cosine.
       weight_decay: decoupled; norms are exempt.
       first_moment, second_moment: types that adamw's moments (muon's first moment) are stored in; weights are fp32.
@@ -227,7 +243,7 @@ class OptimizerConfig:
     """
 
     name: Literal["adamw", "adafactor", "muon"] = "adamw"
-    learning_rate: PositiveFloat = 1e-6
+    learning_rate: PositiveFloat | None = None
     warmup_fraction: Fraction = 0.1
     weight_decay: NonNegativeFloat = 0.0
     beta1: Fraction = 0.9
@@ -253,6 +269,29 @@ class LossConfig:
     clip_above: Fraction = 0.9
 
 
+AdapterTarget = Literal["query", "key", "value", "output", "gate", "up", "down"]
+ADAPTER_TARGETS: tuple[AdapterTarget, ...] = get_args(AdapterTarget)
+FULL_LEARNING_RATE = 1e-6  # the paper's
+LORA_LEARNING_RATE = 2e-4  # Hu et al., table 12, and Dettmers et al., arXiv 2305.14314, table 9
+
+
+@dataclass(frozen=True, config=STRICT)
+class LoRAConfig:
+    """Trains low-rank adapters of frozen weights in place of all weights (Hu et al., arXiv 2106.09685).
+
+    Attributes:
+      rank: of an adapter's two matrices A and B.
+      alpha: A B is multiplied by alpha / rank.
+      targets: the weights that get an adapter, in every layer; all by default (Dettmers et al., arXiv 2305.14314).
+      frozen: what the frozen weights are stored in; with int8 the matrices of the layers are, the rest in bfloat16.
+    """
+
+    rank: PositiveInt = 16
+    alpha: PositiveFloat = 32.0
+    targets: Annotated[tuple[AdapterTarget, ...], pydantic.Field(min_length=1)] = ADAPTER_TARGETS
+    frozen: Literal["bfloat16", "int8"] = "bfloat16"
+
+
 @dataclass(frozen=True, config=STRICT)
 class TrainConfig:
     """Fine-tuning on the kept traces.
@@ -267,6 +306,7 @@ class TrainConfig:
       offload: keep the fp32 weights in host memory while the model samples. The optimizer state exists only during
         training in either case.
       save_every: steps between training checkpoints, from which an interrupted training resumes.
+      lora: train adapters only; null trains all weights.
     """
 
     start_from: Literal["previous", "base"] = "previous"
@@ -282,6 +322,13 @@ class TrainConfig:
     save_every: PositiveInt = 100
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    lora: LoRAConfig | None = None
+
+    @property
+    def learning_rate(self) -> float:
+        """The peak rate."""
+        default = FULL_LEARNING_RATE if self.lora is None else LORA_LEARNING_RATE
+        return default if self.optimizer.learning_rate is None else self.optimizer.learning_rate
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -309,6 +356,8 @@ class RunConfig:
         checkpoint is kept.
       keep_checkpoints: keep those of the newest rounds, this many, and of the best round by Pass@1; null keeps all.
       trackers: also send the curves there.
+      profile_steps: steps of each training to trace, "10:13" for 10, 11 and 12; the traces are in the folder profiles.
+      profile_chunks: likewise chunks of decode steps of each think stage, from 1.
     """
 
     name: RunName
@@ -325,6 +374,8 @@ class RunConfig:
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     trackers: TrackersConfig = TrackersConfig()
+    profile_steps: StepRange = None
+    profile_chunks: StepRange = None
 
 
 # Loading.
@@ -533,6 +584,7 @@ def _section(cls: Any, keys: Sequence[str], task_name: str) -> Any:
     for key in keys:
         types = {field.name: field.type for field in dataclasses.fields(cls)}
         cls = TASKS.get(task_name) if key == "task" else types.get(key)
+        cls = next(filter(dataclasses.is_dataclass, get_args(cls)), cls)  # a section that may be null
         if not dataclasses.is_dataclass(cls):
             return None
     return cls

@@ -15,6 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the written weights; bfloat16 halves the file and rounds small changes away, so a short training may "
         "be lost in it",
     )
+    parser.add_argument(
+        "--adapter", action="store_true", help="only the adapters that train.lora trained, for PEFT; otherwise merged"
+    )
     add_host_arguments(parser)
 
 
@@ -23,5 +26,6 @@ def main(args: argparse.Namespace) -> None:
     from tpt_jax.terminal import say
 
     with joined_hosts(args):
-        tpt.export_checkpoint(args.checkpoint, args.output, args.dtype)
-        say(f"{args.output}: written; transformers.AutoModelForCausalLM.from_pretrained({args.output!r}) loads it")
+        tpt.export_checkpoint(args.checkpoint, args.output, args.dtype, adapter=args.adapter)
+        loader = "peft.AutoPeftModelForCausalLM" if args.adapter else "transformers.AutoModelForCausalLM"
+        say(f"{args.output}: written; {loader}.from_pretrained({args.output!r}) loads it")

@@ -9,7 +9,7 @@ from typing import Any
 
 from tpt_jax.checkpoints.model_folder import ModelFolder
 from tpt_jax.checkpoints.writer import CheckpointWriter, is_complete
-from tpt_jax.config import RunConfig, as_config, dump_config
+from tpt_jax.config import RunConfig, as_config, dump_config, steps_of
 from tpt_jax.errors import InvalidRecordError, UserError
 from tpt_jax.io.files import checksum, write_atomically
 from tpt_jax.io.paths import AnyPath, Path, to_path
@@ -24,6 +24,7 @@ from tpt_jax.prompts import Example, Prompt
 from tpt_jax.runtime import environment, hosts
 from tpt_jax.runtime.mesh import make_mesh
 from tpt_jax.runtime.one_at_a_time import own_output
+from tpt_jax.runtime.profiling import Profile
 from tpt_jax.tasks import Task, load_task
 from tpt_jax.tasks.decontamination import normalised, normalised_texts
 from tpt_jax.tasks.task import parse_text
@@ -34,6 +35,7 @@ from tpt_jax.train.fine_tuning import StepRecord
 
 CURVES = "metrics.jsonl"
 SAVES = "training"
+PROFILES = "profiles"
 SETTINGS = "settings.json"  # the settings that the training was started with
 
 
@@ -83,7 +85,12 @@ def finetune_file(
         trained = _train(trainer, folder, examples, config, partial)
         facts = {"num_examples": trained.num_examples, "num_too_long": trained.num_too_long, "tokens": trained.tokens}
         writer = CheckpointWriter()
-        writer.save(target, trained.parameters, folder, facts, extra_files=(partial / CURVES, partial / "tensorboard"))
+        extra_files = (
+            partial / CURVES,
+            partial / "tensorboard",
+            *[each for each in [partial / PROFILES] if each.is_dir()],
+        )
+        writer.save(target, trained.parameters, folder, facts, extra_files, config.train.lora)
         writer.close()
         if hosts.is_first():
             partial.rmtree()
@@ -108,7 +115,7 @@ def _train(
             )
             stack.enter_context(contextlib.closing(log))
 
-        figures = StepFigures(folder.config, trainer.layout.mesh)
+        figures = StepFigures(folder.config, trainer.layout.mesh, is_frozen=config.train.lora is not None)
 
         def log_step(record: StepRecord) -> None:
             if log is not None:
@@ -116,13 +123,14 @@ def _train(
 
         return fine_tune(
             trainer,
-            lambda: folder.load(trainer.layout),
+            lambda: folder.load(trainer.layout, lora=config.train.lora, seed=config.seed),
             examples,
             config.train,
             seed=config.seed,
             label="train",
             saves=saves,
             on_step=log_step,
+            profile=Profile(partial / PROFILES, "train", steps_of(config.profile_steps)),
         )
 
 

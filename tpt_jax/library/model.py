@@ -6,13 +6,15 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from tpt_jax.checkpoints.model_folder import ModelFolder, WeightType, check_export_folder, export
-from tpt_jax.config import MeshConfig, TrainConfig, check_value
+from tpt_jax.checkpoints.model_folder import ModelFolder, WeightType, check_export_folder, export, export_adapters
+from tpt_jax.config import LoRAConfig, MeshConfig, TrainConfig, check_value
 from tpt_jax.errors import UserError
 from tpt_jax.io.paths import to_path
+from tpt_jax.models.masters import add_adapters, merge_adapters
 from tpt_jax.prompts import Prompt, load_prompt
 from tpt_jax.records import QuestionSet
 from tpt_jax.runtime import environment
@@ -39,6 +41,7 @@ class Programs:
                 compute_dtype=model.compute_dtype,
                 shapes={"sample": shape},
                 stop_ids=stop_ids,
+                lora=model.lora,
             ),
         )
 
@@ -62,8 +65,9 @@ class Model:
 
     Attributes:
       folder: where it was loaded from; config and tokenizer are read there.
-      parameters: fp32, sharded for training over the whole mesh.
+      parameters: fp32 weights, or frozen weights with adapters; sharded for training over the whole mesh.
       compute_dtype: type of sampling and of the forward and backward pass.
+      lora: settings of the adapters.
       programs: those compiled so far; models fine-tuned from this one share them.
     """
 
@@ -71,6 +75,7 @@ class Model:
     mesh: Mesh
     parameters: nnx.State
     compute_dtype: str
+    lora: LoRAConfig | None = None
     programs: Programs = dataclasses.field(default_factory=Programs)
 
     def __repr__(self) -> str:
@@ -80,7 +85,7 @@ class Model:
     @property
     def arithmetic(self) -> Any:
         """What programs are compiled for, besides their shapes."""
-        return self.folder.config, self.mesh, self.compute_dtype
+        return self.folder.config, self.mesh, self.compute_dtype, self.lora
 
     def live_parameters(self) -> nnx.State:
         """The parameters.
@@ -91,6 +96,23 @@ class Model:
         if any(leaf.is_deleted() for leaf in jax.tree.leaves(self.parameters)):
             raise UserError("this model's weights were donated to finetune; use the model it returned")
         return self.parameters
+
+    def parameters_to_train(self, lora: LoRAConfig | None, seed: int, *, donate: bool) -> nnx.State:
+        """The parameters with these adapters, for a caller that donates them.
+
+        Adapters with other settings are merged into the weights first.
+
+        Args:
+          seed: for new adapters.
+          donate: give up the model's own parameters instead of copying them.
+        """
+        parameters = self.live_parameters()
+        if lora != self.lora:
+            weights = parameters if self.lora is None else merge_adapters(parameters)
+            if lora is not None:
+                weights = add_adapters(weights, self.folder.config, Layout(self.mesh, TRAIN_RULES), lora, seed)
+            parameters = weights
+        return parameters if donate else jax.tree.map(jnp.copy, parameters)
 
     def prompt(self, questions: QuestionSet) -> Prompt:
         """The prompt format for these questions, in sampling and training alike."""
@@ -128,8 +150,8 @@ def load_model(name: str | os.PathLike[str], *, mesh: Mesh | None = None, comput
     """Loads a model onto the devices.
 
     Args:
-      name: a Hugging Face folder, a run's checkpoint (runs/x/checkpoints/003), or "quickstart" for the model that ships
-        with the package.
+      name: a Hugging Face folder, a run's checkpoint (runs/x/checkpoints/003), with its adapters if it has any, or
+        "quickstart" for the model that ships with the package.
       mesh: all devices along `fsdp` if not given.
       compute_dtype: "bfloat16" or "float32"; if not given float32 on a CPU, where it is faster, and bfloat16 elsewhere.
 
@@ -142,16 +164,28 @@ def load_model(name: str | os.PathLike[str], *, mesh: Mesh | None = None, comput
     mesh = mesh if mesh is not None else make_mesh(MeshConfig())
     if compute_dtype is None:
         compute_dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return Model(folder, mesh, folder.load(Layout(mesh, TRAIN_RULES)), compute_dtype)
+    lora = folder.adapters.lora if folder.adapters else None
+    return Model(folder, mesh, folder.load(Layout(mesh, TRAIN_RULES), lora=lora), compute_dtype, lora)
 
 
 def export_checkpoint(
-    checkpoint: str | os.PathLike[str], output: str | os.PathLike[str], dtype: WeightType = "float32"
+    checkpoint: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    dtype: WeightType = "float32",
+    *,
+    adapter: bool = False,
 ) -> None:
     """Writes a run's checkpoint as a Hugging Face folder, as `tpt export`.
 
+    Args:
+      adapter: write only the checkpoint's adapters, for PEFT, in fp32; otherwise they are merged into the weights.
+
     Raises:
-      UserError: there is no such checkpoint, or the output folder is not empty.
+      UserError: there is no such checkpoint, it has no adapters, or the output folder is not empty.
     """
     check_export_folder(to_path(output))
-    load_model(checkpoint).export(output, dtype)
+    if adapter:
+        environment.prepare()
+        export_adapters(ModelFolder.open(checkpoint), Layout(make_mesh(MeshConfig()), TRAIN_RULES), output)
+    else:
+        load_model(checkpoint).export(output, dtype)

@@ -28,9 +28,11 @@ class StepFigures:
     A step's seconds are those since the step before it; the first one after a start has none. They include a save.
     """
 
-    def __init__(self, model: ModelConfig, mesh: Mesh, clock: Clock = time.monotonic):
+    def __init__(self, model: ModelConfig, mesh: Mesh, *, is_frozen: bool = False, clock: Clock = time.monotonic):
+        """Starts before the first step; `is_frozen` if adapters of the model's weights are trained."""
         self._model = model
         self._mesh = mesh
+        self._is_frozen = is_frozen
         self._clock = clock
         peak = peak_flops(mesh.devices.flat[0].device_kind)
         self._peak = None if peak is None else peak * mesh.size
@@ -47,7 +49,9 @@ class StepFigures:
             seconds = now - self._finished_at
             curves |= {"seconds": seconds, "tokens_per_second": record.packed_tokens / seconds}
             if self._peak is not None:
-                curves["mfu"] = model_flops(self._model, record.lengths) / (seconds * self._peak)
+                curves["mfu"] = model_flops(self._model, record.lengths, is_frozen=self._is_frozen) / (
+                    seconds * self._peak
+                )
         self._finished_at = now
         for index, memory in enumerate(memory_in_use(self._mesh.local_devices)):
             curves |= {f"memory_gib_{index}": memory.now / GIB, f"peak_memory_gib_{index}": memory.peak / GIB}

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from tpt_jax.config import Sampling, SamplingConfig
+from tpt_jax.config import Sampling, SamplingConfig, steps_of
 from tpt_jax.errors import Stopped
 from tpt_jax.evaluation import Answer, evaluate_answers
 from tpt_jax.loop.figures import StepFigures
@@ -31,6 +31,7 @@ from tpt_jax.prompts import Example
 from tpt_jax.prune.summary import count_labels
 from tpt_jax.records import QuestionSet
 from tpt_jax.runtime import hosts
+from tpt_jax.runtime.profiling import Profile
 from tpt_jax.terminal import say
 from tpt_jax.train.compile import TrainerProgram
 
@@ -108,7 +109,10 @@ class Loop:
     def _pass(self, index: int, sampling: Sampling, questions: QuestionSet, weights_of: int) -> Pass:
         """A sampling pass of a round, with the weights of this round or the one before it."""
         log = functools.partial(self._log_sampling, index, sampling)
-        return Pass(self.setup, self.folder, index, sampling, questions, lambda: self.weights.lend(weights_of), log)
+        chunks = self.setup.config.profile_chunks if sampling == "think" else None
+        profile = Profile(self.folder.profiles, f"think-{index:03}", steps_of(chunks))
+        load = functools.partial(self.weights.lend, weights_of)
+        return Pass(self.setup, self.folder, index, sampling, questions, load, log, profile)
 
     def _prune(self, index: int) -> Facts:
         names = [question.id for question in self._training_questions(index)]
@@ -130,7 +134,7 @@ class Loop:
         config, index = self.setup.config, state.index
         examples = self._examples(index)
         check_training_set(examples, index, state.stages["prune"], config)
-        figures = StepFigures(self.setup.model.config, self.setup.mesh)
+        figures = StepFigures(self.setup.model.config, self.setup.mesh, is_frozen=config.train.lora is not None)
         return fine_tune(
             self.trainer,
             lambda: self.weights.take(index - 1 if config.train.start_from == "previous" else 0),
@@ -140,6 +144,7 @@ class Loop:
             label=f"round {index} train",
             saves=self.folder.training_saves(index),
             on_step=lambda record: self._log_step(index, record.step, figures(record)),
+            profile=Profile(self.folder.profiles, f"train-{index:03}", steps_of(config.profile_steps)),
         )
 
     def _log_step(self, index: int, step: int, curves: Mapping[str, float]) -> None:

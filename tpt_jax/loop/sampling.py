@@ -1,5 +1,6 @@
 """The stages of a round that sample: think and evaluate. Checking overlaps with decoding."""
 
+import contextlib
 import dataclasses
 import itertools
 import time
@@ -23,6 +24,7 @@ from tpt_jax.prune.candidate import Candidate
 from tpt_jax.prune.summary import always_failed
 from tpt_jax.records import JudgedTrace, Question, QuestionSet, Trace, Verdict
 from tpt_jax.runtime import hosts, preemption
+from tpt_jax.runtime.profiling import Profile
 from tpt_jax.terminal import listed, percent, progress, say
 from tpt_jax.think.engine import Engine, Statistics
 from tpt_jax.think.requests import FixedSchedule, Schedule
@@ -60,6 +62,7 @@ class Pass:
     Attributes:
       load_parameters: returns the training parameters; called only if there is something left to sample.
       log: called every few seconds with the number of traces done and the curves; see `SamplingFigures`.
+      profile: traces some chunks of decode steps, from when the results of the one before arrive.
     """
 
     setup: Setup
@@ -69,6 +72,7 @@ class Pass:
     questions: QuestionSet
     load_parameters: Callable[[], nnx.State]
     log: Callable[[int, Mapping[str, float]], None] = lambda step, curves: None
+    profile: Profile | None = None
 
     @property
     def label(self) -> str:
@@ -246,8 +250,10 @@ def _sample(
     )
     writer = sampling_pass.folder.trace_writer(sampling_pass.round_index, sampling_pass.sampling, jax.process_index())
     reached, meter = Progress(0, 0), SamplingFigures(sampling_pass.num_slots * setup.sampler.layout.batch_ways)
-    with preemption.defer():
-        for judged in judge_while_sampling(batches, setup.pool, sampling_pass.questions):
+    with preemption.defer(), sampling_pass.profile or contextlib.nullcontext() as profile:
+        for chunk, judged in enumerate(judge_while_sampling(batches, setup.pool, sampling_pass.questions)):
+            if profile is not None:
+                profile.reach(chunk + 1)
             if judged:
                 own.files[writer.write(own.count(judged))] = len(judged)
             reached = on_judged(judged)

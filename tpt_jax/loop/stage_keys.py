@@ -61,6 +61,8 @@ READ_BY: Mapping[str, frozenset[Kind]] = {
     "train.offload": NO_STAGE,
     "train.save_every": NO_STAGE,
     "trackers": NO_STAGE,
+    "profile_steps": NO_STAGE,
+    "profile_chunks": NO_STAGE,
 }
 
 
