@@ -292,7 +292,7 @@ def write_curves(path: Path, num_lines: int) -> None:
 
 def run_curves_step(step: str, folder: Path) -> None:
     from tpt_jax.loop.metrics import MetricsLog
-    from tpt_jax.report import read
+    from tpt_jax.report import curves
 
     run_folder = RunFolder.open_existing(folder)
     last = sum(1 for _ in (folder / "rounds").iterdir())
@@ -302,7 +302,7 @@ def run_curves_step(step: str, folder: Path) -> None:
 
     before, started = reset_peak(), time.process_time()
     if step == "curves: report":
-        read._losses(run_folder)
+        curves.read_curves(run_folder)
     else:
         MetricsLog(run_folder.metrics_log, name="n", trackers=TrackersConfig(), is_kept=is_kept).close()
     seconds = time.process_time() - started

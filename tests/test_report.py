@@ -328,7 +328,7 @@ def test_losses_come_from_the_log_of_the_run(tmp_path: Path, monkeypatch: pytest
         log.log(index, "train", 0, {"loss": loss})
     log.log(2, "round", 2, {"pass_at_1": 0.5})
     log.close()
-    assert read_run(folder).losses.points == {1: [0.5, 0.25], 2: [0.125]}
+    assert read_run(folder).curves.points["loss"] == {1: [0.5, 0.25], 2: [0.125]}
 
 
 def test_a_long_curve_is_thinned_while_it_is_read(tmp_path: Path) -> None:
@@ -343,14 +343,14 @@ def test_a_long_curve_is_thinned_while_it_is_read(tmp_path: Path) -> None:
         for step, loss in enumerate(of_round)
     ]
     write_jsonl(folder.metrics_log, lines)
-    curve = read_run(folder).losses
+    curve = read_run(folder).curves
     assert (curve.stride, curve.num_steps, curve.num_not_finite) == (8, {1: 501, 2: 600}, 4)
     for index, of_round in losses.items():
         steps = [step for step in range(len(of_round)) if step not in (8, 16)]
         groups = [
             [of_round[step] for step in steps if step // 8 == point] for point in range(math.ceil(len(of_round) / 8))
         ]
-        assert curve.points[index] == pytest.approx([statistics.fmean(group) for group in groups])
+        assert curve.points["loss"][index] == pytest.approx([statistics.fmean(group) for group in groups])
 
 
 def test_questions_of_both_splits_may_share_an_id(tmp_path: Path) -> None:

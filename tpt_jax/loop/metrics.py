@@ -26,12 +26,22 @@ class MetricsLog:
     Files in a bucket cannot be appended to: they are written on a local disk and copied there from time to time.
     """
 
-    def __init__(self, path: AnyPath, *, name: str, trackers: TrackersConfig, is_kept: Callable[[dict], bool]):
+    def __init__(
+        self,
+        path: AnyPath,
+        *,
+        name: str,
+        trackers: TrackersConfig,
+        is_kept: Callable[[dict], bool],
+        on_line: Callable[[], None] = lambda: None,
+    ):
         """Opens the log of a run.
 
         Args:
           is_kept: whether to keep a line of a killed process; False for steps that will be repeated.
+          on_line: called after each line.
         """
+        self._on_line = on_line
         self._target = to_path(path)
         self._is_remote = is_remote(self._target)
         self._folder = to_path(tempfile.mkdtemp()) if self._is_remote else self._target.parent
@@ -95,6 +105,7 @@ class MetricsLog:
         self._trackers.log(line)
         if phase == "round" or time.monotonic() > self._next_upload:
             self._upload()
+        self._on_line()
 
     def close(self) -> None:
         with naming(self._folder):
