@@ -21,7 +21,7 @@ from tpt_jax.loop.setup import Workshop
 from tpt_jax.loop.sharing import Sharing
 from tpt_jax.loop.trackers import require_trackers
 from tpt_jax.loop.weights import Weights
-from tpt_jax.report.live import LivePage
+from tpt_jax.report.live import PAGE_ERRORS, LivePage
 from tpt_jax.report.show import Inline, Report
 from tpt_jax.runtime import environment, hosts
 from tpt_jax.runtime.one_at_a_time import own_folder
@@ -131,7 +131,7 @@ def _live(page: LivePage) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        with contextlib.suppress(UserError):  # what ended the run is what the user must see
+        with contextlib.suppress(*PAGE_ERRORS):  # what ended the run is what the user must see
             page.write(is_last=True)
         raise
     page.write(is_last=True)

@@ -4,7 +4,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 
-from tpt_jax.errors import UserError
+from tpt_jax.errors import MachineError, UserError
 from tpt_jax.io.files import write_atomically
 from tpt_jax.loop.run_folder import RunFolder
 from tpt_jax.report.curves import read_curves
@@ -13,6 +13,7 @@ from tpt_jax.report.read import Run, read_runs
 from tpt_jax.terminal import say
 
 SECONDS_BETWEEN_PAGES = 10.0
+PAGE_ERRORS = (UserError, MachineError, OSError)  # why a page cannot be written
 MAX_SHARE_OF_PAGES = 0.02  # of a run's time, however long its curves have become
 
 
@@ -41,7 +42,7 @@ class LivePage:
         """Writes the page of all there is; the last one no longer refreshes itself.
 
         Raises:
-          UserError: a file of the run cannot be read, or the page cannot be written.
+          PAGE_ERRORS: a file of the run cannot be read, or the page cannot be written.
         """
         started = self._clock()
         (self._run,) = read_runs([self._folder])
@@ -54,7 +55,7 @@ class LivePage:
             return
         try:
             self._render(dataclasses.replace(self._run, curves=read_curves(self._folder)), started, is_last=False)
-        except UserError as error:
+        except PAGE_ERRORS as error:
             self._next = started + SECONDS_BETWEEN_PAGES
             if not self._has_failed:
                 say(f"report: {error}; trying again until the round ends")
