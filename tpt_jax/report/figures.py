@@ -28,9 +28,11 @@ VERDICT_COLORS = (0, 2, 5, 1, 3, 4)  # the two kinds of correct, the most freque
 SAME_RATE = 0.0005  # rates closer than this are printed alike
 
 
-def run_charts(run: Run) -> list[Markup]:
-    """The charts in a run's own section."""
+def run_charts(run: Run, *, is_running: bool = False) -> list[Markup]:
+    """The charts in a run's own section; while it goes on, first those that change all the time."""
+    curves = _curves(run)
     charts = (
+        *(curves if is_running else ()),
         _pass_rates(run),
         _pass_at_curves(run),
         _variety(run),
@@ -40,7 +42,7 @@ def run_charts(run: Run) -> list[Markup]:
         _mean_lengths(run),
         _length_histogram(run),
         _seconds(run),
-        *_curves(run),
+        *(() if is_running else curves),
     )
     return [chart for chart in charts if chart is not None]
 

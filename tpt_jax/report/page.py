@@ -47,7 +47,15 @@ def render(runs: Sequence[Run], refresh_seconds: int | None = None) -> str:
     """
     return template("page.html").render(
         title=", ".join(run.label for run in runs) if len(runs) <= MAX_NAMES_IN_TITLE else f"{len(runs)} runs",
-        runs=[{"run": run, "headline": headline(run), "facts": facts(run), "charts": run_charts(run)} for run in runs],
+        runs=[
+            {
+                "run": run,
+                "headline": headline(run),
+                "facts": facts(run),
+                "charts": run_charts(run, is_running=refresh_seconds is not None),
+            }
+            for run in runs
+        ],
         refresh_seconds=refresh_seconds,
         progress=progress(runs[0]) if refresh_seconds else None,
         comparison=comparison(runs),

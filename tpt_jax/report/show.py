@@ -10,6 +10,8 @@ from tpt_jax.io.paths import Path
 
 HEIGHT = 720  # pixels
 
+# Without it, a link to a part of the page loads the notebook into the frame. It must precede the security policy.
+BASE = '<base href="about:srcdoc">'
 # An empty sandbox: no scripts, no forms, no popups, no access to the page around it.
 FRAME = (
     '<div><iframe sandbox="" title="report" srcdoc="{page}" '
@@ -53,6 +55,7 @@ class Inline:
             return
         from IPython.display import HTML, display  # pyright: ignore[reportMissingImports]
 
+        page = page.replace("<head>", f"<head>\n{BASE}", 1)
         shown = HTML(FRAME.format(page=html.escape(page), height=self._height))
         if self._handle is None:
             self._handle = display(shown, display_id=True)
