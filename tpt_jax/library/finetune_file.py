@@ -115,7 +115,7 @@ def _train(
             )
             stack.enter_context(contextlib.closing(log))
 
-        figures = StepFigures(folder.config, trainer.layout.mesh, is_frozen=config.train.lora is not None)
+        figures = StepFigures(folder.config, trainer.layout.mesh, lora=config.train.lora)
 
         def log_step(record: StepRecord) -> None:
             if log is not None:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from jax.sharding import Mesh
 
+from tpt_jax.config import LoRAConfig
 from tpt_jax.models.architecture import ModelConfig
 from tpt_jax.plan.chips import peak_flops
 from tpt_jax.runtime import hosts
@@ -28,11 +29,13 @@ class StepFigures:
     A step's seconds are those since the step before it; the first one after a start has none. They include a save.
     """
 
-    def __init__(self, model: ModelConfig, mesh: Mesh, *, is_frozen: bool = False, clock: Clock = time.monotonic):
-        """Starts before the first step; `is_frozen` if adapters of the model's weights are trained."""
+    def __init__(
+        self, model: ModelConfig, mesh: Mesh, *, lora: LoRAConfig | None = None, clock: Clock = time.monotonic
+    ):
+        """Starts before the first step; `lora` if only adapters are trained."""
         self._model = model
         self._mesh = mesh
-        self._is_frozen = is_frozen
+        self._lora = lora
         self._clock = clock
         peak = peak_flops(mesh.devices.flat[0].device_kind)
         self._peak = None if peak is None else peak * mesh.size
@@ -49,9 +52,7 @@ class StepFigures:
             seconds = now - self._finished_at
             curves |= {"seconds": seconds, "tokens_per_second": record.packed_tokens / seconds}
             if self._peak is not None:
-                curves["mfu"] = model_flops(self._model, record.lengths, is_frozen=self._is_frozen) / (
-                    seconds * self._peak
-                )
+                curves["mfu"] = model_flops(self._model, record.lengths, self._lora) / (seconds * self._peak)
         self._finished_at = now
         for index, memory in enumerate(memory_in_use(self._mesh.local_devices)):
             curves |= {f"memory_gib_{index}": memory.now / GIB, f"peak_memory_gib_{index}": memory.peak / GIB}

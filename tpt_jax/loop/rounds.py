@@ -134,7 +134,7 @@ class Loop:
         config, index = self.setup.config, state.index
         examples = self._examples(index)
         check_training_set(examples, index, state.stages["prune"], config)
-        figures = StepFigures(self.setup.model.config, self.setup.mesh, is_frozen=config.train.lora is not None)
+        figures = StepFigures(self.setup.model.config, self.setup.mesh, lora=config.train.lora)
         return fine_tune(
             self.trainer,
             lambda: self.weights.take(index - 1 if config.train.start_from == "previous" else 0),
