@@ -2,9 +2,11 @@
 
 import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 from conftest import TINY
 
@@ -17,6 +19,7 @@ from tpt_jax.prompts import Example
 from tpt_jax.runtime.profiling import Profile
 from tpt_jax.runtime.sharding import Layout
 from tpt_jax.train.compile import TrainerProgram, compile_trainer
+from tpt_jax.train.fine_tuning import StepRecord
 
 QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
 TRAIN = TrainConfig(rows=2, sequence_length=8)
@@ -28,7 +31,9 @@ def trainer(layout: Layout) -> TrainerProgram:
     return compile_trainer(TINY["llama"], layout.mesh, compute_dtype="float32", train=TRAIN)
 
 
-def train(trainer: TrainerProgram, folder: Path, steps: range) -> list[int]:
+def train(
+    trainer: TrainerProgram, folder: Path, steps: range, on_step: Callable[[StepRecord], None] | None = None
+) -> list[int]:
     done: list[int] = []
     fine_tune(
         trainer,
@@ -37,7 +42,7 @@ def train(trainer: TrainerProgram, folder: Path, steps: range) -> list[int]:
         TRAIN,
         seed=0,
         label="train",
-        on_step=lambda record: done.append(record.step),
+        on_step=on_step or (lambda record: done.append(record.step)),
         profile=Profile(to_path(folder), "train-001", steps),
     )
     return done
@@ -59,6 +64,17 @@ def test_a_profile_has_the_steps_asked_for(
     (planes,) = tmp_path.glob("plugins/profile/train-001/*.xplane.pb")
     for scope in (b"layer/", b"attention/", b"norm/", b"jvp(embedding)", b"jvp(loss)", b"optimizer/"):
         assert scope in planes.read_bytes()
+
+
+def test_no_step_runs_while_a_trace_starts_or_ends(
+    trainer: TrainerProgram, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Elsewhere a step is done only after the next one has been dispatched."""
+    events: list[str] = []
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda *_, **__: events.append("start"))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: events.append("stop"))
+    train(trainer, tmp_path, range(2, 4), on_step=lambda record: events.append(f"{record.step} done"))
+    assert events == ["0 done", "1 done", "start", "2 done", "3 done", "stop", "4 done", "5 done"]
 
 
 def test_a_profile_that_cannot_be_written_ends_no_training(

@@ -358,7 +358,7 @@ class RunConfig:
       keep_checkpoints: keep those of the newest rounds, this many, and of the best round by Pass@1; null keeps all.
       trackers: also send the curves there.
       profile_steps: steps of each training to trace, "10:13" for 10, 11 and 12; the traces are in the folder profiles.
-      profile_chunks: likewise chunks of decode steps of each think stage, from 1.
+      profile_chunks: chunks of decode steps of each think stage to trace, likewise.
     """
 
     name: RunName
