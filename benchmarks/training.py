@@ -1,4 +1,5 @@
-"""Compares fine-tuning on a CPU with transformers' Trainer and Tunix's PeftTrainer, in trace tokens per second.
+"""Compares fine-tuning, of all weights and with LoRA, on a CPU with transformers' Trainer (and PEFT) and Tunix's
+PeftTrainer (and qwix), in trace tokens per second.
 
     python benchmarks/training.py [--tunix_python PYTHON_OF_AN_ENVIRONMENT_WITH_google-tunix]
 
@@ -6,8 +7,9 @@ All systems train the same random LLaMA of 20M parameters (fp32) on the same 512
 about 225 tokens, longest 512), for 50 AdamW steps of about equally many tokens. Ours packs the traces into 4 rows of
 512. The Trainer gets in each step the traces that we pack into it, padded to the longest of them, so that losses can be
 compared step by step. Tunix, which compiles for one shape, gets 9 traces per step, about as many as ours, padded to
-512. Padding does not count. The systems run one after the other, each in its own process; the first steps, which
-include compilation, are shown separately.
+512. Padding does not count. The systems run one after the other, each in its own process, first with all weights, then
+with adapters of rank 16 of every matrix; the first steps, which include compilation, are shown separately. Adapters
+start from each system's own random values, so their losses are close, not equal.
 """
 
 import json
@@ -23,22 +25,37 @@ from systems import MODEL, compare, tunix_model
 NUM_TRACES, MAX_TOKENS, NUM_ROWS, TRACES_PER_STEP = 512, 512, 4, 9
 NUM_STEPS, NUM_WARM_UP_STEPS = 50, 3
 LEARNING_RATE, BETAS = 1e-3, (0.9, 0.95)
+RANK, ALPHA = 16, 32.0
+METHODS = ("full", "lora")
 
 Trace = tuple[list[int], int]  # token ids, and the number of prompt tokens
 
 
 def main() -> None:
-    runs = compare(__file__, __doc__, write_workload, lambda system, folder: globals()[f"train_{system}"](folder))
+    runs = compare(__file__, __doc__, write_workload, train)
     if runs is None:
         return
-    rates = {system: sum(run["tokens"][NUM_WARM_UP_STEPS:]) / run["seconds"] for system, run in runs.items()}
-    print(f"{'system':14}{'tokens/s':>10}{'seconds':>9}{'ours is':>10}{'first steps':>13}{'last loss':>11}")
+    print(f"{'method':8}{'system':14}{'tokens/s':>10}{'seconds':>9}{'ours is':>10}{'first steps':>13}{'last loss':>11}")
+    for method in METHODS:
+        rates = {system: rate(run[method]) for system, run in runs.items()}
+        for system, results in runs.items():
+            run, ratio = results[method], rates["ours"] / rates[system]
+            numbers = f"{rates[system]:10.0f}{run['seconds']:9.1f}{ratio:9.2f}x{run['warm_up']:11.1f} s"
+            print(f"{method:8}{system:14}{numbers}{run['losses'][-1]:11.4f}")
     for system, run in runs.items():
-        ratio = rates["ours"] / rates[system]
-        numbers = f"{rates[system]:10.0f}{run['seconds']:9.1f}{ratio:9.2f}x{run['warm_up']:11.1f} s"
-        print(f"{system:14}{numbers}{run['losses'][-1]:11.4f}")
-    ours, theirs = (np.asarray(runs[system]["losses"]) for system in ("ours", "transformers"))
+        print(f"{system}: a step with LoRA takes {rate(run['full']) / rate(run['lora']):.2f} of a full one's time")
+    ours, theirs = (np.asarray(runs[system]["full"]["losses"]) for system in ("ours", "transformers"))
     print(f"largest relative difference between our losses and transformers': {np.abs(ours / theirs - 1).max():.1e}")
+
+
+def train(system: str, folder: Path) -> dict[str, Any]:
+    """One system's results by method."""
+    return {method: globals()[f"train_{system}"](folder, method) for method in METHODS}
+
+
+def rate(run: dict[str, Any]) -> float:
+    """Trace tokens per second, after the first steps."""
+    return sum(run["tokens"][NUM_WARM_UP_STEPS:]) / run["seconds"]
 
 
 def write_workload(folder: Path) -> None:
@@ -92,25 +109,26 @@ class Clock:
         return {"losses": self._losses, "tokens": self._tokens, "seconds": end - warm, "warm_up": warm - start}
 
 
-def train_ours(folder: Path) -> dict[str, Any]:
+def train_ours(folder: Path, method: str) -> dict[str, Any]:
     from tpt_jax.checkpoints.model_folder import ModelFolder
-    from tpt_jax.config import MeshConfig, OptimizerConfig, TrainConfig
+    from tpt_jax.config import LoRAConfig, MeshConfig, OptimizerConfig, TrainConfig
     from tpt_jax.runtime.mesh import make_mesh
     from tpt_jax.train.compile import compile_trainer
     from tpt_jax.train.fine_tuning import FineTuning
 
     traces, _ = read_workload(folder)
     optimizer = OptimizerConfig(learning_rate=LEARNING_RATE, beta1=BETAS[0], beta2=BETAS[1])
-    config = TrainConfig(rows=NUM_ROWS, sequence_length=MAX_TOKENS, max_steps=NUM_STEPS, optimizer=optimizer)
+    lora = LoRAConfig(RANK, ALPHA) if method == "lora" else None
+    config = TrainConfig(rows=NUM_ROWS, sequence_length=MAX_TOKENS, max_steps=NUM_STEPS, optimizer=optimizer, lora=lora)
     model, clock = ModelFolder.open(folder), Clock()
     program = compile_trainer(model.config, make_mesh(MeshConfig()), compute_dtype="float32", train=config)
-    fit = FineTuning(program, lambda: model.load(program.layout), examples(traces), config, seed=0)
+    fit = FineTuning(program, lambda: model.load(program.layout, lora=lora), examples(traces), config, seed=0)
     for record in fit:
         clock.step(record.loss, record.packed_tokens)
     return clock.result()
 
 
-def train_transformers(folder: Path) -> dict[str, Any]:
+def train_transformers(folder: Path, method: str) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
@@ -153,6 +171,12 @@ def train_transformers(folder: Path) -> dict[str, Any]:
         logging_strategy="no",
     )
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    if method == "lora":
+        import peft
+
+        model = peft.get_peft_model(
+            model, peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM")
+        )
     dataset: Any = steps
     sys.stdout, stdout = sys.stderr, sys.stdout
     Timed(model=model, args=arguments, train_dataset=dataset, data_collator=collate).train()
@@ -160,7 +184,7 @@ def train_transformers(folder: Path) -> dict[str, Any]:
     return clock.result()
 
 
-def train_tunix(folder: Path) -> dict[str, Any]:
+def train_tunix(folder: Path, method: str) -> dict[str, Any]:
     import jax
     import optax
     from tunix.sft import peft_trainer, utils  # pyright: ignore[reportMissingImports]
@@ -168,6 +192,12 @@ def train_tunix(folder: Path) -> dict[str, Any]:
     traces, _ = read_workload(folder)
     clock = Clock()
     model, _ = tunix_model(folder)
+    if method == "lora":
+        import qwix  # pyright: ignore[reportMissingImports]
+
+        matrices = ".*q_proj|.*k_proj|.*v_proj|.*o_proj|.*gate_proj|.*up_proj|.*down_proj"
+        provider = qwix.LoraProvider(module_path=matrices, rank=RANK, alpha=ALPHA)
+        model = qwix.apply_lora_to_model(model, provider, **model.get_model_input())
     schedule = optax.warmup_cosine_decay_schedule(0.0, LEARNING_RATE, 5, NUM_STEPS)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, *BETAS, weight_decay=0.0))
     options = peft_trainer.TrainingConfig(eval_every_n_steps=10**6, max_steps=NUM_STEPS)

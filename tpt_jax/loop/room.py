@@ -19,7 +19,9 @@ def needed_bytes(config: RunConfig, model: ModelConfig) -> int:
     if config.keep_checkpoints is not None:  # the best one, and the one being written, come on top
         num_checkpoints = min(num_checkpoints, config.keep_checkpoints + 2)
     a_weight = BYTES["float32"]
-    return num_trained(model, config.train.lora) * (num_checkpoints * a_weight + NUM_SAVES * (a_weight + _moments(config.train.optimizer)))
+    return num_trained(model, config.train.lora) * (
+        num_checkpoints * a_weight + NUM_SAVES * (a_weight + _moments(config.train.optimizer))
+    )
 
 
 def say_if_short(folder: Path, config: RunConfig, model: ModelConfig) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from flax import nnx
 
 from tpt_jax.checkpoints.training import TrainingCheckpoints
-from tpt_jax.config import TrainConfig
+from tpt_jax.config import LORA_LEARNING_RATE, TrainConfig
 from tpt_jax.io.paths import Path
 from tpt_jax.prompts import Example
 from tpt_jax.runtime import preemption
@@ -18,6 +18,8 @@ from tpt_jax.terminal import listed, progress, say
 from tpt_jax.train.compile import TrainerProgram
 from tpt_jax.train.data import split_by_length
 from tpt_jax.train.fine_tuning import FineTuning, StepRecord
+
+LOW_LORA_RATE = 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +67,11 @@ def fine_tune(
       FloatingPointError: the loss or the gradient is not finite.
       Stopped: the process was asked to stop; the state of the training is saved.
     """
+    if config.lora is not None and config.learning_rate < LOW_LORA_RATE:
+        say(
+            f"{label}: adapters hardly move at a train.optimizer.learning_rate of {config.learning_rate:g}; "
+            f"{LORA_LEARNING_RATE:g} is usual with LoRA"
+        )
     fitting, too_long = split_by_length(examples, config.sequence_length)
     if too_long:
         say(

@@ -90,8 +90,8 @@ def _cost_cells(plan: Plan, cost: Cost | None) -> tuple[str, ...]:
 def summary(plan: Plan) -> str:
     """Explains the table's rows; then the round, the largest sizes that fit, and advice for what does not fit."""
     lines = [
-        "Memory in GiB. resident: the fp32 weights, which stay on the devices while they sample. + waits: ms more, for "
-        "collectives that run beside no computation."
+        "Memory in GiB. resident: the parameters of training, which stay on the devices while the model samples. "
+        "+ waits: ms more, for collectives that run beside no computation."
     ]
     lines += [_phase_line(plan, phase) for phase in plan.phases]
     lines += _round_lines(plan)
