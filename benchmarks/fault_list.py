@@ -337,7 +337,7 @@ MISTAKES: Mapping[str, Sequence[str]] = {
     "a template that does not end a turn": ("--prompt.template", "{{ messages[0]['content'] }}"),
     "another seed": ("--seed", "4294967296"),
     "an attention that no device has": ("--train.attention", "flash"),
-    "W&B without wandb or a login": ("--wandb_project", "p"),
+    "W&B without wandb or a login": ("--trackers.wandb", "p"),
 }
 
 

@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from tpt_jax.config import RunConfig, load_config
+from tpt_jax.config import RunConfig, TrackersConfig, load_config
 from tpt_jax.loop.run_folder import RunFolder
 from tpt_jax.records import Question, QuestionSet, Trace, Verdict
 
@@ -292,7 +292,7 @@ def write_curves(path: Path, num_lines: int) -> None:
 
 def run_curves_step(step: str, folder: Path) -> None:
     from tpt_jax.loop.metrics import MetricsLog
-    from tpt_jax.report import read
+    from tpt_jax.report import curves
 
     run_folder = RunFolder.open_existing(folder)
     last = sum(1 for _ in (folder / "rounds").iterdir())
@@ -302,9 +302,9 @@ def run_curves_step(step: str, folder: Path) -> None:
 
     before, started = reset_peak(), time.process_time()
     if step == "curves: report":
-        read._losses(run_folder)
+        curves.read_curves(run_folder)
     else:
-        MetricsLog(run_folder.metrics_log, name="n", wandb_project=None, is_kept=is_kept).close()
+        MetricsLog(run_folder.metrics_log, name="n", trackers=TrackersConfig(), is_kept=is_kept).close()
     seconds = time.process_time() - started
     print(json.dumps([seconds, max(0, memory("VmHWM") - before)]))
 

@@ -594,7 +594,7 @@ PRUNE_AND_EVALUATION = (
 TRAINING = "tests/test_training.py"
 PACKING = "tests/test_packing.py"
 OPTIMIZER = "tests/test_optimizer.py"
-TORCH_LOOP = f"{TRAINING}::test_losses_of_twenty_steps_equal_a_torch_loop"
+TORCH_LOOP = f"{TRAINING}::test_curves_of_twenty_steps_equal_those_of_a_torch_loop"
 
 TRAIN = (
     Mutant(

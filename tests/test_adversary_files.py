@@ -56,7 +56,7 @@ CONFIGS: dict[str, tuple[str, str]] = {
     "a name that is a path": (OWN.replace("name: x", "name: /tmp/x"), "cannot be a folder's name"),
     "a name that is the folder": (OWN.replace("name: x", "name: ..", 1), "cannot be a folder's name"),
     "a name of 100 kB": (OWN.replace("name: x", "name: " + "x" * 10**5, 1), "cannot be a folder's name"),
-    "a project with slashes": (f"{OWN}wandb_project: ../x\n", "without / "),
+    "a project with slashes": (f"{OWN}trackers: {{wandb: ../x}}\n", "without / "),
 }
 
 

@@ -12,7 +12,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from tpt_jax import report
 from tpt_jax.checkpoints.checksums import BrokenCheckpointError, verify_checksums, write_checksums
-from tpt_jax.config import RunConfig, load_config
+from tpt_jax.config import RunConfig, TrackersConfig, load_config
 from tpt_jax.io import links
 from tpt_jax.io.paths import copy, files_below, is_remote, to_path
 from tpt_jax.library.trace_files import read_traces_to_judge
@@ -91,7 +91,7 @@ def test_a_run_is_written_and_resumed(run: tuple[str, Path], config: RunConfig) 
 def test_curves_are_copied_and_resumed(run: tuple[str, Path]) -> None:
     path = to_path(run[0]) / "metrics.jsonl"
     for step in range(2):
-        log = MetricsLog(path, name="n", wandb_project=None, is_kept=lambda line: line["step"] < 1)
+        log = MetricsLog(path, name="n", trackers=TrackersConfig(), is_kept=lambda line: line["step"] < 1)
         log.log(1, "train", step, {"loss": 1.0 - step})
         log.close()
     lines = [json.loads(line) for line in (run[1] / "metrics.jsonl").read_text().splitlines()]

@@ -17,6 +17,7 @@ import pytest
 import yaml
 from processes import ROOT, process_environment
 
+from tpt_jax.config import TrackersConfig
 from tpt_jax.errors import MachineError, UserError
 from tpt_jax.io.downloads import read_json_object
 from tpt_jax.io.files import read_jsonl
@@ -253,7 +254,9 @@ def test_curves_need_no_semaphores(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         raise OSError(30, "Read-only file system")  # as /dev/shm is in some containers
 
     monkeypatch.setattr(_multiprocessing, "SemLock", refuse)
-    log = MetricsLog(to_path(tmp_path / "metrics.jsonl"), name="n", wandb_project=None, is_kept=lambda line: True)
+    log = MetricsLog(
+        to_path(tmp_path / "metrics.jsonl"), name="n", trackers=TrackersConfig(), is_kept=lambda line: True
+    )
     log.log(1, "train", 7, {"loss": 0.5, "grad_norm": 2.0})
     expected = [("train/round_1/loss", 0.5, 7), ("train/round_1/grad_norm", 2.0, 7)]
     assert [*read_scalars(tmp_path / "tensorboard")] == expected  # though the log is still open

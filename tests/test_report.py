@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tpt_jax.commands.main import main
-from tpt_jax.config import load_config
+from tpt_jax.config import TrackersConfig, load_config
 from tpt_jax.errors import UserError
 from tpt_jax.evaluation import evaluate_traces
 from tpt_jax.io.files import write_jsonl
@@ -323,12 +323,12 @@ def test_the_folder_of_an_evaluation(tmp_path: Path) -> None:
 def test_losses_come_from_the_log_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tpt_jax.loop.metrics.EventFiles", unittest.mock.MagicMock())  # slow to import
     folder = new_run(tmp_path / "run")
-    log = MetricsLog(folder.metrics_log, name="n", wandb_project=None, is_kept=lambda line: True)
+    log = MetricsLog(folder.metrics_log, name="n", trackers=TrackersConfig(), is_kept=lambda line: True)
     for index, loss in ((1, 0.5), (1, 0.25), (2, 0.125)):
         log.log(index, "train", 0, {"loss": loss})
     log.log(2, "round", 2, {"pass_at_1": 0.5})
     log.close()
-    assert read_run(folder).losses.points == {1: [0.5, 0.25], 2: [0.125]}
+    assert read_run(folder).curves.points["loss"] == {1: [0.5, 0.25], 2: [0.125]}
 
 
 def test_a_long_curve_is_thinned_while_it_is_read(tmp_path: Path) -> None:
@@ -343,14 +343,14 @@ def test_a_long_curve_is_thinned_while_it_is_read(tmp_path: Path) -> None:
         for step, loss in enumerate(of_round)
     ]
     write_jsonl(folder.metrics_log, lines)
-    curve = read_run(folder).losses
+    curve = read_run(folder).curves
     assert (curve.stride, curve.num_steps, curve.num_not_finite) == (8, {1: 501, 2: 600}, 4)
     for index, of_round in losses.items():
         steps = [step for step in range(len(of_round)) if step not in (8, 16)]
         groups = [
             [of_round[step] for step in steps if step // 8 == point] for point in range(math.ceil(len(of_round) / 8))
         ]
-        assert curve.points[index] == pytest.approx([statistics.fmean(group) for group in groups])
+        assert curve.points["loss"][index] == pytest.approx([statistics.fmean(group) for group in groups])
 
 
 def test_questions_of_both_splits_may_share_an_id(tmp_path: Path) -> None:

@@ -100,6 +100,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     monkeypatch.setattr(rounds, "sample_on_demand", calls.sample)
     monkeypatch.setattr(rounds, "select_traces", calls.select_traces)
     monkeypatch.setattr(rounds, "fine_tune", calls.fine_tune)
+    monkeypatch.setattr(rounds, "StepFigures", lambda *of_model, **options: None)
     return calls
 
 
@@ -108,7 +109,8 @@ def make_loop(config: RunConfig, calls: Calls, folder: RunFolder) -> rounds.Loop
         config=config,
         task=Task("t", TRAIN, TEST),
         prompt=calls,
-        model="model",
+        model=SimpleNamespace(config=None),
+        mesh=None,
         load=lambda model: None,
         compilations=SimpleNamespace(take=calls.take_count),
     )

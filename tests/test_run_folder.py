@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tpt_jax.config import RunConfig, load_config
+from tpt_jax.config import RunConfig, TrackersConfig, load_config
 from tpt_jax.errors import UserError
 from tpt_jax.io.files import write_atomically
 from tpt_jax.loop.metrics import MetricsLog
@@ -38,7 +38,7 @@ def started(tmp_path: Path) -> Path:
         {"think__num_slots": "8"},
         {"train__save_every": "3"},
         {"train__offload": "true"},
-        {"wandb_project": "mine"},
+        {"trackers__wandb": "mine"},
     ],
 )
 def test_mesh_speed_and_number_of_rounds_may_change_on_resume(started: Path, change: dict[str, str]) -> None:
@@ -104,7 +104,7 @@ def test_a_log_cut_in_the_middle_of_a_line_is_resumed(tmp_path: Path, tail: str)
     def is_kept(line: dict[str, Any]) -> bool:
         return "phase" in line
 
-    log = MetricsLog(path, name="n", wandb_project=None, is_kept=is_kept)
+    log = MetricsLog(path, name="n", trackers=TrackersConfig(), is_kept=is_kept)
     log.log(1, "train", 1, {"loss": 0.5})
     log.close()
     assert [json.loads(line)["loss"] for line in path.read_text().splitlines()] == [1.0, 0.5]
@@ -116,7 +116,7 @@ def log_steps(folder: Path, index: int, steps: range, *, num_done: int, ends: bo
     def is_kept(line: dict[str, Any]) -> bool:
         return line["round"] < index or line["step"] < num_done
 
-    log = MetricsLog(folder / "metrics.jsonl", name="n", wandb_project=None, is_kept=is_kept)
+    log = MetricsLog(folder / "metrics.jsonl", name="n", trackers=TrackersConfig(), is_kept=is_kept)
     for step in steps:
         log.log(index, "train", step, {"loss": index + step / 100})
     if ends:

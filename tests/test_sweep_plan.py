@@ -79,7 +79,10 @@ CHANGES: Mapping[str, tuple[str, Any]] = {
     "train.optimizer.first_moment": (AFTER_TRAIN, "bfloat16"),
     "train.optimizer.second_moment": (AFTER_TRAIN, "bfloat16"),
     "train.optimizer.max_grad_norm": (AFTER_TRAIN, 2.0),
-    "wandb_project": (NOTHING, "project"),
+    "trackers.wandb": (NOTHING, "project"),
+    "trackers.trackio": (NOTHING, "project"),
+    "profile_steps": (NOTHING, "1:2"),
+    "profile_chunks": (NOTHING, "1:2"),
 }
 
 

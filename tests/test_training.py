@@ -83,8 +83,12 @@ def one_device_losses(program: TrainerProgram) -> list[float]:
     return losses
 
 
-def torch_losses(model: Any, batches: list[Batch], config: OptimizerConfig) -> list[float]:
-    """The same steps in plain torch: each packed segment as a separate sequence, torch's AdamW and clipping."""
+def torch_curves(model: Any, batches: list[Batch], config: OptimizerConfig) -> list[tuple[float, float, float]]:
+    """The same steps in plain torch: each packed segment as a separate sequence, torch's AdamW and clipping.
+
+    Returns:
+      The loss, the gradient's norm and the learning rate of each step.
+    """
     import torch
     import transformers
 
@@ -94,7 +98,7 @@ def torch_losses(model: Any, batches: list[Batch], config: OptimizerConfig) -> l
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2))
     warmup = math.ceil(config.warmup_fraction * len(batches))
     schedule = transformers.get_cosine_schedule_with_warmup(optimizer, warmup, len(batches))
-    losses = []
+    curves = []
     for batch in batches:
         optimizer.zero_grad()
         total, count = torch.zeros(()), 0.0
@@ -108,23 +112,24 @@ def torch_losses(model: Any, batches: list[Batch], config: OptimizerConfig) -> l
                 total = total + (torch.nn.functional.cross_entropy(logits, targets, reduction="none") * weights).sum()
                 count += float(weights.sum())
         (total / count).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+        norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm))
+        curves.append((float(total.detach()) / count, norm, schedule.get_last_lr()[0]))
         optimizer.step()
         schedule.step()
-        losses.append(float(total.detach()) / count)
-    return losses
+    return curves
 
 
 @pytest.mark.parametrize("twins", ["gemma2", "llama"], indirect=True)
-def test_losses_of_twenty_steps_equal_a_torch_loop(twins: Twins) -> None:
+def test_curves_of_twenty_steps_equal_those_of_a_torch_loop(twins: Twins) -> None:
     program = compile_trainer(twins.config, twins.layout.mesh, compute_dtype="float32", train=CONFIG)
-    losses, _ = fit_losses(program, twins.parameters, CONFIG)
+    training = FineTuning(program, lambda: jax.tree.map(jnp.copy, twins.parameters), random_examples(40), CONFIG, 0)
+    curves = [(record.loss, record.grad_norm, record.learning_rate) for record in training]
     batches = packed_batches(random_examples(40), program.batch_shape, seed=0, num_epochs=20)[:20]
     model = copy.deepcopy(twins.torch_model).train()
-    expected = torch_losses(model, [packed.arrays for packed in batches], CONFIG.optimizer)
-    assert len(losses) == 20
-    assert losses[-1] < 0.9 * losses[0]
-    np.testing.assert_allclose(losses, expected, rtol=1e-3)
+    expected = torch_curves(model, [packed.arrays for packed in batches], CONFIG.optimizer)
+    assert len(curves) == 20
+    assert curves[-1][0] < 0.9 * curves[0][0]
+    np.testing.assert_allclose(curves, expected, rtol=1e-3)
 
 
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)])

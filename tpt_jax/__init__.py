@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from tpt_jax.library.tasks import load_task, own_task
     from tpt_jax.library.training import finetune
     from tpt_jax.records import JudgedTrace, Question, QuestionSet, Shot, Trace, Traces, Verdict
-    from tpt_jax.report import write_report
+    from tpt_jax.report import Report, write_report
     from tpt_jax.tasks import Task
 
 __version__ = "0.1.0"
@@ -58,7 +58,7 @@ _MODULES = {
     "library.tasks": ("load_task", "own_task"),
     "library.training": ("finetune",),
     "records": ("JudgedTrace", "Question", "QuestionSet", "Shot", "Trace", "Traces", "Verdict"),
-    "report": ("write_report",),
+    "report": ("Report", "write_report"),
     "tasks": ("Task",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
@@ -69,6 +69,7 @@ __all__ = [
     "Model",
     "Question",
     "QuestionSet",
+    "Report",
     "Run",
     "RunConfig",
     "Shot",

@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import functools
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -29,6 +30,7 @@ Sampling = Literal["think", "evaluate"]  # the sections that configure a samplin
 Section = TypeVar("Section")
 PLAIN_TEMPLATE_NAME = "plain"
 AUTO = "auto"  # num_slots that the start-up chooses
+STEPS = re.compile(r"\d{1,9}:\d{1,9}", re.ASCII)
 SWEEP = "sweep"  # the section of a file that `tpt sweep` reads, besides those of a run
 
 
@@ -48,7 +50,7 @@ def _read_num_slots(value: Any) -> int | Literal["auto"]:
 
 
 def _check_project(value: str | None) -> str | None:
-    """By the rules of Weights & Biases, which would otherwise refuse the name after the compilation."""
+    """By the rules of Weights & Biases, and Trackio's, which would otherwise refuse the name after the compilation."""
     if value is None:
         return None
     if not value.isprintable() or not 1 <= len(value) <= 128 or any(each in "/\\#?%:" for each in value):
@@ -56,9 +58,23 @@ def _check_project(value: str | None) -> str | None:
     return value
 
 
+def _check_steps(value: Any) -> str | None:
+    if value is None or (isinstance(value, str) and STEPS.fullmatch(value) and steps_of(value)):
+        return value
+    # YAML reads 10:13 without quotes as a number of minutes and seconds.
+    raise ValueError('must be A:B with A below B, in quotes in a file: "10:13" are steps 10, 11 and 12')
+
+
+def steps_of(text: str | None) -> range:
+    """The steps of "10:13", which are 10, 11 and 12; None has none."""
+    first, _, end = (text or "0:0").partition(":")
+    return range(int(first), int(end))
+
+
 RunName = Annotated[str, pydantic.Field(min_length=1), pydantic.AfterValidator(one_line)]  # it is printed
 Project = Annotated[str | None, pydantic.AfterValidator(_check_project)]
-OPTIONAL_TEXTS = (str | None, Project, Path | None)
+StepRange = Annotated[str | None, pydantic.PlainValidator(_check_steps)]
+OPTIONAL_TEXTS = (str | None, Project, StepRange, Path | None)
 Template = Annotated[str, pydantic.AfterValidator(_read_template)]
 NumSlots = Annotated[int | Literal["auto"], pydantic.PlainValidator(_read_num_slots)]
 Steps = Annotated[
@@ -317,6 +333,19 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
+class TrackersConfig:
+    """Where the curves are sent, besides metrics.jsonl and TensorBoard's files, which every run writes.
+
+    Attributes:
+      wandb: a project of Weights & Biases; with WANDB_MODE=offline it is kept in the run folder.
+      trackio: a project of Trackio, on this machine unless TRACKIO_SPACE_ID names a Space.
+    """
+
+    wandb: Project = None
+    trackio: Project = None
+
+
+@dataclass(frozen=True, config=STRICT)
 class RunConfig:
     """All settings of a run.
 
@@ -327,7 +356,9 @@ class RunConfig:
       early_stop: end the run after a round whose Pass@1 is not above that of the best round before; the best
         checkpoint is kept.
       keep_checkpoints: keep those of the newest rounds, this many, and of the best round by Pass@1; null keeps all.
-      wandb_project: also log to this Weights & Biases project.
+      trackers: also send the curves there.
+      profile_steps: steps of each training to trace, "10:13" for 10, 11 and 12; the traces are in the folder profiles.
+      profile_chunks: chunks of decode steps of each think stage to trace, likewise.
     """
 
     name: RunName
@@ -343,7 +374,9 @@ class RunConfig:
     prune: PruneConfig = PruneConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
-    wandb_project: Project = None
+    trackers: TrackersConfig = TrackersConfig()
+    profile_steps: StepRange = None
+    profile_chunks: StepRange = None
 
 
 # Loading.

@@ -9,19 +9,22 @@ from typing import Any
 
 from tpt_jax.checkpoints.model_folder import ModelFolder
 from tpt_jax.checkpoints.writer import CheckpointWriter, is_complete
-from tpt_jax.config import RunConfig, as_config, dump_config
+from tpt_jax.config import RunConfig, as_config, dump_config, steps_of
 from tpt_jax.errors import InvalidRecordError, UserError
 from tpt_jax.io.files import checksum, write_atomically
 from tpt_jax.io.paths import AnyPath, Path, to_path
 from tpt_jax.io.record_files import parse_finish_reason, parse_id, parse_sample, read_records
-from tpt_jax.loop.metrics import MetricsLog, import_wandb
+from tpt_jax.loop.figures import StepFigures
+from tpt_jax.loop.metrics import MetricsLog
 from tpt_jax.loop.run_folder import num_saved_steps
 from tpt_jax.loop.setup import make_prompt
+from tpt_jax.loop.trackers import require_trackers
 from tpt_jax.loop.training import Trained, fine_tune
 from tpt_jax.prompts import Example, Prompt
 from tpt_jax.runtime import environment, hosts
 from tpt_jax.runtime.mesh import make_mesh
 from tpt_jax.runtime.one_at_a_time import own_output
+from tpt_jax.runtime.profiling import Profile
 from tpt_jax.tasks import Task, load_task
 from tpt_jax.tasks.decontamination import normalised, normalised_texts
 from tpt_jax.tasks.task import parse_text
@@ -32,6 +35,7 @@ from tpt_jax.train.fine_tuning import StepRecord
 
 CURVES = "metrics.jsonl"
 SAVES = "training"
+PROFILES = "profiles"
 SETTINGS = "settings.json"  # the settings that the training was started with
 
 
@@ -57,8 +61,8 @@ def finetune_file(
     with own_output(target):
         if is_complete(target):
             raise UserError(f"{target}: exists already; give a new folder")
-        if config.wandb_project is not None and hosts.is_first():
-            import_wandb(config.wandb_project)
+        if hosts.is_first():
+            require_trackers(config.trackers)
         folder = ModelFolder.open(model)
         folder.check_weights()
         task = load_task(config.task)
@@ -81,7 +85,11 @@ def finetune_file(
         trained = _train(trainer, folder, examples, config, partial)
         facts = {"num_examples": trained.num_examples, "num_too_long": trained.num_too_long, "tokens": trained.tokens}
         writer = CheckpointWriter()
-        extra_files = (partial / CURVES, partial / "tensorboard")
+        extra_files = (
+            partial / CURVES,
+            partial / "tensorboard",
+            *[each for each in [partial / PROFILES] if each.is_dir()],
+        )
         writer.save(target, trained.parameters, folder, facts, extra_files, config.train.lora)
         writer.close()
         if hosts.is_first():
@@ -102,14 +110,16 @@ def _train(
             log = MetricsLog(
                 partial / CURVES,
                 name=config.name,
-                wandb_project=config.wandb_project,
+                trackers=config.trackers,
                 is_kept=lambda line: line["step"] < num_done,
             )
             stack.enter_context(contextlib.closing(log))
 
+        figures = StepFigures(folder.config, trainer.layout.mesh, lora=config.train.lora)
+
         def log_step(record: StepRecord) -> None:
             if log is not None:
-                log.log(0, "train", record.step, record.curves)
+                log.log(0, "train", record.step, figures(record))
 
         return fine_tune(
             trainer,
@@ -120,6 +130,7 @@ def _train(
             label="train",
             saves=saves,
             on_step=log_step,
+            profile=Profile(partial / PROFILES, "train", steps_of(config.profile_steps)),
         )
 
 

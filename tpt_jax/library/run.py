@@ -12,15 +12,17 @@ from tpt_jax.errors import UserError
 from tpt_jax.io.paths import Path as RunPath
 from tpt_jax.io.paths import folder_name, to_path
 from tpt_jax.io.tables import print_table, stdout_console
-from tpt_jax.loop.metrics import MetricsLog, import_wandb, monitor_table, round_table
+from tpt_jax.loop.metrics import MetricsLog, monitor_table, round_table
 from tpt_jax.loop.recovery import RoundState, make_line_filter, recover
 from tpt_jax.loop.room import say_if_short
 from tpt_jax.loop.rounds import Loop
 from tpt_jax.loop.run_folder import RunFolder
 from tpt_jax.loop.setup import Workshop
 from tpt_jax.loop.sharing import Sharing
+from tpt_jax.loop.trackers import require_trackers
 from tpt_jax.loop.weights import Weights
-from tpt_jax.report import write_report
+from tpt_jax.report.live import PAGE_ERRORS, LivePage
+from tpt_jax.report.show import Inline, Report
 from tpt_jax.runtime import environment, hosts
 from tpt_jax.runtime.one_at_a_time import own_folder
 
@@ -34,12 +36,12 @@ class Run:
     Attributes:
       path: the run folder; `path / "checkpoints" / "003"` is the model after round 3.
       rounds: the figures of each round, from round 0, the base model.
-      report: the HTML report.
+      report: the HTML report; `report.show()` shows it in a notebook.
     """
 
     path: RunPath
     rounds: tuple[Metrics, ...]
-    report: RunPath
+    report: Report
 
 
 def print_rounds(rounds: Sequence[Metrics]) -> None:
@@ -55,6 +57,7 @@ def run(
     *,
     run_dir: str | os.PathLike[str] | None = None,
     on_round: Callable[[Sequence[Metrics]], None] = print_rounds,
+    show_report: bool = False,
     **overrides: Any,
 ) -> Run:
     """Thinks, prunes, trains and evaluates, round after round, as `tpt run`; resumes the run if the folder holds it.
@@ -63,6 +66,7 @@ def run(
       config: a YAML file, or a loaded config.
       run_dir: the run folder, on a disk or gs://BUCKET/...; runs/NAME if not given.
       on_round: called on the first host after every round, with the figures of all rounds so far.
+      show_report: show the report in the notebook while the run goes on.
       overrides: keys of the config file: num_rounds=1, train={"rows": 8}.
 
     Raises:
@@ -77,11 +81,12 @@ def run(
     path = to_path(run_dir or os.path.join("runs", folder_name(config.name)))
     with own_folder(path, "--run_dir"), Workshop() as workshop:
         folder = RunFolder.open(path, config)
-        if config.wandb_project is not None and hosts.is_first():
-            import_wandb(config.wandb_project)  # now, rather than after the compilation
-        rounds = run_rounds(config, folder, workshop, on_round)
+        if hosts.is_first():
+            require_trackers(config.trackers)  # now, rather than after the compilation
+        page = LivePage(folder, Inline()) if show_report else LivePage(folder)
+        rounds = run_rounds(config, folder, workshop, on_round, page)
         hosts.barrier("end of the run")
-    return Run(folder.path, rounds, folder.report)
+    return Run(folder.path, rounds, Report(folder.report))
 
 
 def run_rounds(
@@ -89,11 +94,13 @@ def run_rounds(
     folder: RunFolder,
     workshop: Workshop,
     on_round: Callable[[Sequence[Metrics]], None],
+    page: LivePage,
     sharing: Sharing | None = None,
 ) -> tuple[Metrics, ...]:
     """Runs or resumes all rounds in a run folder, and writes its report; returns the figures of each round.
 
     Args:
+      page: the report, kept up to date on the first host.
       sharing: if the run is part of a sweep.
     """
     if hosts.is_first():
@@ -105,17 +112,35 @@ def run_rounds(
     if sharing is not None:
         sharing.begin()
     rounds: tuple[Metrics, ...] = ()
-    with _metrics_log(folder, config, recovered) as log:
+    with _live(page), _metrics_log(folder, config, recovered, page) as log:
         for states in Loop(setup, trainer, folder, Weights(setup, folder), log, sharing).run(recovered):
             rounds = tuple(state.metrics for state in states if state.metrics is not None)
             if hosts.is_first():
                 on_round(rounds)
-                write_report([folder.path], folder.report)
+                page.write()
     return rounds
 
 
 @contextlib.contextmanager
-def _metrics_log(folder: RunFolder, config: RunConfig, states: Sequence[RoundState]) -> Iterator[MetricsLog | None]:
+def _live(page: LivePage) -> Iterator[None]:
+    """Writes the page at the start of a run and at its end, however it ends."""
+    if not hosts.is_first():
+        yield
+        return
+    page.write()
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(*PAGE_ERRORS):  # what ended the run is what the user must see
+            page.write(is_last=True)
+        raise
+    page.write(is_last=True)
+
+
+@contextlib.contextmanager
+def _metrics_log(
+    folder: RunFolder, config: RunConfig, states: Sequence[RoundState], page: LivePage
+) -> Iterator[MetricsLog | None]:
     """The log on the first host, None on others; the recovered states decide which of its lines stay."""
     if not hosts.is_first():
         yield None
@@ -123,8 +148,9 @@ def _metrics_log(folder: RunFolder, config: RunConfig, states: Sequence[RoundSta
     log = MetricsLog(
         folder.metrics_log,
         name=config.name,
-        wandb_project=config.wandb_project,
+        trackers=config.trackers,
         is_kept=make_line_filter(folder, states),
+        on_line=page.update,
     )
     with contextlib.closing(log):
         yield log

@@ -12,11 +12,13 @@ from tpt_jax.io.paths import Path as SweepPath
 from tpt_jax.io.paths import folder_name, to_path
 from tpt_jax.io.tables import print_table, stdout_console
 from tpt_jax.library.run import run_rounds
-from tpt_jax.loop.metrics import import_wandb
 from tpt_jax.loop.run_folder import RunFolder
 from tpt_jax.loop.setup import Workshop
 from tpt_jax.loop.sharing import SharedStages, Sharing
 from tpt_jax.loop.sweep_plan import Arm, Settings, SweepFolder, SweepPlan, make_plan
+from tpt_jax.loop.trackers import require_trackers
+from tpt_jax.report.live import LivePage
+from tpt_jax.report.show import Report
 from tpt_jax.report.sweep_page import write_sweep_report
 from tpt_jax.report.sweep_read import ArmResult, SweepResult
 from tpt_jax.report.sweep_words import findings, sweep_table
@@ -37,13 +39,13 @@ class Sweep:
       path: the sweep's folder; `path / "arms" / ARM / "seed-0"` is a run folder.
       arms: the results, in the order of the plan; the others are compared with the first. Only on the first host.
       failures: why runs failed, by arm and seed; the same call tries them again.
-      report: the HTML report.
+      report: the HTML report; `report.show()` shows it in a notebook.
     """
 
     path: SweepPath
     arms: tuple[ArmResult, ...]
     failures: Failures
-    report: SweepPath
+    report: Report
 
 
 def print_sweep(result: SweepResult) -> None:
@@ -107,7 +109,7 @@ def sweep(
                 result = write_sweep_report(folder, plan, failures)
                 on_arm(result)
         hosts.barrier("end of the sweep")
-    return Sweep(folder.path, result.arms if result else (), failures, folder.report)
+    return Sweep(folder.path, result.arms if result else (), failures, Report(folder.report))
 
 
 def _unfinished(folder: SweepFolder, plan: SweepPlan) -> dict[str, list[int]]:
@@ -123,10 +125,10 @@ def _set_up_all(arms: Sequence[Arm], workshop: Workshop) -> None:
     """Reads and compiles what the arms need, so that a mistake in the last one is found before the first one starts."""
     for arm in arms:
         try:
+            if hosts.is_first():
+                require_trackers(arm.config.trackers)
             workshop.set_up(arm.config, ("think", "evaluate"))
             workshop.trainer(arm.config)
-            if arm.config.wandb_project is not None and hosts.is_first():
-                import_wandb(arm.config.wandb_project)
         except UserError as error:
             raise UserError(f"arm {arm.name!r}: {error}") from error
 
@@ -150,7 +152,7 @@ def _try_to_run(config: RunConfig, folder: RunFolder, workshop: Workshop, stages
 
     try:
         with own_folder(folder.path, "--sweep_dir"):
-            run_rounds(config, folder, workshop, show, Sharing(stages, folder, config))
+            run_rounds(config, folder, workshop, show, LivePage(folder), Sharing(stages, folder, config))
     except (UserError, FloatingPointError) as error:
         if hosts.count() > 1:  # the others may not have failed here
             raise

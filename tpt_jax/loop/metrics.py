@@ -1,20 +1,19 @@
-"""Curves and figures: metrics.jsonl is the record; TensorBoard, Weights & Biases and the terminal show it."""
+"""Curves and figures: metrics.jsonl is the record; TensorBoard, trackers and the terminal show it."""
 
-import os
 import tempfile
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import rich.box
 from rich.table import Table
 
-from tpt_jax.errors import UserError
-from tpt_jax.io.files import checked_line, naming, write_atomically, write_pieces
+from tpt_jax.config import TrackersConfig
+from tpt_jax.io.files import checked_line, naming, write_pieces
 from tpt_jax.io.paths import AnyPath, Path, copy, is_remote, to_path
-from tpt_jax.loop.events import EventFiles, remove_events, scalars
+from tpt_jax.loop.events import EventFiles, remove_events
 from tpt_jax.loop.run_folder import read_log_lines
+from tpt_jax.loop.trackers import Trackers
 from tpt_jax.terminal import say
 
 SECONDS_BETWEEN_UPLOADS = 30.0
@@ -22,40 +21,50 @@ MAX_SHARE_OF_UPLOADS = 0.05  # of a run's time, however long its curves have bec
 
 
 class MetricsLog:
-    """Writes one JSON line per step or round, and the same numbers to TensorBoard and, on request, Weights & Biases.
+    """Writes one JSON line per step or round, and the same numbers to TensorBoard and, on request, trackers.
 
     Files in a bucket cannot be appended to: they are written on a local disk and copied there from time to time.
     """
 
-    def __init__(self, path: AnyPath, *, name: str, wandb_project: str | None, is_kept: Callable[[dict], bool]):
+    def __init__(
+        self,
+        path: AnyPath,
+        *,
+        name: str,
+        trackers: TrackersConfig,
+        is_kept: Callable[[dict], bool],
+        on_line: Callable[[], None] = lambda: None,
+    ):
         """Opens the log of a run.
 
         Args:
           is_kept: whether to keep a line of a killed process; False for steps that will be repeated.
+          on_line: called after each line.
         """
+        self._on_line = on_line
         self._target = to_path(path)
         self._is_remote = is_remote(self._target)
         self._folder = to_path(tempfile.mkdtemp()) if self._is_remote else self._target.parent
         self._folder.mkdir(parents=True, exist_ok=True)
         self._events = EventFiles(self._folder / "tensorboard")
+        last = None
         local = self._folder / self._target.name
         if self._target.is_file():
             if self._is_remote:
                 write_pieces(local, _texts(self._target))
-            self._resume(local, is_kept)
+            last = self._resume(local, is_kept)
         self._file = open(local, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
         self._next_upload = time.monotonic() + SECONDS_BETWEEN_UPLOADS
-        self._wandb = None
-        if wandb_project is not None:
-            id_file = self._target.with_name("wandb_id")  # one per folder: runs with other seeds share the name
-            if not id_file.is_file():
-                write_atomically(id_file, uuid.uuid4().hex)
-            self._wandb = import_wandb(wandb_project).init(
-                project=wandb_project, name=name, dir=str(self._folder), id=id_file.read_text(), resume="allow"
-            )
+        self._trackers = Trackers(trackers, self._target.parent, name=name, files=self._folder, last=last)
+        self._trackers.catch_up(line for _, line in read_log_lines(local) if line is not None)
 
-    def _resume(self, path: Path, is_kept: Callable[[dict], bool]) -> None:
-        """Drops lines that will be repeated, and draws the rounds anew that lost some or have not ended."""
+    def _resume(self, path: Path, is_kept: Callable[[dict], bool]) -> dict | None:
+        """Drops lines that will be repeated, and draws the rounds anew that lost some or have not ended.
+
+        Returns:
+          The last line before that.
+        """
+        last: dict | None = None
         dropped: set[int] = set()  # indices of lines
         is_cut = False  # the last line lacks its end
         starts: dict[int, int] = {}  # the first line of each round, among those that stay
@@ -63,6 +72,7 @@ class MetricsLog:
         ended: set[int] = set()
         num_changed = 0
         for index, (text, line) in enumerate(read_log_lines(path)):
+            last = line or last
             is_cut = not text.endswith(b"\n")
             if line is not None and is_kept(line):
                 starts.setdefault(line["round"], index - len(dropped))
@@ -83,6 +93,7 @@ class MetricsLog:
             for _, line in read_log_lines(path, first):
                 if line is not None and line["round"] in again:
                     self._events.write(line)
+        return last
 
     def log(self, round_index: int, phase: str, step: int, values: Mapping[str, float]) -> None:
         """One line of scalars; `step` counts within the round and phase."""
@@ -91,18 +102,17 @@ class MetricsLog:
             self._events.write(line)  # first: a round whose last line is in the record has all its events
         with naming(self._folder / self._target.name):
             self._file.write(checked_line(line))
-        if self._wandb is not None:
-            self._wandb.log({**scalars(line), f"{phase}/step": step, "round": round_index})
+        self._trackers.log(line)
         if phase == "round" or time.monotonic() > self._next_upload:
             self._upload()
+        self._on_line()
 
     def close(self) -> None:
         with naming(self._folder):
             self._file.close()
             self._events.close()
         self._upload()
-        if self._wandb is not None:
-            self._wandb.finish()
+        self._trackers.close()
         if self._is_remote:
             self._folder.rmtree()
 
@@ -119,21 +129,6 @@ def _texts(path: Path) -> Iterator[str]:
     """The lines of a log, each with its end; a killed process may have left bytes that are no text."""
     with path.open("rb") as lines:
         yield from (text.decode("utf-8", errors="replace").removesuffix("\n") + "\n" for text in lines)
-
-
-def import_wandb(project: str) -> Any:
-    """The wandb library, for a run that logs to a Weights & Biases project.
-
-    Raises:
-      UserError: wandb is not installed, or nobody is logged in.
-    """
-    try:
-        import wandb  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise UserError(f"wandb_project ({project}) needs wandb; run: pip install 'tpt_jax[wandb]'") from error
-    if wandb.api.api_key is None and os.environ.get("WANDB_MODE") not in ("offline", "disabled"):
-        raise UserError(f"wandb_project ({project}): nobody is logged in; run `wandb login`, or set WANDB_MODE=offline")
-    return wandb
 
 
 def round_table(rounds: Sequence[Mapping[str, Any]]) -> Table:

@@ -79,6 +79,8 @@ def make_line_filter(folder: RunFolder, states: Sequence[RoundState]) -> Callabl
             return True
         if phase == "round":
             return states[index].metrics is not None
+        if phase in ("think", "evaluate"):  # these stages go on where they were
+            return True
         return phase in states[index].stages or (phase == "train" and line["step"] < num_saved[index])
 
     return is_kept

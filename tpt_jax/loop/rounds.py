@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from tpt_jax.config import SamplingConfig
+from tpt_jax.config import Sampling, SamplingConfig, steps_of
 from tpt_jax.errors import Stopped
 from tpt_jax.evaluation import Answer, evaluate_answers
+from tpt_jax.loop.figures import StepFigures
 from tpt_jax.loop.metrics import MetricsLog
 from tpt_jax.loop.monitors import Tallies, WatchedAnswer, monitor, tally, to_metrics, warn_of_collapse
 from tpt_jax.loop.parts import broadcast_each
@@ -30,6 +31,7 @@ from tpt_jax.prompts import Example
 from tpt_jax.prune.summary import count_labels
 from tpt_jax.records import QuestionSet
 from tpt_jax.runtime import hosts
+from tpt_jax.runtime.profiling import Profile
 from tpt_jax.terminal import say
 from tpt_jax.train.compile import TrainerProgram
 
@@ -102,10 +104,15 @@ class Loop:
 
     def _think(self, index: int) -> Facts:
         questions = self._training_questions(index)
-        sampled = sample_on_demand(
-            Pass(self.setup, self.folder, index, "think", questions, lambda: self.weights.lend(index - 1))
-        )
-        return dataclasses.asdict(sampled)
+        return dataclasses.asdict(sample_on_demand(self._pass(index, "think", questions, index - 1)))
+
+    def _pass(self, index: int, sampling: Sampling, questions: QuestionSet, weights_of: int) -> Pass:
+        """A sampling pass of a round, with the weights of this round or the one before it."""
+        log = functools.partial(self._log_sampling, index, sampling)
+        chunks = self.setup.config.profile_chunks if sampling == "think" else None
+        profile = Profile(self.folder.profiles, f"think-{index:03}", steps_of(chunks))
+        load = functools.partial(self.weights.lend, weights_of)
+        return Pass(self.setup, self.folder, index, sampling, questions, load, log, profile)
 
     def _prune(self, index: int) -> Facts:
         names = [question.id for question in self._training_questions(index)]
@@ -127,6 +134,7 @@ class Loop:
         config, index = self.setup.config, state.index
         examples = self._examples(index)
         check_training_set(examples, index, state.stages["prune"], config)
+        figures = StepFigures(self.setup.model.config, self.setup.mesh, lora=config.train.lora)
         return fine_tune(
             self.trainer,
             lambda: self.weights.take(index - 1 if config.train.start_from == "previous" else 0),
@@ -135,12 +143,17 @@ class Loop:
             seed=derive_seed(config.seed, index, "train"),
             label=f"round {index} train",
             saves=self.folder.training_saves(index),
-            on_step=lambda record: self._log_step(index, record.step, record.curves),
+            on_step=lambda record: self._log_step(index, record.step, figures(record)),
+            profile=Profile(self.folder.profiles, f"train-{index:03}", steps_of(config.profile_steps)),
         )
 
     def _log_step(self, index: int, step: int, curves: Mapping[str, float]) -> None:
         if self.log is not None:
             self.log.log(index, "train", step, curves)
+
+    def _log_sampling(self, index: int, sampling: Sampling, step: int, curves: Mapping[str, float]) -> None:
+        if self.log is not None:
+            self.log.log(index, sampling, step, curves)
 
     def _examples(self, index: int) -> list[Example]:
         """The round's training examples, those of earlier rounds too if train.traces_of is "all"."""
@@ -154,9 +167,7 @@ class Loop:
 
     def _evaluate(self, index: int) -> Facts:
         """Samples and judges the held-out questions, then waits for the round's checkpoint."""
-        sampled = sample_all(
-            Pass(self.setup, self.folder, index, "evaluate", self._test_questions(), lambda: self.weights.lend(index))
-        )
+        sampled = sample_all(self._pass(index, "evaluate", self._test_questions(), index))
         self.weights.wait()
         return dataclasses.asdict(sampled)
 

@@ -3,6 +3,7 @@
 config.yaml                       the resolved config
 metrics.jsonl, tensorboard/       curves
 report.html
+profiles/                         traces of some steps, for XProf and Perfetto
 checkpoints/NNN/                  the model after round NNN; 000 is the base model
 rounds/NNN/questions.jsonl        the questions asked in the round
 rounds/NNN/traces/think-HHH-PPPPP.jsonl, evaluate-HHH-PPPPP.jsonl    judged traces of host HHH, in atomic files
@@ -52,7 +53,7 @@ NUM_READERS = 16  # a bucket is slow, but answers many requests at once
 
 # Settings that may change on resume: hardware, speed, and the number of rounds.
 MAY_CHANGE = re.compile(
-    r"num_rounds|early_stop|keep_checkpoints|mesh\.\w+|\w+\.num_slots|prune\.num_workers|wandb_project|train\.(offload|save_every|remat|attention)"
+    r"num_rounds|early_stop|keep_checkpoints|mesh\.\w+|\w+\.num_slots|prune\.num_workers|trackers\.\w+|profile_\w+|train\.(offload|save_every|remat|attention)"
 )
 
 
@@ -146,6 +147,10 @@ class RunFolder:
     @property
     def metrics_log(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def profiles(self) -> Path:
+        return self.path / "profiles"
 
     @property
     def report(self) -> Path:

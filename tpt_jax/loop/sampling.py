@@ -1,5 +1,6 @@
 """The stages of a round that sample: think and evaluate. Checking overlaps with decoding."""
 
+import contextlib
 import dataclasses
 import itertools
 import time
@@ -14,6 +15,7 @@ from tpt_jax.checks.pool import CheckerPool
 from tpt_jax.checks.registry import checker_name
 from tpt_jax.config import Sampling, SamplingConfig
 from tpt_jax.errors import Stopped, UserError
+from tpt_jax.loop.figures import Progress, SamplingFigures
 from tpt_jax.loop.on_demand import OnDemand, make_demand, make_pipeline
 from tpt_jax.loop.parts import broadcast_each
 from tpt_jax.loop.run_folder import RunFolder
@@ -22,6 +24,7 @@ from tpt_jax.prune.candidate import Candidate
 from tpt_jax.prune.summary import always_failed
 from tpt_jax.records import JudgedTrace, Question, QuestionSet, Trace, Verdict
 from tpt_jax.runtime import hosts, preemption
+from tpt_jax.runtime.profiling import Profile
 from tpt_jax.terminal import listed, percent, progress, say
 from tpt_jax.think.engine import Engine, Statistics
 from tpt_jax.think.requests import FixedSchedule, Schedule
@@ -58,6 +61,8 @@ class Pass:
 
     Attributes:
       load_parameters: returns the training parameters; called only if there is something left to sample.
+      log: called every few seconds with the number of traces done and the curves; see `SamplingFigures`.
+      profile: traces some chunks of decode steps, from when the results of the one before arrive.
     """
 
     setup: Setup
@@ -66,6 +71,8 @@ class Pass:
     sampling: Sampling
     questions: QuestionSet
     load_parameters: Callable[[], nnx.State]
+    log: Callable[[int, Mapping[str, float]], None] = lambda step, curves: None
+    profile: Profile | None = None
 
     @property
     def label(self) -> str:
@@ -150,8 +157,16 @@ def sample_all(sampling_pass: Pass) -> Sampled:
     if num_traces > len(done):
         schedule = FixedSchedule(requests, sampling_pass.setup.sampler.layout.batch_ways)
         with progress(label, num_traces, "traces", len(done)) as advance:
-            # The other hosts are about as far.
-            figures = _sample(sampling_pass, schedule, own, lambda judged: advance(len(judged) * hosts.count()))
+            num_done = len(done)
+
+            def on_judged(judged: list[JudgedTrace]) -> Progress:
+                nonlocal num_done
+                num_new = len(judged) * hosts.count()  # the other hosts are about as far
+                advance(num_new)
+                num_done = min(num_done + num_new, num_traces)
+                return Progress(num_done, num_traces)
+
+            figures = _sample(sampling_pass, schedule, own, on_judged)
     total = own.of_all_hosts(label)
     _require_all(sampling_pass, total, num_traces)
     return _summarize(sampling_pass, figures, total)
@@ -182,10 +197,11 @@ def sample_on_demand(sampling_pass: Pass) -> Sampled:
     if not demand.is_settled:
         with progress(label, demand.num_expected, "needed traces", demand.num_decided) as advance:
 
-            def on_judged(judged: list[JudgedTrace]) -> None:
+            def on_judged(judged: list[JudgedTrace]) -> Progress:
                 before = demand.num_decided
                 add(itertools.chain(*hosts.all_gather(f"{label}: verdicts", [*map(candidate, judged)])))
                 advance(demand.num_decided - before)
+                return Progress(demand.num_decided, demand.num_expected)
 
             figures = _sample(sampling_pass, OnDemand(sampling_pass.plan, demand), own, on_judged)
     total = own.of_all_hosts(label)
@@ -205,7 +221,7 @@ def _read_done(sampling_pass: Pass, own: Tally, look: Callable[[JudgedTrace], An
 
 
 def _sample(
-    sampling_pass: Pass, schedule: Schedule, own: Tally, on_judged: Callable[[list[JudgedTrace]], None]
+    sampling_pass: Pass, schedule: Schedule, own: Tally, on_judged: Callable[[list[JudgedTrace]], Progress]
 ) -> Statistics:
     """Samples, judges and writes what the schedule asks for; returns the figures of all hosts.
 
@@ -213,7 +229,8 @@ def _sample(
 
     Args:
       own: the host's tally, which counts them.
-      on_judged: called after every chunk, on all hosts together, with the new traces of this host.
+      on_judged: called after every chunk, on all hosts together, with the new traces of this host; returns how far the
+        stage is.
     """
     setup, label = sampling_pass.setup, sampling_pass.label
     engine = Engine(
@@ -232,11 +249,18 @@ def _sample(
         should_stop=preemption.should_stop,
     )
     writer = sampling_pass.folder.trace_writer(sampling_pass.round_index, sampling_pass.sampling, jax.process_index())
-    with preemption.defer():
-        for judged in judge_while_sampling(batches, setup.pool, sampling_pass.questions):
+    reached, meter = Progress(0, 0), SamplingFigures(sampling_pass.num_slots * setup.sampler.layout.batch_ways)
+    with preemption.defer(), sampling_pass.profile or contextlib.nullcontext() as profile:
+        for chunk, judged in enumerate(judge_while_sampling(batches, setup.pool, sampling_pass.questions)):
+            if profile is not None:
+                profile.reach(chunk + 1)
             if judged:
                 own.files[writer.write(own.count(judged))] = len(judged)
-            on_judged(judged)
+            reached = on_judged(judged)
+            if (curves := meter.due(engine.statistics, reached)) is not None:
+                sampling_pass.log(reached.num_done, curves)
+    if (curves := meter.due(engine.statistics, reached, is_last=True)) is not None:
+        sampling_pass.log(reached.num_done, curves)
     figures = Statistics.combine(hosts.all_gather(f"{label}: figures", dataclasses.asdict(engine.statistics)))
     occupancy = figures.occupancy(sampling_pass.num_slots)
     say(

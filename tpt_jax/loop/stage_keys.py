@@ -60,7 +60,9 @@ READ_BY: Mapping[str, frozenset[Kind]] = {
     **_only("train", "num_epochs max_steps rows sequence_length micro_batches attention remat loss optimizer"),
     "train.offload": NO_STAGE,
     "train.save_every": NO_STAGE,
-    "wandb_project": NO_STAGE,
+    "trackers": NO_STAGE,
+    "profile_steps": NO_STAGE,
+    "profile_chunks": NO_STAGE,
 }
 
 

@@ -13,6 +13,7 @@ from tpt_jax.config import LORA_LEARNING_RATE, TrainConfig
 from tpt_jax.io.paths import Path
 from tpt_jax.prompts import Example
 from tpt_jax.runtime import preemption
+from tpt_jax.runtime.profiling import Profile
 from tpt_jax.terminal import listed, progress, say
 from tpt_jax.train.compile import TrainerProgram
 from tpt_jax.train.data import split_by_length
@@ -52,12 +53,14 @@ def fine_tune(
     label: str,
     saves: Path | None = None,
     on_step: Callable[[StepRecord], None] = lambda record: None,
+    profile: Profile | None = None,
 ) -> Trained:
     """Trains on the examples, or on the rest of them after an earlier process was killed.
 
     Args:
       load_parameters: returns the parameters to start from, which are donated.
       examples: at least one fits train.sequence_length.
+      profile: traces some of the steps.
       saves: folder for the state of the unfinished training, which the caller removes afterwards; None to save nothing.
 
     Raises:
@@ -79,7 +82,9 @@ def fine_tune(
         checkpoints = None
         if saves is not None:
             checkpoints = stack.enter_context(contextlib.closing(TrainingCheckpoints(saves, config.save_every)))
-        fit = FineTuning(trainer, load_parameters, fitting, config, seed, checkpoints, preemption.should_stop)
+        if profile is not None:
+            stack.enter_context(profile)
+        fit = FineTuning(trainer, load_parameters, fitting, config, seed, checkpoints, preemption.should_stop, profile)
         started, tokens_before = time.monotonic(), fit.counts.packed_tokens
         with progress(label, fit.num_steps, "steps", fit.first_step) as advance, preemption.defer():
             for record in fit:

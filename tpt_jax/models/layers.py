@@ -36,6 +36,7 @@ def _bias(shape: tuple[int, ...], axes: LogicalAxes) -> nnx.Param:
     return nnx.Param(jnp.zeros(shape, jnp.float32), logical_axes=axes)
 
 
+@jax.named_scope("norm")
 def rms_norm(x: Float[Array, "... D"], scale: Float[Array, " D"], config: ModelConfig) -> Float[Array, "... D"]:
     """Root-mean-square norm in fp32; the scale is 1 + w for Gemma, w for LLaMA, as in their published code."""
     wide = x.astype(jnp.float32)
@@ -79,6 +80,7 @@ class Layers(nnx.Module):
         result = product(equation, x, getattr(self, name)[...])
         return result + self.adapters[name](equation, x) if name in self.adapters else result
 
+    @jax.named_scope("layer")
     def apply(
         self,
         x: Float[Array, "B T D"],

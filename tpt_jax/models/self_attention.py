@@ -39,6 +39,7 @@ def choose_kernel(mesh: Mesh, sequence_length: int) -> Kernel:
     return "tokamax" if platform == "gpu" else "xla"
 
 
+@jax.named_scope("attention")
 def self_attention(
     query: Float[Array, "B T N H"],
     key: Float[Array, "B T K H"],

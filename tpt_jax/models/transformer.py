@@ -64,6 +64,7 @@ class Decoder(nnx.Module):
         scores = product("...D,VD->...V", hidden, self.output_table, jnp.dtype("float32"))
         return softcap(scores, self.config.final_softcap)
 
+    @jax.named_scope("embedding")
     def embed(self, tokens: jax.Array, layout: Layout, dtype: jnp.dtype) -> Float[Array, "B T D"]:
         x = embedding_lookup(self.embedding[...], tokens, layout, dtype)
         if self.config.is_gemma:

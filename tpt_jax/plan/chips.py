@@ -1,4 +1,4 @@
-"""Peak figures of the TPU chips, on which a plan's bounds rest.
+"""Peak figures of the TPU chips, on which a plan's bounds rest, and the peak flops of GPUs, for MFU.
 
 Flops and bandwidth: cloud.google.com/tpu/docs, the page of each version ("Key chip specifications"). Memory: what the
 compiler leaves to a program, taken from its own out-of-memory errors. All figures are per JAX device: one chip (a v4
@@ -8,6 +8,8 @@ Links between chips (ICI): Austin et al., "How to Scale Your Model", chapter 2, 
 direction. The pages of the versions give ten percent more, as the sum of both directions of all links: 400 GB/s for the
 four links of a v5e, 800 for those of a v6e, 1,200 for the six of a v5p or tpu7x. The book has no tpu7x; its links are
 taken to be those of a v5p, shared by the two devices of a chip.
+
+Flops of GPUs: NVIDIA's data sheet of each, "BFLOAT16 Tensor Core" without sparsity, half of that with it.
 """
 
 import dataclasses
@@ -59,6 +61,32 @@ CHIPS: Mapping[str, Chip] = {
     "v6e": Chip(31.25 * GIB, 918e12, 1640e9, 90e9, torus_axes=2),
     "tpu7x": Chip(94.75 * GIB, 1153.5e12, 3690e9, 45e9, torus_axes=3, per_chip=2),
 }
+
+
+TPU_KINDS: Mapping[str, str] = {  # what JAX calls them
+    "TPU v4": "v4",
+    "TPU v5 lite": "v5e",
+    "TPU v5": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU7x": "tpu7x",
+}
+GPU_FLOPS: Mapping[str, float] = {  # by the start of the name, the longer of two first
+    "NVIDIA H200 NVL": 835.5e12,
+    "NVIDIA H200": 989.5e12,
+    "NVIDIA H100 NVL": 835.5e12,
+    "NVIDIA H100 PCIe": 756.5e12,
+    "NVIDIA H100": 989.5e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA L4": 121e12,
+}
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Peak flops per second in bfloat16 of a JAX device, by its `device_kind`; None if the chip is not known."""
+    if device_kind in TPU_KINDS:
+        return CHIPS[TPU_KINDS[device_kind]].flops
+    names = (name for name in GPU_FLOPS if device_kind == name or device_kind.startswith((f"{name} ", f"{name}-")))
+    return GPU_FLOPS.get(next(names, ""))
 
 
 def chip_of(topology: str) -> Chip:

@@ -3,18 +3,19 @@
 import os
 from collections.abc import Sequence
 
-from tpt_jax.io.paths import Path, to_path
+from tpt_jax.io.paths import to_path
+from tpt_jax.report.show import Report
 
 AnyName = str | os.PathLike[str]
 
 
-def write_report(run_dirs: Sequence[AnyName], output: AnyName | None = None) -> Path:
-    """Writes the report of one run, of several together, or of a sweep, and returns its path.
+def write_report(run_dirs: AnyName | Sequence[AnyName], output: AnyName | None = None) -> Report:
+    """Writes the report of one run, of several together, or of a sweep: `write_report("runs/a").show()` in a notebook.
 
     Unfinished runs are shown up to their current state.
 
     Args:
-      run_dirs: run folders, or one sweep's folder.
+      run_dirs: a run folder or several, or one sweep's folder.
       output: the HTML file; by default report.html in the first folder.
 
     Raises:
@@ -28,9 +29,10 @@ def write_report(run_dirs: Sequence[AnyName], output: AnyName | None = None) -> 
     from tpt_jax.report.read import read_runs
     from tpt_jax.report.sweep_page import render_sweep
 
+    run_dirs = [run_dirs] if isinstance(run_dirs, str | os.PathLike) else run_dirs
     path = to_path(run_dirs[0]) / "report.html" if output is None else to_path(output)
     if path.is_dir():
         raise UserError(f"{path}: is a folder; give the name of an HTML file to write")
     page = render_sweep(run_dirs[0]) if len(run_dirs) == 1 else None
     write_atomically(path, page or render(read_runs([RunFolder.open_existing(run_dir) for run_dir in run_dirs])))
-    return path
+    return Report(path)

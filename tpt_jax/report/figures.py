@@ -15,15 +15,24 @@ PERCENT = Unit(lambda value: f"{100 * value:.3g}%", words.percent)
 COUNT = Unit(words.compact, words.count)
 TOKENS = Unit(words.compact, words.number)
 LOSS = Unit(words.number, lambda value: f"{value:.4g}")
+SMALL = Unit(lambda value: f"{value:.2g}", lambda value: f"{value:.3g}")
+CURVE_CHARTS = (
+    ("loss", "Training loss", LOSS),
+    ("learning_rate", "Learning rate", SMALL),
+    ("grad_norm", "Norm of the gradient, before clipping", LOSS),
+    ("tokens_per_second", "Training speed, in tokens per second", TOKENS),
+)
 ROUND_AXIS = "round (0: base model)"
 TIME_UNITS = ((3600, "hours"), (60, "minutes"), (1, "seconds"))
 VERDICT_COLORS = (0, 2, 5, 1, 3, 4)  # the two kinds of correct, the most frequent other kind in grey, the rest
 SAME_RATE = 0.0005  # rates closer than this are printed alike
 
 
-def run_charts(run: Run) -> list[Markup]:
-    """The charts in a run's own section."""
+def run_charts(run: Run, *, is_running: bool = False) -> list[Markup]:
+    """The charts in a run's own section; while it goes on, first those that change all the time."""
+    curves = _curves(run)
     charts = (
+        *(curves if is_running else ()),
         _pass_rates(run),
         _pass_at_curves(run),
         _variety(run),
@@ -33,7 +42,7 @@ def run_charts(run: Run) -> list[Markup]:
         _mean_lengths(run),
         _length_histogram(run),
         _seconds(run),
-        _loss(run),
+        *(() if is_running else curves),
     )
     return [chart for chart in charts if chart is not None]
 
@@ -181,18 +190,24 @@ def _seconds(run: Run) -> Markup | None:
     return stacked_bars(f"Time per stage, in {name}", labels, layers, unit=unit, x_name=ROUND_AXIS)
 
 
-def _loss(run: Run) -> Markup | None:
-    curve: list[Point] = []
+def _curves(run: Run) -> list[Markup]:
+    """The curves of training; those that an older run did not log are left out."""
+    charts = (_curve(run, name, title, unit) for name, title, unit in CURVE_CHARTS)
+    return [chart for chart in charts if chart is not None]
+
+
+def _curve(run: Run, name: str, title: str, unit: Unit) -> Markup | None:
+    points: list[Point] = []
     marks: list[tuple[float, str]] = []
-    losses, first_step = run.losses, 0
-    for index, points in losses.points.items():
+    curves, first_step = run.curves, 0
+    for index, values in curves.points[name].items():
         marks.append((first_step, f"round {index}"))
-        steps = range(first_step, first_step + losses.num_steps[index], losses.stride)
-        curve += [Point(step, loss) for step, loss in zip(steps, points, strict=True) if loss is not None]
-        first_step += losses.num_steps[index]
-    if not curve:
+        steps = range(first_step, first_step + curves.num_steps[index], curves.stride)
+        points += [Point(step, value) for step, value in zip(steps, values, strict=True) if value is not None]
+        first_step += curves.num_steps[index]
+    if not points:
         return None
-    notes = [f"Each point is the mean of {losses.stride} steps."] if losses.stride > 1 else []
-    if losses.num_not_finite:
-        notes.append(f"The loss was not finite in {losses.num_not_finite:,} of {first_step:,} steps.")
-    return curve_chart("Training loss", curve, marks, unit=LOSS, x_name="step", note=" ".join(notes))
+    notes = [f"Each point is the mean of {curves.stride} steps."] if curves.stride > 1 else []
+    if name == "loss" and curves.num_not_finite:
+        notes.append(f"The loss was not finite in {curves.num_not_finite:,} of {first_step:,} steps.")
+    return curve_chart(title, points, marks, unit=unit, x_name="step", note=" ".join(notes))

@@ -85,6 +85,31 @@ def facts(run: Run) -> list[str]:
     return [phrase for phrase in phrases if phrase]
 
 
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """What a run is doing: a sentence, and the share of the stage that is done if it is known."""
+
+    sentence: str
+    share: float | None = None
+
+
+def progress(run: Run) -> Progress:
+    """What a run that goes on is doing now, by the last line of its curves."""
+    at = run.curves.position
+    if at is None:
+        return Progress("The run goes on.")
+    numbers = at.numbers
+    rate = f", {words.number(numbers['tokens_per_second'])} tokens/s" if "tokens_per_second" in numbers else ""
+    if at.phase == "train":
+        loss = f", loss {numbers['loss']:.4g}" if "loss" in numbers else ""
+        return Progress(f"Round {at.round} trains: {words.count(at.step + 1)} steps{loss}{rate}.")
+    done, expected = numbers.get("traces", 0.0), max(1.0, numbers.get("expected_traces", 1.0))
+    busy = f", {words.percent(numbers['slots_busy'])} of slots busy" if "slots_busy" in numbers else ""
+    verb = "thinks" if at.phase == "think" else "is evaluated"
+    sentence = f"Round {at.round} {verb}: {words.count(done)} of {words.count(expected)} traces{rate}{busy}."
+    return Progress(sentence, min(1.0, done / expected))
+
+
 def comparison(runs: Sequence[Run]) -> list[str]:
     """A sentence for each further run: the first run against it, after the last round that both finished."""
     return [sentence for other in runs[1:] if (sentence := _compare(runs[0], other))]

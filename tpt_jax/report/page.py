@@ -7,7 +7,7 @@ import jinja2
 
 from tpt_jax.report import words
 from tpt_jax.report.figures import comparison_charts, run_charts
-from tpt_jax.report.headline import comparison, facts, headline
+from tpt_jax.report.headline import comparison, facts, headline, progress
 from tpt_jax.report.read import STAGES, Run
 
 FILTERS = (
@@ -39,11 +39,25 @@ def template(name: str) -> jinja2.Template:
     return environment.get_template(name)
 
 
-def render(runs: Sequence[Run]) -> str:
-    """The report as HTML. It loads nothing from the network, and its security policy forbids that too."""
+def render(runs: Sequence[Run], refresh_seconds: int | None = None) -> str:
+    """The report as HTML. It loads nothing from the network, and its security policy forbids that too.
+
+    Args:
+      refresh_seconds: how often the page loads itself again, while its run goes on; None for never.
+    """
     return template("page.html").render(
         title=", ".join(run.label for run in runs) if len(runs) <= MAX_NAMES_IN_TITLE else f"{len(runs)} runs",
-        runs=[{"run": run, "headline": headline(run), "facts": facts(run), "charts": run_charts(run)} for run in runs],
+        runs=[
+            {
+                "run": run,
+                "headline": headline(run),
+                "facts": facts(run),
+                "charts": run_charts(run, is_running=refresh_seconds is not None),
+            }
+            for run in runs
+        ],
+        refresh_seconds=refresh_seconds,
+        progress=progress(runs[0]) if refresh_seconds else None,
         comparison=comparison(runs),
         comparison_charts=comparison_charts(runs) if len(runs) > 1 else [],
         stages=[stage for stage in STAGES if any(stage in result.seconds for run in runs for result in run.rounds)],

@@ -1,7 +1,6 @@
 """Reads what the report shows of a run, finished or not."""
 
 import dataclasses
-import math
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,12 +8,12 @@ from typing import Any
 import yaml
 
 from tpt_jax.io.yaml_text import parse_yaml
-from tpt_jax.loop.run_folder import RunFolder, Stage, read_metrics_log
+from tpt_jax.loop.run_folder import RunFolder, Stage
 from tpt_jax.report import words
+from tpt_jax.report.curves import Curves, is_finite, read_curves
 from tpt_jax.report.traces import Group, HeldOut, choose_groups, read_held_out
 
 STAGES: tuple[Stage, ...] = typing.get_args(Stage)
-MAX_LOSS_POINTS = 240  # more points of a curve cannot be told apart
 RATES = ("pass_at_1", "pass_at_k", "maj_at_k", "strict_pass_at_1", "strict_pass_at_k")
 
 
@@ -64,23 +63,6 @@ class RoundResult:
 
 
 @dataclasses.dataclass(frozen=True)
-class LossCurve:
-    """The loss of all training steps, thinned to about MAX_LOSS_POINTS points.
-
-    Attributes:
-      stride: the number of steps of a point.
-      points: by round, the mean of each `stride` steps; None if none of them was finite.
-      num_steps: by round.
-      num_not_finite: steps, in all rounds.
-    """
-
-    stride: int
-    points: Mapping[int, Sequence[float | None]]
-    num_steps: Mapping[int, int]
-    num_not_finite: int
-
-
-@dataclasses.dataclass(frozen=True)
 class Run:
     """One run.
 
@@ -100,7 +82,7 @@ class Run:
     int8_parts: tuple[str, ...]
     num_planned: int | None
     rounds: tuple[RoundResult, ...]
-    losses: LossCurve
+    curves: Curves
     held_out: tuple[HeldOut, ...]
     groups: tuple[Group, ...]
 
@@ -146,7 +128,7 @@ def _read_run(folder: RunFolder) -> Run:
         int8_parts=_int8_parts(config.get("think")),
         num_planned=num_planned if isinstance(num_planned, int) and folder.verb == "run" else None,
         rounds=results,
-        losses=_losses(folder),
+        curves=read_curves(folder),
         held_out=held_out,
         groups=choose_groups(folder, held_out),
     )
@@ -196,7 +178,7 @@ def _result(round_index: int, metrics: Mapping[str, Any]) -> RoundResult:
 
 def _change(metrics: Mapping[str, Any], name: str) -> Rate | None:
     values = _mapping(metrics.get("paired")).get(name)
-    if not isinstance(values, list) or len(values) != 3 or not all(map(_is_finite, values)):
+    if not isinstance(values, list) or len(values) != 3 or not all(map(is_finite, values)):
         return None
     return Rate(values[0], (values[1], values[2]))
 
@@ -206,7 +188,7 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def _numbers(value: Any) -> dict[str, float]:
-    return {name: number for name, number in _mapping(value).items() if _is_finite(number)}
+    return {name: number for name, number in _mapping(value).items() if is_finite(number)}
 
 
 def _by_stage(value: Any) -> dict[Stage, float]:
@@ -215,39 +197,5 @@ def _by_stage(value: Any) -> dict[Stage, float]:
 
 
 def _interval(bounds: Any) -> tuple[float, float] | None:
-    is_valid = isinstance(bounds, list) and len(bounds) == 2 and all(map(_is_finite, bounds))
+    is_valid = isinstance(bounds, list) and len(bounds) == 2 and all(map(is_finite, bounds))
     return (bounds[0], bounds[1]) if is_valid else None
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _losses(folder: RunFolder) -> LossCurve:
-    """Reads the curve of the loss, and thins it meanwhile: the stride doubles as often as there are too many points."""
-    stride, num_in_all, num_not_finite = 1, 0, 0
-    num_steps: dict[int, int] = {}
-    sums: dict[int, list[tuple[float, int]]] = {}  # by round, of each `stride` steps: the finite losses, their number
-    for line in read_metrics_log(folder.metrics_log):
-        if line.get("phase") != "train" or "loss" not in line:
-            continue
-        if num_in_all == MAX_LOSS_POINTS * stride:
-            stride *= 2
-            sums = {index: _merged(of_round) for index, of_round in sums.items()}
-        index, is_finite = int(line.get("round") or 0), _is_finite(line["loss"])
-        of_round, step = sums.setdefault(index, []), num_steps.get(index, 0)
-        if step % stride == 0:
-            of_round.append((0.0, 0))
-        if is_finite:
-            of_round[-1] = (of_round[-1][0] + line["loss"], of_round[-1][1] + 1)
-        num_steps[index] = step + 1
-        num_in_all += 1
-        num_not_finite += not is_finite
-    points = {index: [total / count if count else None for total, count in sums[index]] for index in sorted(sums)}
-    return LossCurve(stride, points, num_steps, num_not_finite)
-
-
-def _merged(sums: Sequence[tuple[float, int]]) -> list[tuple[float, int]]:
-    """Each two neighbours as one."""
-    pairs = (sums[start : start + 2] for start in range(0, len(sums), 2))
-    return [(sum(total for total, _ in pair), sum(count for _, count in pair)) for pair in pairs]

@@ -4,9 +4,9 @@ import contextlib
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -18,6 +18,24 @@ GIB = 2**30
 USABLE = 0.95  # share of a device's memory to plan with: fragmentation, and results on their way to the host
 CPU_SHARE = 0.5  # of the machine's free memory, for all its emulated devices
 TPU_OUT_OF_MEMORY = re.compile(r"\(([\d.]+)G\) exceeds available HBM \(([\d.]+)G\)")  # XLA's TPU compiler
+
+
+class MemoryInUse(NamedTuple):
+    """Memory of one device in use now, and the most there was since the process started; bytes."""
+
+    now: int
+    peak: int
+
+
+def memory_in_use(devices: Sequence[Any]) -> list[MemoryInUse]:
+    """The memory in use on each device; empty if they do not report it, as CPUs do not. No device waits for it."""
+    reports: list[dict[str, int] | None] = [device.memory_stats() for device in devices]
+    known = [report for report in reports if report is not None and "bytes_in_use" in report]
+    if len(known) < len(devices):
+        return []
+    return [
+        MemoryInUse(report["bytes_in_use"], report.get("peak_bytes_in_use", report["bytes_in_use"])) for report in known
+    ]
 
 
 @dataclasses.dataclass(frozen=True)

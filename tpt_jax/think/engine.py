@@ -148,12 +148,16 @@ class Engine:
     def _chunks(self, parameters: nnx.State, pass_: "_Pass", fetcher: ThreadPoolExecutor) -> Iterator[ChunkResult]:
         """Decodes chunk after chunk until the schedule is done."""
         ready_at = time.monotonic()
+        num_queued = 0
         slots = self._program.start(parameters, self._program.place_prefix(self._prefix))
         in_flight: collections.deque[tuple[float, Future[ChunkResult]]] = collections.deque()
         num_left = 1
         while not pass_.schedule.is_done(num_left):
             while len(in_flight) < CHUNKS_IN_FLIGHT:
-                slots, finished = self._program.decode_chunk(parameters, pass_.prompts, pass_.next_queue(), slots)
+                queue = pass_.next_queue()
+                with jax.profiler.StepTraceAnnotation("think", step_num=num_queued):
+                    slots, finished = self._program.decode_chunk(parameters, pass_.prompts, queue, slots)
+                num_queued += 1
                 in_flight.append((time.monotonic(), fetcher.submit(_fetch, finished, self._num_shards)))
             queued_at, future = in_flight.popleft()
             self.statistics.idle_seconds += max(0.0, queued_at - ready_at)

@@ -52,7 +52,12 @@ class PackedBatch:
 
     arrays: Batch
     example_ids: tuple[str, ...]
-    num_tokens: int  # without padding
+    lengths: tuple[int, ...]  # tokens of each example
+
+    @property
+    def num_tokens(self) -> int:
+        """Without padding."""
+        return sum(self.lengths)
 
 
 def split_by_length(examples: Sequence[Example], sequence_length: int) -> tuple[list[Example], list[Example]]:
@@ -126,7 +131,8 @@ def _pack(rows: Sequence[Sequence[Example]], shape: BatchShape) -> PackedBatch:
         for array in (tokens, targets, loss_weights, positions, segment_ids)
     ]
     ids = tuple(example.id for row in rows for example in row)
-    return PackedBatch(Batch(*micro_batches), ids, int((segment_ids > 0).sum()))  # pyright: ignore[reportArgumentType]
+    lengths = tuple(row_length(example) for row in rows for example in row)
+    return PackedBatch(Batch(*micro_batches), ids, lengths)  # pyright: ignore[reportArgumentType]
 
 
 def _segments(rows: Sequence[Sequence[Example]]) -> Iterator[tuple[int, slice, int, Example]]:

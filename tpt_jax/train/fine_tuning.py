@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 import grain
+import jax
 from flax import nnx
 
 from tpt_jax.checkpoints.training import Saved, TrainingCheckpoints
@@ -12,6 +13,7 @@ from tpt_jax.config import TrainConfig
 from tpt_jax.errors import Stopped
 from tpt_jax.models.masters import split_trained
 from tpt_jax.prompts import Example
+from tpt_jax.runtime.profiling import Profile
 from tpt_jax.train.compile import TrainerProgram
 from tpt_jax.train.data import PackedBatch, packed_batches
 from tpt_jax.train.optimizer import learning_rate_at
@@ -30,7 +32,12 @@ class StepRecord:
     learning_rate: float
     grad_norm: float
     tokens: int  # completion tokens
-    packed_tokens: int  # prompt and completion tokens, without padding
+    lengths: tuple[int, ...]  # prompt and completion tokens of each example
+
+    @property
+    def packed_tokens(self) -> int:
+        """Prompt and completion tokens, without padding."""
+        return sum(self.lengths)
 
     @property
     def curves(self) -> dict[str, float]:
@@ -68,6 +75,7 @@ class FineTuning:
         seed: int,
         checkpoints: TrainingCheckpoints | None = None,
         should_stop: Callable[[], bool] = lambda: False,
+        profile: Profile | None = None,
     ):
         """Starts at step 0, or after the newest save in `checkpoints`.
 
@@ -77,11 +85,13 @@ class FineTuning:
           examples: each at most sequence_length + 1 tokens long.
           checkpoints: saves of this fine-tuning; None to save nothing.
           should_stop: called after every step; True saves the state and raises Stopped.
+          profile: traces some of the steps.
         """
         self._program = program
         self._config = config
         self._checkpoints = checkpoints
         self._should_stop = should_stop
+        self._profile = profile
         batches = packed_batches(examples, program.batch_shape, seed=seed, num_epochs=config.num_epochs)
         self.num_steps = min(len(batches), config.max_steps or len(batches))
         self._batches = iter(batches[: self.num_steps].to_iter_dataset(READ_AHEAD))
@@ -110,7 +120,13 @@ class FineTuning:
         pending: _PendingStep | None = None
         for step, batch in enumerate(self._batches, start=self.first_step):
             learning_rate = learning_rate_at(step, self.num_steps, self._config)
-            self._state, metrics = self._program.step(self._state, batch.arrays, learning_rate)
+            if self._profile is not None:
+                if self._profile.is_edge(step) and pending is not None:
+                    yield self._record(pending)  # waits: only whole steps are in the trace
+                    pending = None
+                self._profile.reach(step)
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                self._state, metrics = self._program.step(self._state, batch.arrays, learning_rate)
             if pending is not None:
                 yield self._record(pending)
             pending = _PendingStep(step, learning_rate, batch, metrics)
@@ -134,10 +150,10 @@ class FineTuning:
                 f"train step {pending.step}: the {name} is {value} and the step was not applied; lower "
                 f"train.optimizer.learning_rate, or inspect the step's traces: {', '.join(pending.batch.example_ids)}"
             )
-        tokens, packed_tokens = int(pending.metrics.num_tokens), pending.batch.num_tokens
+        tokens, lengths = int(pending.metrics.num_tokens), pending.batch.lengths
         self.counts.tokens += tokens
-        self.counts.packed_tokens += packed_tokens
-        return StepRecord(pending.step, self.num_steps, loss, pending.learning_rate, grad_norm, tokens, packed_tokens)
+        self.counts.packed_tokens += sum(lengths)
+        return StepRecord(pending.step, self.num_steps, loss, pending.learning_rate, grad_norm, tokens, lengths)
 
 
 def _without_frozen(state: TrainState) -> TrainState:

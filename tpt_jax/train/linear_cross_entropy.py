@@ -63,6 +63,7 @@ class _Options:
         return self.layout.rules["vocab"]
 
 
+@jax.named_scope("loss")
 def linear_cross_entropy(
     hidden: Float[Array, "B T D"],
     table: Float[Array, "V D"],

@@ -76,7 +76,9 @@ def train_step(
     gradients = jax.tree.map(lambda total: total / count, gradients)
     metrics = StepMetrics(loss / count, optax.tree.norm(gradients), count.astype(jnp.int32))
 
-    updates, optimizer_state = options.optimizer.update(gradients, state.optimizer, state.trained)
+    updates, optimizer_state = jax.named_scope("optimizer")(options.optimizer.update)(
+        gradients, state.optimizer, state.trained
+    )
     trained = jax.tree.map(lambda weight, update: weight + update * learning_rate, state.trained, updates)
     is_finite = state.is_finite & jnp.isfinite(metrics.loss) & jnp.isfinite(metrics.grad_norm)
 
