@@ -29,7 +29,7 @@ PRUNING: Mapping[str, Any] = {"steps": ["any"], "max_per_question": 2, "max_trac
 CHANGES: Mapping[str, tuple[str, Any]] = {
     "name": (NOTHING, "other"),
     "model.path": (f"W0 {ALL_BUT_BASE}", "other"),
-    "model.source": (NOTHING, "elsewhere"),
+    "model.version": (f"W0 {ALL_BUT_BASE}", "2"),
     "model.compute_dtype": (ALL_BUT_BASE, "bfloat16"),
     "task.name": (ALL_BUT_BASE, "gsm8k"),
     "task.templates": (ALL_BUT_BASE, [43, 10]),

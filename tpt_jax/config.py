@@ -76,13 +76,16 @@ class ModelSource:
     """Which model to load, and its compute type.
 
     Attributes:
-      path: a Hugging Face checkpoint folder, a run's checkpoint, or "quickstart" for the model shipped in the package.
-      source: where to download the model; shown if `path` does not exist.
+      path: a Hugging Face checkpoint folder, a run's checkpoint, or "quickstart" for the model shipped in the package;
+        or the name of a model that is downloaded: "owner/name" or "hf://owner/name@revision" from the Hugging Face Hub,
+        "kaggle://owner/model/framework/variation" from Kaggle. A folder of that name wins.
+      version: the commit on the Hub, or the version on Kaggle; null for the newest when the run starts, which is recorded
+        here, so that a resumed run has the same weights.
       compute_dtype: for sampling and for the forward and backward pass; master weights are always fp32.
     """
 
     path: str
-    source: str | None = None
+    version: str | None = None
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
 
 

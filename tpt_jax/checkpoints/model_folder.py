@@ -1,7 +1,6 @@
 """Models on disk: a Hugging Face folder, or a run's checkpoint, which differs only in how the weights are stored."""
 
 import dataclasses
-import importlib.resources
 import os
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -11,6 +10,7 @@ from flax import nnx
 from flax.traverse_util import flatten_dict
 
 from tpt_jax.checkpoints.checksums import verify_checksums
+from tpt_jax.checkpoints.model_names import find_version, full_name, local_folder
 from tpt_jax.config import check_value
 from tpt_jax.errors import UserError
 from tpt_jax.io.downloads import check_links
@@ -22,7 +22,6 @@ from tpt_jax.models.transformer import abstract_parameters, place_abstract
 from tpt_jax.runtime import hosts
 from tpt_jax.runtime.sharding import Layout
 
-QUICKSTART = "quickstart"  # the name of the model that ships with the package
 PARAMETERS = "parameters"  # the orbax folder inside a checkpoint
 
 WeightType = Literal["bfloat16", "float32"]
@@ -30,31 +29,36 @@ WeightType = Literal["bfloat16", "float32"]
 
 @dataclasses.dataclass(frozen=True)
 class ModelFolder:
-    """A folder that holds a model: weights, config.json and the tokenizer's files."""
+    """A folder that holds a model: weights, config.json and the tokenizer's files.
+
+    Attributes:
+      name: what it was opened as; of a model on the Hub or on Kaggle, with its commit or version.
+    """
 
     path: Path
     config: ModelConfig
+    name: str = ""
 
     @classmethod
-    def open(cls, name: str | os.PathLike[str], source: str | None = None) -> "ModelFolder":
-        """Opens a folder, or the model that ships with the package under the name "quickstart".
+    def open(cls, name: str | os.PathLike[str], version: str | None = None) -> "ModelFolder":
+        """Opens a folder, a model on the Hugging Face Hub or on Kaggle, or "quickstart", which ships with the package.
+
+        Several hosts call it together. A model that is not on this machine is downloaded.
 
         Args:
-          source: where to download the model, for the message if the folder is missing.
+          name: a folder; "owner/name" or "hf://owner/name@revision"; or "kaggle://owner/model/framework/variation".
+          version: the commit on the Hub, or version on Kaggle, that the model had earlier; None for the present one.
 
         Raises:
-          UserError: the folder is missing, the decoder does not support its model, or a file that goes into checkpoints
-            is a link to somewhere else.
+          UserError: the model is missing, the decoder does not support it, or a file that goes into checkpoints is a
+            link to somewhere else.
+          MachineError: the Hub or Kaggle cannot be reached.
         """
-        if str(name) == QUICKSTART:
-            path = to_path(str(importlib.resources.files("tpt_jax.quickstart") / "model"))
-        else:
-            path = to_path(name)
-        if source is not None and not path.is_dir():
-            raise UserError(f"{path}: no such folder; download {source} there, or set model.path to where you have it")
+        version = find_version(name) if version is None else version
+        path = local_folder(name, version)
         config = read_model_config(path)
         check_links(path, ("config.json", *SIDE_FILES))
-        return cls(path, config)
+        return cls(path, config, full_name(name, version))
 
     def check_weights(self) -> None:
         """Checks names, types and shapes of the weights against the config, without reading them: within a second.

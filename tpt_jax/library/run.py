@@ -19,6 +19,7 @@ from tpt_jax.loop.rounds import Loop
 from tpt_jax.loop.run_folder import RunFolder
 from tpt_jax.loop.setup import Workshop
 from tpt_jax.loop.sharing import Sharing
+from tpt_jax.loop.versions import with_version
 from tpt_jax.loop.weights import Weights
 from tpt_jax.report import write_report
 from tpt_jax.runtime import environment, hosts
@@ -67,6 +68,7 @@ def run(
 
     Raises:
       UserError: something that the config names is missing or does not fit, or the folder holds another run.
+      MachineError: a model has to be downloaded, and cannot be.
       FloatingPointError: a loss, gradient or logit is not finite.
     """
     environment.prepare()
@@ -76,6 +78,7 @@ def run(
         raise UserError(f"run: {', '.join(overrides)}: a loaded config takes no overrides; give its file instead")
     path = to_path(run_dir or os.path.join("runs", folder_name(config.name)))
     with own_folder(path, "--run_dir"), Workshop() as workshop:
+        config = with_version(config, path)
         folder = RunFolder.open(path, config)
         if config.wandb_project is not None and hosts.is_first():
             import_wandb(config.wandb_project)  # now, rather than after the compilation

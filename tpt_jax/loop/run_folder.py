@@ -364,11 +364,25 @@ def _first_difference(written: Path, config: RunConfig) -> str | None:
     Raises:
       UserError: the written file is not a config.
     """
+    return first_difference(plain_values(read_config(written)), plain_values(config))
+
+
+def read_config(written: Path) -> RunConfig:
+    """The config that a run was started with.
+
+    Raises:
+      UserError: the file is not a config, or not one of this version.
+    """
     try:
         tree = parse_yaml(written.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{written}: cannot be read; give another --run_dir") from error
-    return first_difference(plain_values(parse_config(tree)), plain_values(config))
+    try:
+        return parse_config(tree)
+    except UserError as error:
+        raise UserError(
+            f"{written}: {error}; if another version of tpt_jax wrote it, give another --run_dir"
+        ) from error
 
 
 def first_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
