@@ -65,6 +65,7 @@ class FakeHub:
         self.cut_after: dict[str, int] = {}
         self.users = {"hf_alice": "alice", "hf_bob": "bob"}
         self.sizes: dict[str, int] = {}  # that the server claims, by file name
+        self.is_gone = False
         self.server = http.server.ThreadingHTTPServer(("localhost", 0), _Handler)
         self.server.hub = self  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -103,6 +104,7 @@ def serve(port: int = 0) -> Iterator[FakeHub]:
         try:
             yield hub
         finally:
+            hub.is_gone = True
             hub.server.shutdown()
             hub.server.server_close()
             thread.join()
@@ -117,6 +119,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         """Says nothing."""
 
     def _handle(self) -> None:
+        if self.hub.is_gone:  # the client's connection is still open
+            self.close_connection = True
+            return
         url = urllib.parse.urlsplit(self.path)
         path = urllib.parse.unquote(url.path)
         self.token = (self.headers.get("Authorization") or "").removeprefix("Bearer ") or None

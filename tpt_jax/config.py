@@ -79,8 +79,8 @@ class ModelSource:
       path: a Hugging Face checkpoint folder, a run's checkpoint, or "quickstart" for the model shipped in the package;
         or the name of a model that is downloaded: "owner/name" or "hf://owner/name@revision" from the Hugging Face Hub,
         "kaggle://owner/model/framework/variation" from Kaggle. A folder of that name wins.
-      version: the commit on the Hub, or the version on Kaggle; null for the newest when the run starts, which is recorded
-        here, so that a resumed run has the same weights.
+      version: the commit on the Hub, or the version on Kaggle; null for the newest when the run starts, recorded
+        here so that a resumed run has the same weights.
       compute_dtype: for sampling and for the forward and backward pass; master weights are always fp32.
     """
 

@@ -16,7 +16,15 @@ QUICKSTART = "quickstart"  # the name of the model that ships with the package
 
 # The files of a repository that are used, and second copies of the weights, which are not. * stands for subfolders too.
 SECOND_COPIES = ("*/*.safetensors", "consolidated*.safetensors")
-FILES = ("config.json", "adapter_config.json", INDEX_FILE, "*.safetensors", *SIDE_FILES, "additional_chat_templates/*")
+FILES = (
+    "README.md",
+    "config.json",
+    "adapter_config.json",
+    INDEX_FILE,
+    "*.safetensors",
+    *SIDE_FILES,
+    "additional_chat_templates/*",
+)
 
 
 def find_version(name: str | os.PathLike[str]) -> str | None:

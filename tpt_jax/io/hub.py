@@ -68,7 +68,7 @@ def find_commit(name: HubName) -> str:
     """
     from huggingface_hub import HfApi
 
-    with _quiet(), errors_in_one_line(name):
+    with quiet(), errors_in_one_line(name):
         return HfApi().resolve_revision(name.repository, repo_type=name.kind, revision=name.revision).resolved
 
 
@@ -99,7 +99,7 @@ def fetch(name: HubName, commit: str, patterns: Sequence[str], ignored: Sequence
             **options,
         )
 
-    with _quiet(), errors_in_one_line(name):
+    with quiet(), errors_in_one_line(name):
         try:
             missing = [file for file in snapshot(dry_run=True) if file.will_download]
         except DryRunError as error:  # there is no list of the commit's files, neither here nor from the Hub
@@ -111,8 +111,16 @@ def fetch(name: HubName, commit: str, patterns: Sequence[str], ignored: Sequence
         num_bytes = sum(file.file_size or 0 for file in missing)
         if missing:
             _check_room(name, num_bytes)
-            say(f"{name}: fetching {len(missing)} files, {num_bytes / 1e9:,.2f} GB, of commit {commit[:12]}")
+            say(f"{name}: fetching {len(missing)} files, {_in_words(num_bytes)}, of commit {commit[:12]}")
         return pathlib.Path(snapshot())
+
+
+def cached_file(name: HubName, commit: str, file: str) -> pathlib.Path | None:
+    """A file of a repository, if it has been downloaded."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(name.repository, file, repo_type=name.kind, revision=commit)
+    return pathlib.Path(found) if isinstance(found, str) else None
 
 
 def _check_room(name: HubName, num_bytes: int) -> None:
@@ -123,13 +131,13 @@ def _check_room(name: HubName, num_bytes: int) -> None:
     free = shutil.disk_usage(existing).free
     if num_bytes and num_bytes + SPARE_BYTES > free:
         raise UserError(
-            f"{name}: needs {num_bytes / 1e9:,.2f} GB more, and {cache} has {free / 1e9:,.2f} GB free; make room, or "
+            f"{name}: needs {_in_words(num_bytes)} more, and {cache} has {_in_words(free)} free; make room, or "
             "set HF_HOME to a folder on a larger disk"
         )
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Leaves warnings to our own lines, and progress bars to the first host; others hide themselves off a terminal."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, logging
 
@@ -194,7 +202,10 @@ def _unreachable(name: HubName, error: Exception) -> Exception:
     place = f"and it is not complete in the cache, {constants.HF_HUB_CACHE}"
     if is_offline_mode():
         return UserError(f"{name}: HF_HUB_OFFLINE is set, {place}; unset it, or give a folder that has the model")
-    cause = error.__cause__ or error
+    cause: BaseException | None = error
+    while cause is not None and not _is_of_network(cause):
+        cause = cause.__cause__ or cause.__context__
+    cause = cause or error
     return MachineError(
         f"{name}: {constants.ENDPOINT} cannot be reached ({type(cause).__name__}: {_first_line(cause)}), {place}"
     )
@@ -216,6 +227,10 @@ def _describe_missing(name: HubName) -> str:
 
     hint = "" if get_token() else "; if it is private, set HF_TOKEN or run `hf auth login`"
     return f"{name.repository}: no such folder here, and no such repository at {name.url}{hint}"
+
+
+def _in_words(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:,.2f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:,.1f} MB"
 
 
 def _first_line(error: BaseException) -> str:

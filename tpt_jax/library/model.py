@@ -1,7 +1,9 @@
 """A model in memory: `load_model`, `Model` and `mesh`."""
 
+import contextlib
 import dataclasses
 import os
+import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -12,10 +14,13 @@ from jax.sharding import Mesh
 from tpt_jax.checkpoints.model_folder import ModelFolder, WeightType, check_export_folder, export
 from tpt_jax.config import MeshConfig, TrainConfig, check_value
 from tpt_jax.errors import UserError
+from tpt_jax.io.hub_push import find_target
 from tpt_jax.io.paths import to_path
+from tpt_jax.library.model_card import make_card
+from tpt_jax.library.push import push
 from tpt_jax.prompts import Prompt, load_prompt
 from tpt_jax.records import QuestionSet
-from tpt_jax.runtime import environment
+from tpt_jax.runtime import environment, hosts
 from tpt_jax.runtime.mesh import make_mesh
 from tpt_jax.runtime.sharding import TRAIN_RULES, Layout
 from tpt_jax.think.sampler import SamplerProgram, compile_sampler
@@ -99,7 +104,9 @@ class Model:
         )
 
     def export(self, output: str | os.PathLike[str], dtype: WeightType = "float32") -> None:
-        """Writes a Hugging Face folder that transformers and vLLM load.
+        """Writes a Hugging Face folder that transformers and vLLM load, with a model card.
+
+        `tpt.push` uploads it.
 
         Args:
           dtype: type of the written weights. bfloat16 halves the file, and rounds away changes of less than 1/512 of a
@@ -109,6 +116,9 @@ class Model:
           UserError: the folder is not empty, or not on a disk.
         """
         export(self.folder, self.live_parameters(), output, dtype)
+        if hosts.is_first():
+            make_card(self.folder, dtype).write(to_path(output))
+        hosts.barrier("model card")
 
 
 def mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
@@ -129,12 +139,13 @@ def load_model(name: str | os.PathLike[str], *, mesh: Mesh | None = None, comput
 
     Args:
       name: a Hugging Face folder, a run's checkpoint (runs/x/checkpoints/003), or "quickstart" for the model that ships
-        with the package.
+        with the package; or the name of a model that is downloaded, as `model.path` in a config.
       mesh: all devices along `fsdp` if not given.
       compute_dtype: "bfloat16" or "float32"; if not given float32 on a CPU, where it is faster, and bfloat16 elsewhere.
 
     Raises:
-      UserError: the folder has no model, or an unsupported or damaged one.
+      UserError: the folder has no model, or an unsupported or damaged one; or there is no model of that name.
+      MachineError: a model has to be downloaded, and cannot be.
     """
     environment.prepare()
     check_value("compute_dtype", compute_dtype, Literal["bfloat16", "float32"] | None)
@@ -146,12 +157,38 @@ def load_model(name: str | os.PathLike[str], *, mesh: Mesh | None = None, comput
 
 
 def export_checkpoint(
-    checkpoint: str | os.PathLike[str], output: str | os.PathLike[str], dtype: WeightType = "float32"
-) -> None:
-    """Writes a run's checkpoint as a Hugging Face folder, as `tpt export`.
+    checkpoint: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    dtype: WeightType = "float32",
+    *,
+    push_to: str | None = None,
+    private: bool = False,
+) -> str | None:
+    """Writes a run's checkpoint as a Hugging Face folder, and pushes it to the Hub if asked to, as `tpt export`.
+
+    Args:
+      output: the folder; not needed if the model is pushed.
+      push_to, private: as `name` and `private` of `push`; from one host only.
+
+    Returns:
+      The URL of the repository that it was pushed to.
 
     Raises:
-      UserError: there is no such checkpoint, or the output folder is not empty.
+      UserError: there is no such checkpoint, the output folder is not empty, or the repository is not ours. Nothing is
+        written then.
+      MachineError: the Hub cannot be reached.
     """
-    check_export_folder(to_path(output))
-    load_model(checkpoint).export(output, dtype)
+    if output is None and push_to is None:
+        raise UserError("output: give the folder to write, or push_to")
+    if output is not None:
+        check_export_folder(to_path(output))
+    if push_to is not None:
+        if hosts.count() > 1:
+            raise UserError(
+                "--push: several hosts would wait for the upload; give --output, then tpt.push(FOLDER, NAME)"
+            )
+        find_target(push_to, make_card(ModelFolder.open(checkpoint), dtype).metadata)  # before what takes time
+    with contextlib.ExitStack() as stack:
+        folder = output or stack.enter_context(tempfile.TemporaryDirectory(prefix="tpt_export_"))
+        load_model(checkpoint).export(folder, dtype)
+        return None if push_to is None else push(folder, push_to, private=private)

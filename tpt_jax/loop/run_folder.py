@@ -16,6 +16,7 @@ On several hosts the first one reads and writes everything but traces and checkp
 """
 
 import dataclasses
+import hashlib
 import io
 import itertools
 import json
@@ -383,6 +384,12 @@ def read_config(written: Path) -> RunConfig:
         raise UserError(
             f"{written}: {error}; if another version of tpt_jax wrote it, give another --run_dir"
         ) from error
+
+
+def settings_digest(config: RunConfig) -> str:
+    """A checksum of the settings that affect results; runs with the same one have the same results."""
+    values = {key: value for key, value in flat(plain_values(config)).items() if not MAY_CHANGE.fullmatch(key)}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def first_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
