@@ -22,6 +22,7 @@ from tpt_jax.prune.registry import DEFAULT_STEPS, dump_steps, parse_steps
 from tpt_jax.prune.step import AnyStep
 from tpt_jax.records import Until
 from tpt_jax.tasks import TASKS, AnyTaskConfig, TaskConfig
+from tpt_jax.tasks.file import Source
 
 Fraction = Annotated[float, pydantic.Field(ge=0, le=1)]
 Seed = Annotated[int, pydantic.Field(ge=0, lt=2**32)]
@@ -496,7 +497,7 @@ def _parse_text(key: str, text: str, tree: Mapping[str, Any]) -> Any:
     section = _section(RunConfig, sections, _task_name(tree))
     types = {field.name: field.type for field in dataclasses.fields(section)} if section else {}
     expected = types.get(last)
-    if expected in (str, RunName, Path, Steps) or (expected in OPTIONAL_TEXTS and text != "null"):
+    if expected in (str, RunName, Path, Steps, Source) or (expected in OPTIONAL_TEXTS and text != "null"):
         return text
     try:
         return parse_yaml(text)

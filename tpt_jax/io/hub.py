@@ -226,7 +226,8 @@ def _describe_missing(name: HubName) -> str:
     from huggingface_hub import get_token
 
     hint = "" if get_token() else "; if it is private, set HF_TOKEN or run `hf auth login`"
-    return f"{name.repository}: no such folder here, and no such repository at {name.url}{hint}"
+    folder = "no such folder here, and " if name.kind == "model" else ""
+    return f"{name.repository}: {folder}no such repository at {name.url}{hint}"
 
 
 def _in_words(num_bytes: int) -> str:

@@ -21,6 +21,7 @@ from tpt_jax.io.paths import AnyPath, is_remote
 from tpt_jax.loop.run_folder import RunFolder, read_config, settings_digest
 from tpt_jax.report import words
 from tpt_jax.report.read import Rate, RoundResult, read_runs
+from tpt_jax.tasks import FileConfig
 
 PAPER = "2504.18116"
 ABOUT = f"[Think, Prune, Train](https://arxiv.org/abs/{PAPER})"
@@ -113,9 +114,10 @@ class _Source:
         """OWNER/NAME of the task's data set, if it is on the Hub."""
         if self.config is None:
             return None
-        source = getattr(self.config.task, "train", None)
-        hub_name = parse_hub_name(source.partition(":")[0]) if isinstance(source, str) and ":" in source else None
-        return hub_name.repository if hub_name else DATA_SETS.get(self.config.task.name)
+        task = self.config.task
+        if isinstance(task, FileConfig):
+            return next((split.name.repository for split in task.hub_splits()), None)
+        return DATA_SETS.get(task.name)
 
 
 def _public_name(name: str) -> str:
@@ -132,9 +134,10 @@ def _introduction(source: _Source) -> Iterator[str]:
         yield f"# {escaped(source.base)}, exported\n"
         yield f"Exported by tpt_jax {tpt_jax.__version__} from {_linked(source)}.\n"
         return
+    rounds = "1 round" if source.round == 1 else f"{source.round} rounds"
     yield f"# {escaped(words.plain(source.config.name))}\n"
     yield (
-        f"{_linked(source)} after {source.round} rounds of {ABOUT}: the model sampled answers to the training "
+        f"{_linked(source)} after {rounds} of {ABOUT}: the model sampled answers to the training "
         f"questions of the task {escaped(source.config.task.name)}, and was fine-tuned on its own right ones, by "
         f"tpt_jax {tpt_jax.__version__}.\n"
     )
