@@ -107,7 +107,7 @@ def push_folder(folder: str | os.PathLike[str], target: Target, *, private: bool
             api.create_repo(name, private=private)
         api.upload_folder(
             repo_id=name,
-            folder_path=folder,
+            folder_path=os.fspath(folder),
             commit_message=message,
             parent_commit=target.commit,
             delete_patterns=list(OLD_WEIGHTS) if target.commit else None,

@@ -4,13 +4,13 @@ Names and settings come from strangers' files and are escaped; folders of this m
 """
 
 import dataclasses
+import importlib.metadata
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
 
-import tpt_jax
 from tpt_jax.checkpoints.model_folder import ModelFolder
 from tpt_jax.checkpoints.model_names import full_name, is_local, local_folder
 from tpt_jax.config import RunConfig, plain_values
@@ -23,6 +23,7 @@ from tpt_jax.report import words
 from tpt_jax.report.read import Rate, RoundResult, read_runs
 from tpt_jax.tasks import FileConfig
 
+VERSION = importlib.metadata.version("tpt_jax")
 PAPER = "2504.18116"
 ABOUT = f"[Think, Prune, Train](https://arxiv.org/abs/{PAPER})"
 DATA_SETS = {"gsm8k": "openai/gsm8k", "mbpp": "google-research-datasets/mbpp", "humaneval": "openai/openai_humaneval"}
@@ -59,7 +60,7 @@ def make_card(checkpoint: ModelFolder, dtype: str) -> Card:
     if source.data_set:
         metadata["datasets"] = [source.data_set]
     metadata |= licence
-    metadata[MADE_BY] = {"version": tpt_jax.__version__, "base": source.base, "run": None}
+    metadata[MADE_BY] = {"version": VERSION, "base": source.base, "run": None}
     if source.config is not None:
         metadata[MADE_BY] |= {"run": settings_digest(source.config), "round": source.round}
     parts = [
@@ -132,14 +133,14 @@ def _hub_repository(name: str) -> str | None:
 def _introduction(source: _Source) -> Iterator[str]:
     if source.config is None:
         yield f"# {escaped(source.base)}, exported\n"
-        yield f"Exported by tpt_jax {tpt_jax.__version__} from {_linked(source)}.\n"
+        yield f"Exported by tpt_jax {VERSION} from {_linked(source)}.\n"
         return
     rounds = "1 round" if source.round == 1 else f"{source.round} rounds"
     yield f"# {escaped(words.plain(source.config.name))}\n"
     yield (
         f"{_linked(source)} after {rounds} of {ABOUT}: the model sampled answers to the training "
         f"questions of the task {escaped(source.config.task.name)}, and was fine-tuned on its own right ones, by "
-        f"tpt_jax {tpt_jax.__version__}.\n"
+        f"tpt_jax {VERSION}.\n"
     )
 
 
