@@ -54,7 +54,9 @@ class FakeHub:
 
     Attributes:
       requests: method, path and token of each request.
-      cut_after: bytes after which the next download of a file breaks off, by its name.
+      cut_after: bytes of a file, by its name, after which its next download breaks off.
+      dies: whether the server is gone when it has broken off a download, or gets the content of a file.
+      starts: name and first byte of each download.
       users: by token.
     """
 
@@ -63,9 +65,10 @@ class FakeHub:
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.requests: list[tuple[str, str, str | None]] = []
         self.cut_after: dict[str, int] = {}
+        self.starts: list[tuple[str, int]] = []
         self.users = {"hf_alice": "alice", "hf_bob": "bob"}
         self.sizes: dict[str, int] = {}  # that the server claims, by file name
-        self.is_gone = False
+        self.is_gone = self.dies = False
         self.server = http.server.ThreadingHTTPServer(("localhost", 0), _Handler)
         self.server.hub = self  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -110,6 +113,22 @@ def serve(port: int = 0) -> Iterator[FakeHub]:
             thread.join()
 
 
+def fetching_from(hub: FakeHub, cache: Path, monkeypatch: Any) -> None:
+    """Makes the libraries in this process use a hub, and a cache, of our own, and no token."""
+    from huggingface_hub import constants
+
+    for name, value in {
+        "ENDPOINT": hub.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": hub.url + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HOME": str(cache),
+        "HF_HUB_CACHE": str(cache / "hub"),
+        "HF_TOKEN_PATH": str(cache / "token"),
+        "HF_HUB_DISABLE_XET": True,
+    }.items():
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+
+
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
@@ -119,7 +138,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         """Says nothing."""
 
     def _handle(self) -> None:
-        if self.hub.is_gone:  # the client's connection is still open
+        if self.hub.is_gone:  # or the client's connection would stay open
             self.close_connection = True
             return
         url = urllib.parse.urlsplit(self.path)
@@ -241,6 +260,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
+        self.hub.starts.append((name, first))
         with path.open("rb") as file:
             file.seek(first)
             left = last - first + 1
@@ -248,6 +268,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             if limit is not None:
                 self.wfile.write(file.read(limit))
                 self.close_connection = True
+                self.hub.is_gone = self.hub.dies
                 return
             while left > 0 and (chunk := file.read(min(CHUNK, left))):
                 self.wfile.write(chunk)
@@ -302,6 +323,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._json({"transfer": "basic", "objects": objects})
 
     def lfs_put(self, oid: str) -> None:
+        if self.hub.dies:
+            self.close_connection = self.hub.is_gone = True
+            return
         if hashlib.sha256(self.body).hexdigest() != oid:
             self._fail(400, "", "not the content that was announced")
             return

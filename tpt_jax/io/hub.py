@@ -155,59 +155,71 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def errors_in_one_line(name: HubName) -> Iterator[None]:
+def errors_in_one_line(name: HubName, *, fetches: bool = True) -> Iterator[None]:
     """Raises the library's errors as ours.
+
+    Args:
+      fetches: whether the cache could have served, had it been complete.
 
     Raises:
       UserError: what the user asked for cannot be had.
       MachineError: the Hub cannot be reached, or fails.
     """
-    from huggingface_hub import errors as hub
-
     try:
         yield
-    except hub.GatedRepoError as error:
-        raise UserError(_describe_gated(name)) from error
-    except hub.RepositoryNotFoundError as error:
-        raise UserError(_describe_missing(name)) from error
-    except hub.RevisionNotFoundError as error:
-        raise UserError(
-            f"{name}: {name.url} has no such revision; give a branch, a tag or a whole commit of its history"
-        ) from error
-    except (hub.RevisionResolutionError, hub.LocalEntryNotFoundError) as error:
-        raise _unreachable(name, error) from error
-    except hub.HfHubHTTPError as error:
-        status = error.response.status_code
-        if status == 401:
-            raise UserError(f"{name}: the Hub refuses the token; set HF_TOKEN to a valid one") from error
-        if status == 403:
-            raise UserError(f"{name}: the token does not permit it ({_first_line(error)}); use another") from error
-        raise MachineError(f"{name}: the Hub failed with status {status} ({_first_line(error)}); try again") from error
     except (UserError, MachineError):
         raise
     except Exception as error:
-        if not _is_of_network(error):
+        ours = _in_one_line(name, error, fetches)
+        if ours is None:
             raise
-        raise _unreachable(name, error) from error
+        raise ours from error
+
+
+def _in_one_line(name: HubName, error: BaseException, fetches: bool) -> Exception | None:
+    """Our error for one of the library; None for one that has nothing to do with the Hub."""
+    from huggingface_hub import errors as hub
+
+    if isinstance(error, hub.GatedRepoError):
+        return UserError(_describe_gated(name))
+    if isinstance(error, hub.RepositoryNotFoundError):
+        return UserError(_describe_missing(name))
+    if isinstance(error, hub.RevisionNotFoundError):
+        return UserError(
+            f"{name}: {name.url} has no such revision; give a branch, a tag or a whole commit of its history"
+        )
+    if isinstance(error, hub.HfHubHTTPError):
+        status = error.response.status_code
+        if status == 401:
+            return UserError(f"{name}: the Hub refuses the token; set HF_TOKEN to a valid one")
+        if status == 403:
+            return UserError(f"{name}: the token does not permit it ({_first_line(error)}); use another")
+        return MachineError(f"{name}: the Hub failed with status {status} ({_first_line(error)}); try again")
+    if isinstance(error, hub.RevisionResolutionError | hub.LocalEntryNotFoundError) or _is_of_network(error):
+        return _unreachable(name, error, fetches)
+    if error.__cause__ is not None:  # such as of an upload that failed
+        return _in_one_line(name, error.__cause__, fetches)
+    return None
 
 
 def _is_of_network(error: BaseException) -> bool:
     """Whether an error is one of the HTTP library, which is httpx in some versions of huggingface_hub."""
-    return any(each.__module__.partition(".")[0].startswith("httpx") for each in type(error).__mro__)
+    is_offline = type(error).__name__ == "OfflineModeIsEnabled"
+    return is_offline or any(each.__module__.partition(".")[0].startswith("httpx") for each in type(error).__mro__)
 
 
-def _unreachable(name: HubName, error: Exception) -> Exception:
+def _unreachable(name: HubName, error: BaseException, fetches: bool) -> Exception:
     from huggingface_hub import constants, is_offline_mode
 
-    place = f"and it is not complete in the cache, {constants.HF_HUB_CACHE}"
+    lack = f", and it is not complete in the cache, {constants.HF_HUB_CACHE}" if fetches else ""
     if is_offline_mode():
-        return UserError(f"{name}: HF_HUB_OFFLINE is set, {place}; unset it, or give a folder that has the model")
+        return UserError(f"{name}: HF_HUB_OFFLINE is set{lack}; unset it{', or give a folder' if fetches else ''}")
     cause: BaseException | None = error
     while cause is not None and not _is_of_network(cause):
         cause = cause.__cause__ or cause.__context__
     cause = cause or error
     return MachineError(
-        f"{name}: {constants.ENDPOINT} cannot be reached ({type(cause).__name__}: {_first_line(cause)}), {place}"
+        f"{name}: {constants.ENDPOINT} cannot be reached ({type(cause).__name__}: {_first_line(cause)}){lack}"
     )
 
 

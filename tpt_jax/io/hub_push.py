@@ -49,7 +49,7 @@ def find_target(name: str, card: Mapping[str, Any]) -> Target:
     if get_token() is None:
         raise UserError(f"--push {name}: {NO_TOKEN}")
     target, api = HubName(name), HfApi()
-    with quiet(), errors_in_one_line(target):
+    with quiet(), errors_in_one_line(target, fetches=False):
         _check_owner(name, api.whoami())
         try:
             info = api.model_info(name)
@@ -102,7 +102,7 @@ def push_folder(folder: str | os.PathLike[str], target: Target, *, private: bool
     from huggingface_hub import HfApi
 
     api, name = HfApi(), target.name.repository
-    with quiet(), errors_in_one_line(target.name):
+    with quiet(), errors_in_one_line(target.name, fetches=False):
         if target.commit is None:
             api.create_repo(name, private=private)
         api.upload_folder(
