@@ -233,9 +233,7 @@ def test_nothing_is_changed_in_a_repository_that_is_not_ours(
     export(tpt_here, checkpoint, "alice/empty")  # as a push that was killed leaves it
 
 
-def test_push_of_a_folder(
-    hub: FakeHub, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_push_of_a_folder(hub: FakeHub, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # between attempts
     tpt.load_model(checkpoint).export(tmp_path / "out")
     assert read_metadata(tmp_path / "out/README.md").get("license_link") is not None
