@@ -19,7 +19,8 @@ from tpt_jax.config import MeshConfig
 from tpt_jax.models.attention import KVCache
 from tpt_jax.models.decoding_weights import FEW_ROWS, Int8Weight, OutputMajorWeight, product, quantize
 from tpt_jax.models.inference import abstract_inference_parameters
-from tpt_jax.models.transformer import abstract_parameters, initialize_parameters, place_abstract
+from tpt_jax.models.masters import abstract_masters
+from tpt_jax.models.transformer import initialize_parameters
 from tpt_jax.plan.hlo import Module
 from tpt_jax.plan.topology import ENVIRONMENT, tpu_devices
 from tpt_jax.runtime.mesh import make_mesh
@@ -76,7 +77,7 @@ def resharded(parameters: nnx.State, name: str, mesh_sizes: tuple[int, int, int]
     copy = abstract_copy(
         abstract_inference_parameters(config, mesh)[1], Layout(mesh, DECODE_RULES), jnp.dtype(dtype), "int8"
     )
-    source = place_abstract(abstract_parameters(config)[1], Layout(mesh, TRAIN_RULES))
+    source = abstract_masters(config, Layout(mesh, TRAIN_RULES))[1]
     reshard = compile_reshard(source, jax.tree.map(with_format, copy))
     moved = reshard(jax.device_put(parameters, jax.tree.map(lambda leaf: leaf.sharding, source)))
     sizes = [leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(moved)]

@@ -12,7 +12,7 @@ from conftest import TINY
 from flax import nnx
 from optax import contrib
 
-from tpt_jax.config import OptimizerConfig
+from tpt_jax.config import OptimizerConfig, TrainConfig
 from tpt_jax.models.published import PUBLISHED
 from tpt_jax.models.transformer import abstract_parameters, initialize_parameters
 from tpt_jax.runtime.sharding import Layout
@@ -108,7 +108,7 @@ def test_weight_decay_shrinks_every_weight_except_norms_and_biases(
     assert min(counts.values()) > 0
 
 
-SCHEDULE = OptimizerConfig(learning_rate=2e-3, warmup_fraction=0.1)
+SCHEDULE = TrainConfig(optimizer=OptimizerConfig(learning_rate=2e-3, warmup_fraction=0.1))
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_learning_rate_at_chosen_steps(step: int, expected: float) -> None:
 
 @pytest.mark.parametrize(("num_steps", "warmup_fraction"), [(50, 0.1), (51, 0.1), (7, 0.0), (10, 1.0)])
 def test_learning_rate_is_a_ramp_then_a_squared_cosine(num_steps: int, warmup_fraction: float) -> None:
-    config = OptimizerConfig(learning_rate=3e-4, warmup_fraction=warmup_fraction)
+    config = TrainConfig(optimizer=OptimizerConfig(learning_rate=3e-4, warmup_fraction=warmup_fraction))
     warmup = -int(-warmup_fraction * num_steps // 1)  # rounded up
     ramp = [3e-4 * step / warmup for step in range(warmup)]
     rest = num_steps - warmup

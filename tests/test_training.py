@@ -245,7 +245,7 @@ def test_a_non_finite_gradient_of_a_finite_loss_changes_nothing(layout: Layout) 
         remat="none",
         token_loss=lambda nll: jnp.sqrt(nll - nll),
     )
-    state = TrainState(parameters, options.optimizer.init(parameters), jnp.asarray(True))
+    state = TrainState(parameters, nnx.State({}), options.optimizer.init(parameters), jnp.asarray(True))
     batch = jax.tree.map(jnp.asarray, random_batch(BatchShape(1, 2, 32)))
     new_state, metrics = jax.jit(functools.partial(train_step, options=options))(state, batch, jnp.float32(1e-2))
     assert float(metrics.loss) == 0.0

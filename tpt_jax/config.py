@@ -9,7 +9,7 @@ import functools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import pydantic
 import yaml
@@ -223,7 +223,7 @@ class OptimizerConfig:
       name: adamw (Loshchilov and Hutter, arXiv 1711.05101); adafactor (Shazeer and Stern, arXiv 1804.04235; no
         momentum, factored second moments: almost no memory); muon (Jordan 2024; orthogonalises matrix updates, other
         weights use adamw).
-      learning_rate: peak rate, reached at the end of warm-up.
+      learning_rate: peak rate, reached at the end of warm-up; null for 1e-6, as in the paper, or 2e-4 with LoRA.
       warmup_fraction: share of all steps with a rate rising linearly from 0; afterwards it decays to 0 as a cosine.
       weight_decay: decoupled; norms are exempt.
       first_moment, second_moment: types that adamw's moments (muon's first moment) are stored in; weights are fp32.
@@ -231,7 +231,7 @@ class OptimizerConfig:
     """
 
     name: Literal["adamw", "adafactor", "muon"] = "adamw"
-    learning_rate: PositiveFloat = 1e-6
+    learning_rate: PositiveFloat | None = None
     warmup_fraction: Fraction = 0.1
     weight_decay: NonNegativeFloat = 0.0
     beta1: Fraction = 0.9
@@ -257,6 +257,29 @@ class LossConfig:
     clip_above: Fraction = 0.9
 
 
+AdapterTarget = Literal["query", "key", "value", "output", "gate", "up", "down"]
+ADAPTER_TARGETS: tuple[AdapterTarget, ...] = get_args(AdapterTarget)
+FULL_LEARNING_RATE = 1e-6  # the paper's
+LORA_LEARNING_RATE = 2e-4  # Hu et al., table 12, and Dettmers et al., arXiv 2305.14314, table 9
+
+
+@dataclass(frozen=True, config=STRICT)
+class LoRAConfig:
+    """Trains low-rank adapters of frozen weights in place of all weights (Hu et al., arXiv 2106.09685).
+
+    Attributes:
+      rank: of an adapter's two matrices A and B.
+      alpha: A B is multiplied by alpha / rank.
+      targets: the weights that get an adapter, in every layer; all by default (Dettmers et al., arXiv 2305.14314).
+      frozen: what the frozen weights are stored in; with int8 the matrices of the layers are, the rest in bfloat16.
+    """
+
+    rank: PositiveInt = 16
+    alpha: PositiveFloat = 32.0
+    targets: Annotated[tuple[AdapterTarget, ...], pydantic.Field(min_length=1)] = ADAPTER_TARGETS
+    frozen: Literal["bfloat16", "int8"] = "bfloat16"
+
+
 @dataclass(frozen=True, config=STRICT)
 class TrainConfig:
     """Fine-tuning on the kept traces.
@@ -271,6 +294,7 @@ class TrainConfig:
       offload: keep the fp32 weights in host memory while the model samples. The optimizer state exists only during
         training in either case.
       save_every: steps between training checkpoints, from which an interrupted training resumes.
+      lora: train adapters only; null trains all weights.
     """
 
     start_from: Literal["previous", "base"] = "previous"
@@ -286,6 +310,13 @@ class TrainConfig:
     save_every: PositiveInt = 100
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    lora: LoRAConfig | None = None
+
+    @property
+    def learning_rate(self) -> float:
+        """The peak rate."""
+        default = FULL_LEARNING_RATE if self.lora is None else LORA_LEARNING_RATE
+        return default if self.optimizer.learning_rate is None else self.optimizer.learning_rate
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -524,6 +555,7 @@ def _section(cls: Any, keys: Sequence[str], task_name: str) -> Any:
     for key in keys:
         types = {field.name: field.type for field in dataclasses.fields(cls)}
         cls = TASKS.get(task_name) if key == "task" else types.get(key)
+        cls = next(filter(dataclasses.is_dataclass, get_args(cls)), cls)  # a section that may be null
         if not dataclasses.is_dataclass(cls):
             return None
     return cls

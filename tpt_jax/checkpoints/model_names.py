@@ -2,6 +2,7 @@
 
 import importlib.resources
 import os
+import re
 
 from tpt_jax.errors import UserError
 from tpt_jax.io.hub import REPOSITORY, HubName, fetch, find_commit, parse_hub_name
@@ -13,6 +14,8 @@ from tpt_jax.models.huggingface_tensors import INDEX_FILE
 from tpt_jax.runtime import hosts
 
 QUICKSTART = "quickstart"  # the name of the model that ships with the package
+
+COMMIT = re.compile("[0-9a-f]{40}")
 
 # The files of a repository that are used, and second copies of the weights, which are not. * stands for subfolders too.
 SECOND_COPIES = ("*/*.safetensors", "consolidated*.safetensors")
@@ -36,7 +39,9 @@ def find_version(name: str | os.PathLike[str]) -> str | None:
       UserError: there is no such repository or revision, or it cannot be read.
       MachineError: the Hub or Kaggle cannot be reached.
     """
-    return None if is_local(name) else hosts.broadcast(f"version of {name}", lambda: current_version(name))
+    if is_local(name):
+        return None
+    return _fixed_version(os.fspath(name)) or hosts.broadcast(f"version of {name}", lambda: current_version(name))
 
 
 def current_version(name: str | os.PathLike[str]) -> str | None:
@@ -46,6 +51,20 @@ def current_version(name: str | os.PathLike[str]) -> str | None:
         return fetch_kaggle(text)[1]
     hub_name = None if text == QUICKSTART else parse_hub_name(name)
     return None if hub_name is None else find_commit(hub_name)
+
+
+def _fixed_version(name: str) -> str | None:
+    """The version in a name that `full_name` made, about which no host needs to ask."""
+    if name.startswith(KAGGLE):
+        return name.rpartition("/")[2] if name.count("/") == 6 else None
+    revision = _hub_name(name).revision
+    return revision if revision and COMMIT.fullmatch(revision) else None
+
+
+def hub_parts(name: str) -> tuple[str, str | None]:
+    """OWNER/NAME and the revision of a model on the Hub; the name itself and None of any other."""
+    hub_name = parse_hub_name(name)
+    return (name, None) if hub_name is None else (hub_name.repository, hub_name.revision)
 
 
 def is_local(name: str | os.PathLike[str]) -> bool:

@@ -10,8 +10,10 @@ from flax import nnx
 from tpt_jax.checkpoints.checksums import write_checksums
 from tpt_jax.checkpoints.model_folder import PARAMETERS, ModelFolder
 from tpt_jax.checkpoints.storage import system_errors
+from tpt_jax.config import LoRAConfig
 from tpt_jax.io.paths import Path, copy
 from tpt_jax.models.huggingface_export import copy_side_files
+from tpt_jax.models.masters import split_trained
 from tpt_jax.runtime import hosts
 
 FACTS = "training.json"  # about the training that made a checkpoint
@@ -35,28 +37,34 @@ class CheckpointWriter:
         source: ModelFolder,
         facts: Mapping[str, Any],
         extra_files: Sequence[Path] = (),
+        lora: LoRAConfig | None = None,
     ) -> None:
         """Starts writing a checkpoint, after the previous one; returns once the parameters are copied off the devices.
 
         Args:
-          source: the folder whose config and tokenizer go with the parameters.
+          parameters: only those that are trained are written.
+          source: the model that training began with; its config and tokenizer go with the parameters.
           facts: about the training, for `read_facts`.
           extra_files: files and folders to copy into the checkpoint.
+          lora: settings of the parameters' adapters.
         """
         self.wait()
         self._path = path
         remove_unfinished(path)
+        adapters = source.adapter_file(lora) if lora is not None else None
 
         def write_side_files() -> None:
             folder = unfinished_folder(path) or path  # in a bucket it has its final name from the start
             copy_side_files(source.path, folder, dtype="float32")
             (folder / FACTS).write_text(json.dumps(dict(facts), indent=2) + "\n")
+            if adapters is not None:
+                adapters.write(folder)
             for each in extra_files:
                 copy(each, folder / each.name)
             write_checksums(folder)
 
         self._write_side_files = write_side_files
-        items = {PARAMETERS: ocp.args.StandardSave(nnx.to_pure_dict(parameters))}  # pyright: ignore[reportCallIssue]
+        items = {PARAMETERS: ocp.args.StandardSave(nnx.to_pure_dict(split_trained(parameters)[0]))}  # pyright: ignore[reportCallIssue]
         with system_errors(path):
             self._checkpointer.save(path.resolve(), args=ocp.args.Composite(**items))
 

@@ -23,6 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the written weights; bfloat16 halves the file and rounds small changes away, so a short training may "
         "be lost in it",
     )
+    parser.add_argument(
+        "--adapter", action="store_true", help="only the adapters that train.lora trained, for PEFT; otherwise merged"
+    )
     add_host_arguments(parser)
 
 
@@ -33,9 +36,11 @@ def main(args: argparse.Namespace) -> None:
     if args.output is None and args.push is None:
         raise UserError("--output: missing; give the folder to write, or --push OWNER/NAME")
     with joined_hosts(args):
-        url = tpt.export_checkpoint(args.checkpoint, args.output, args.dtype, push_to=args.push, private=args.private)
+        url = tpt.export_checkpoint(
+            args.checkpoint, args.output, args.dtype, adapter=args.adapter, push_to=args.push, private=args.private
+        )
+        loader = "peft.AutoPeftModelForCausalLM" if args.adapter else "transformers.AutoModelForCausalLM"
         if args.output is not None:
-            loads = f"transformers.AutoModelForCausalLM.from_pretrained({args.output!r}) loads it"
-            say(f"{args.output}: written; {loads}")
+            say(f"{args.output}: written; {loader}.from_pretrained({args.output!r}) loads it")
         if url is not None:
-            say(f"{url}: pushed; transformers.AutoModelForCausalLM.from_pretrained({args.push!r}) loads it")
+            say(f"{url}: pushed; {loader}.from_pretrained({args.push!r}) loads it")

@@ -11,7 +11,13 @@ from tpt_jax.io.hub import REPOSITORY, HubName, errors_in_one_line, quiet
 from tpt_jax.io.model_cards import CARD, MADE_BY, read_metadata
 
 # What an earlier push may have left that the new files do not replace: transformers would read the older weights.
-OLD_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-?????-of-?????.safetensors")
+OLD_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "model-?????-of-?????.safetensors",
+    "adapter_model.safetensors",
+    "adapter_config.json",
+)
 MADE_BY_THE_HUB = {".gitattributes"}
 NO_TOKEN = "there is no token; set HF_TOKEN to one that may write, or run `hf auth login`"
 

@@ -81,7 +81,8 @@ def finetune_file(
         trained = _train(trainer, folder, examples, config, partial)
         facts = {"num_examples": trained.num_examples, "num_too_long": trained.num_too_long, "tokens": trained.tokens}
         writer = CheckpointWriter()
-        writer.save(target, trained.parameters, folder, facts, extra_files=(partial / CURVES, partial / "tensorboard"))
+        extra_files = (partial / CURVES, partial / "tensorboard")
+        writer.save(target, trained.parameters, folder, facts, extra_files, config.train.lora)
         writer.close()
         if hosts.is_first():
             partial.rmtree()
@@ -112,7 +113,7 @@ def _train(
 
         return fine_tune(
             trainer,
-            lambda: folder.load(trainer.layout),
+            lambda: folder.load(trainer.layout, lora=config.train.lora, seed=config.seed),
             examples,
             config.train,
             seed=config.seed,

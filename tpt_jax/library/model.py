@@ -8,16 +8,18 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from tpt_jax.checkpoints.model_folder import ModelFolder, WeightType, check_export_folder, export
-from tpt_jax.config import MeshConfig, TrainConfig, check_value
+from tpt_jax.checkpoints.model_folder import ModelFolder, WeightType, check_export_folder, export, export_adapters
+from tpt_jax.config import LoRAConfig, MeshConfig, TrainConfig, check_value
 from tpt_jax.errors import UserError
 from tpt_jax.io.hub_push import find_target
 from tpt_jax.io.paths import to_path
 from tpt_jax.library.model_card import make_card
 from tpt_jax.library.push import push
+from tpt_jax.models.masters import add_adapters, merge_adapters
 from tpt_jax.prompts import Prompt, load_prompt
 from tpt_jax.records import QuestionSet
 from tpt_jax.runtime import environment, hosts
@@ -44,6 +46,7 @@ class Programs:
                 compute_dtype=model.compute_dtype,
                 shapes={"sample": shape},
                 stop_ids=stop_ids,
+                lora=model.lora,
             ),
         )
 
@@ -67,8 +70,9 @@ class Model:
 
     Attributes:
       folder: where it was loaded from; config and tokenizer are read there.
-      parameters: fp32, sharded for training over the whole mesh.
+      parameters: fp32 weights, or frozen weights with adapters; sharded for training over the whole mesh.
       compute_dtype: type of sampling and of the forward and backward pass.
+      lora: settings of the adapters.
       programs: those compiled so far; models fine-tuned from this one share them.
     """
 
@@ -76,6 +80,7 @@ class Model:
     mesh: Mesh
     parameters: nnx.State
     compute_dtype: str
+    lora: LoRAConfig | None = None
     programs: Programs = dataclasses.field(default_factory=Programs)
 
     def __repr__(self) -> str:
@@ -85,7 +90,7 @@ class Model:
     @property
     def arithmetic(self) -> Any:
         """What programs are compiled for, besides their shapes."""
-        return self.folder.config, self.mesh, self.compute_dtype
+        return self.folder.config, self.mesh, self.compute_dtype, self.lora
 
     def live_parameters(self) -> nnx.State:
         """The parameters.
@@ -96,6 +101,23 @@ class Model:
         if any(leaf.is_deleted() for leaf in jax.tree.leaves(self.parameters)):
             raise UserError("this model's weights were donated to finetune; use the model it returned")
         return self.parameters
+
+    def parameters_to_train(self, lora: LoRAConfig | None, seed: int, *, donate: bool) -> nnx.State:
+        """The parameters with these adapters, for a caller that donates them.
+
+        Adapters with other settings are merged into the weights first.
+
+        Args:
+          seed: for new adapters.
+          donate: give up the model's own parameters instead of copying them.
+        """
+        parameters = self.live_parameters()
+        if lora != self.lora:
+            weights = parameters if self.lora is None else merge_adapters(parameters)
+            if lora is not None:
+                weights = add_adapters(weights, self.folder.config, Layout(self.mesh, TRAIN_RULES), lora, seed)
+            parameters = weights
+        return parameters if donate else jax.tree.map(jnp.copy, parameters)
 
     def prompt(self, questions: QuestionSet) -> Prompt:
         """The prompt format for these questions, in sampling and training alike."""
@@ -116,9 +138,7 @@ class Model:
           UserError: the folder is not empty, or not on a disk.
         """
         export(self.folder, self.live_parameters(), output, dtype)
-        if hosts.is_first():
-            make_card(self.folder, dtype).write(to_path(output))
-        hosts.barrier("model card")
+        _write_card(self.folder, output, dtype, adapter=False)
 
 
 def mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
@@ -138,8 +158,9 @@ def load_model(name: str | os.PathLike[str], *, mesh: Mesh | None = None, comput
     """Loads a model onto the devices.
 
     Args:
-      name: a Hugging Face folder, a run's checkpoint (runs/x/checkpoints/003), or "quickstart" for the model that ships
-        with the package; or the name of a model that is downloaded, as `model.path` in a config.
+      name: a Hugging Face folder, a run's checkpoint (runs/x/checkpoints/003), with its adapters if it has any, or
+        "quickstart" for the model that ships with the package; or the name of a model that is downloaded, as
+        `model.path` in a config.
       mesh: all devices along `fsdp` if not given.
       compute_dtype: "bfloat16" or "float32"; if not given float32 on a CPU, where it is faster, and bfloat16 elsewhere.
 
@@ -153,7 +174,8 @@ def load_model(name: str | os.PathLike[str], *, mesh: Mesh | None = None, comput
     mesh = mesh if mesh is not None else make_mesh(MeshConfig())
     if compute_dtype is None:
         compute_dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return Model(folder, mesh, folder.load(Layout(mesh, TRAIN_RULES)), compute_dtype)
+    lora = folder.adapters.lora if folder.adapters else None
+    return Model(folder, mesh, folder.load(Layout(mesh, TRAIN_RULES), lora=lora), compute_dtype, lora)
 
 
 def export_checkpoint(
@@ -161,6 +183,7 @@ def export_checkpoint(
     output: str | os.PathLike[str] | None = None,
     dtype: WeightType = "float32",
     *,
+    adapter: bool = False,
     push_to: str | None = None,
     private: bool = False,
 ) -> str | None:
@@ -168,27 +191,41 @@ def export_checkpoint(
 
     Args:
       output: the folder; not needed if the model is pushed.
+      adapter: write only the checkpoint's adapters, for PEFT, in fp32; otherwise they are merged into the weights.
       push_to, private: as `name` and `private` of `push`; from one host only.
 
     Returns:
       The URL of the repository that it was pushed to.
 
     Raises:
-      UserError: there is no such checkpoint, the output folder is not empty, or the repository is not ours. Nothing is
-        written then.
+      UserError: there is no such checkpoint, it has no adapters, the output folder is not empty, or the repository is
+        not ours. Nothing is written then.
       MachineError: the Hub cannot be reached.
     """
     if output is None and push_to is None:
         raise UserError("output: give the folder to write, or push_to")
     if output is not None:
         check_export_folder(to_path(output))
+    environment.prepare()
     if push_to is not None:
         if hosts.count() > 1:
             raise UserError(
                 "--push: several hosts would wait for the upload; give --output, then tpt.push(FOLDER, NAME)"
             )
-        find_target(push_to, make_card(ModelFolder.open(checkpoint), dtype).metadata)  # before what takes time
+        card = make_card(ModelFolder.open(checkpoint), dtype, adapter=adapter)
+        find_target(push_to, card.metadata)  # before what takes time
     with contextlib.ExitStack() as stack:
         folder = output or stack.enter_context(tempfile.TemporaryDirectory(prefix="tpt_export_"))
-        load_model(checkpoint).export(folder, dtype)
+        if adapter:
+            source = ModelFolder.open(checkpoint)
+            export_adapters(source, Layout(make_mesh(MeshConfig()), TRAIN_RULES), folder)
+            _write_card(source, folder, dtype, adapter=True)
+        else:
+            load_model(checkpoint).export(folder, dtype)
         return None if push_to is None else push(folder, push_to, private=private)
+
+
+def _write_card(source: ModelFolder, folder: str | os.PathLike[str], dtype: WeightType, *, adapter: bool) -> None:
+    if hosts.is_first():
+        make_card(source, dtype, adapter=adapter).write(to_path(folder))
+    hosts.barrier("model card")

@@ -42,21 +42,22 @@ class Card:
         (folder / CARD).write_text(front_matter(self.metadata) + "\n" + self.text, encoding="utf-8")
 
 
-def make_card(checkpoint: ModelFolder, dtype: str) -> Card:
+def make_card(checkpoint: ModelFolder, dtype: str, *, adapter: bool = False) -> Card:
     """The card of a checkpoint; it says less of one that is not in a run's folder.
 
     Args:
       dtype: of the exported weights.
+      adapter: only adapters are exported, for PEFT.
     """
     source = _Source.of(checkpoint)
     licence = _licence(source)
     metadata: dict[str, Any] = {
-        "library_name": "transformers",
+        "library_name": "peft" if adapter else "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["think-prune-train", "tpt_jax", f"arxiv:{PAPER}"],
     }
     if source.hub_base:
-        metadata |= {"base_model": source.hub_base, "base_model_relation": "finetune"}
+        metadata |= {"base_model": source.hub_base, "base_model_relation": "adapter" if adapter else "finetune"}
     if source.data_set:
         metadata["datasets"] = [source.data_set]
     metadata |= licence
@@ -66,8 +67,8 @@ def make_card(checkpoint: ModelFolder, dtype: str) -> Card:
     parts = [
         *_introduction(source),
         *_results(source),
-        *_usage(dtype),
-        *_recipe(source),
+        *_usage(dtype, adapter),
+        *_recipe(source, adapter),
         *_licence_note(source, licence),
     ]
     return Card(metadata, "\n".join(parts))
@@ -184,24 +185,26 @@ def _cells(rate: Rate | None) -> tuple[str, str]:
     return words.percent(rate.value), words.interval(rate.interval) if rate.interval else words.DASH
 
 
-def _usage(dtype: str) -> Iterator[str]:
+def _usage(dtype: str, adapter: bool) -> Iterator[str]:
+    package, loader = ("peft", "AutoPeftModelForCausalLM") if adapter else ("transformers", "AutoModelForCausalLM")
     code = (
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f'model = AutoModelForCausalLM.from_pretrained(NAME, dtype="{dtype}")  # NAME: this repository, or its folder\n'
+        f"from {package} import {loader}\nfrom transformers import AutoTokenizer\n\n"
+        f'model = {loader}.from_pretrained(NAME, dtype="{dtype}")  # NAME: this repository, or its folder\n'
         "tokenizer = AutoTokenizer.from_pretrained(NAME)"
     )
     yield "## Use\n"
     yield fenced(code, "python")
 
 
-def _recipe(source: _Source) -> Iterator[str]:
+def _recipe(source: _Source, adapter: bool) -> Iterator[str]:
     if source.config is None:
         return
     settings = plain_values(source.config)
     shown = {key: _without_folders(settings[key]) for key in RECIPE}
     recipe = {"name": one_line(source.config.name), "model": {"path": source.base}, **shown}
     yield "## How it was made\n"
-    export = f"tpt export --checkpoint RUN_DIR/checkpoints/{source.round:03} --output FOLDER"
+    flag = " --adapter" if adapter else ""
+    export = f"tpt export --checkpoint RUN_DIR/checkpoints/{source.round:03}{flag} --output FOLDER"
     yield fenced(f"tpt run --config config.yaml --run_dir RUN_DIR\n{export}")
     yield "with these settings in `config.yaml`:\n"
     yield fenced(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=False), "yaml")

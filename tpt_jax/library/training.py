@@ -3,9 +3,6 @@
 import dataclasses
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from tpt_jax.config import Seed, TrainConfig, check_value, settings
 from tpt_jax.errors import UserError
 from tpt_jax.library.model import Model
@@ -21,14 +18,14 @@ ROUND_SETTINGS = frozenset({"start_from", "traces_of", "offload", "save_every"})
 def finetune(
     model: Model, traces: Traces[JudgedTrace] | Traces[Trace], *, seed: int = 0, donate: bool = False, **options: Any
 ) -> Model:
-    """Fine-tunes all weights on the traces, in the prompt format of their questions.
+    """Fine-tunes all weights, or adapters, on the traces, in the prompt format of their questions.
 
     Args:
       traces: as `select` returns them. Unfinished ones are left out: they would teach the model to stop in mid-answer.
       seed: for the order of the examples.
       donate: give up the model's own weights, which saves their memory; the model cannot be used afterwards.
       options: keys of a config's `train` section: rows, sequence_length, micro_batches, num_epochs, max_steps, remat,
-        attention, optimizer={"name": "muon", "learning_rate": 2e-3}, loss={...}, ...
+        attention, optimizer={"name": "muon", "learning_rate": 2e-3}, loss={...}, lora={"rank": 16}, ...
 
     Returns:
       The model after training, on the same mesh.
@@ -49,12 +46,10 @@ def finetune(
             f"finetune: no trace to train on: of {len(traces)} traces {len(examples)} are finished, and none of these "
             f"fits sequence_length ({config.sequence_length}); keep more traces, or raise sequence_length"
         )
-    parameters = model.live_parameters()
-    if not donate:
-        parameters = jax.tree.map(jnp.copy, parameters)
+    parameters = model.parameters_to_train(config.lora, seed, donate=donate)
     trainer = model.programs.trainer(model, config)
     trained = fine_tune(trainer, lambda: parameters, examples, config, seed=seed, label="finetune")
-    return dataclasses.replace(model, parameters=trained.parameters)
+    return dataclasses.replace(model, parameters=trained.parameters, lora=config.lora)
 
 
 def _examples(traces: Traces[JudgedTrace] | Traces[Trace], prompt: Prompt) -> list[Example]:

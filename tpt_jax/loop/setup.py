@@ -16,7 +16,7 @@ from tpt_jax.checks.registry import checker_name, without_sandbox
 from tpt_jax.config import PromptConfig, RunConfig, Sampling, SamplingConfig
 from tpt_jax.errors import UserError
 from tpt_jax.io.record_files import MAX_BROKEN_SHARE
-from tpt_jax.models.transformer import master_bytes
+from tpt_jax.models.masters import master_bytes
 from tpt_jax.prompts import Prompt, load_prompt
 from tpt_jax.prune.pipeline import Pipeline
 from tpt_jax.records import QuestionSet, Trace
@@ -51,8 +51,9 @@ class Setup:
     compilations: CompilationCounter
 
     def load(self, folder: ModelFolder, *, verify: bool = True) -> nnx.State:
-        """A model's parameters in fp32, sharded for training."""
-        return folder.load(Layout(self.mesh, TRAIN_RULES), verify=verify)
+        """A model's parameters, sharded for training."""
+        config = self.config
+        return folder.load(Layout(self.mesh, TRAIN_RULES), lora=config.train.lora, seed=config.seed, verify=verify)
 
 
 @contextlib.contextmanager
@@ -123,7 +124,8 @@ class Workshop:
             plans["think"] = dataclasses.replace(plans["think"], shape=shape)
         shapes = {sampling: plan.shape for sampling, plan in plans.items()}
 
-        resident = 0 if config.train.offload else master_bytes(model.config, Layout(mesh, TRAIN_RULES))
+        lora = config.train.lora
+        resident = 0 if config.train.offload else master_bytes(model.config, Layout(mesh, TRAIN_RULES), lora)
 
         def compile_programs() -> SamplerProgram:
             say(
@@ -136,12 +138,13 @@ class Workshop:
                 compute_dtype=config.model.compute_dtype,
                 shapes=shapes,
                 stop_ids=prompt.stop_ids,
+                lora=lora,
                 resident=resident,
             )
             say(f"sampler ready after {time.monotonic() - started:.0f} s")
             return sampler
 
-        of_sampler = (config.model, config.mesh, shapes, prompt.stop_ids, resident)
+        of_sampler = (config.model, config.mesh, shapes, prompt.stop_ids, lora, resident)
         sampler = self._build("sampler", of_sampler, compile_programs)
         return Setup(config, model, task, prompt, stop_strings, mesh, plans, sampler, pool, self._compilations)
 

@@ -57,7 +57,8 @@ class Weights:
           facts: about the training, kept in the checkpoint.
         """
         self._held = _Held(round_index, parameters)
-        self._writer.save(self._folder.checkpoint(round_index), parameters, self._setup.model, facts)
+        path, lora = self._folder.checkpoint(round_index), self._setup.config.train.lora
+        self._writer.save(path, parameters, self._setup.model, facts, lora=lora)
 
     def wait(self) -> None:
         """Returns once the last checkpoint is complete."""
@@ -71,5 +72,4 @@ class Weights:
             return in_memory(self._held.parameters, "device")
         self._held = None  # frees its memory before the next is read
         self.wait()
-        checkpoint = ModelFolder(self._folder.checkpoint(round_index), self._setup.model.config)
-        return self._setup.load(checkpoint, verify=False)
+        return self._setup.load(ModelFolder.open(self._folder.checkpoint(round_index)), verify=False)

@@ -1,6 +1,6 @@
-"""How weights are stored for sampling, besides plain arrays, and the product that reads them.
+"""How weights that are not trained are stored, besides plain arrays, and the product that reads them.
 
-Int8Weight         half the bytes of bfloat16: symmetric, with one scale per output channel
+Int8Weight         half the bytes of bfloat16: symmetric, with one scale per output channel; also frozen under LoRA
 OutputMajorWeight  on a CPU: the order in which products with few rows are fastest
 """
 
@@ -63,6 +63,11 @@ def quantize(weight: Float[Array, "..."], summed: tuple[int, ...]) -> Int8Weight
     weight = weight.astype(jnp.float32)
     scale = jnp.maximum(jnp.abs(weight).max(axis=summed, keepdims=True), 1e-30) / 127.0
     return Int8Weight(jnp.round(weight / scale).astype(jnp.int8), jnp.squeeze(scale, summed))
+
+
+def dequantize(weight: Int8Weight, summed: tuple[int, ...]) -> Float[Array, "..."]:
+    """The real weight, in fp32."""
+    return weight.values.astype(jnp.float32) * jnp.expand_dims(weight.scale, summed)
 
 
 def product(

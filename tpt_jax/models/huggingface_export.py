@@ -69,7 +69,7 @@ def save_parameters(
             if is_writer:
                 arrays[name] = np.ascontiguousarray(gathered)
         if is_writer:
-            _write_shard(folder / file, arrays)
+            write_shard(folder / file, arrays)
     if is_writer and len(shards) > 1:
         total_size = sum(value.size for value in values.values()) * itemsize
         index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
@@ -97,6 +97,11 @@ def copy_side_files(source: AnyPath, target: AnyPath, *, dtype: ExportType) -> N
     for key in {"dtype", "torch_dtype"} & config.keys() or {"dtype"}:  # torch_dtype before transformers 5
         config[key] = dtype
     write_atomically(target / "config.json", json.dumps(config, indent=2) + "\n")
+    copy_tokenizer(source, target)
+
+
+def copy_tokenizer(source: AnyPath, target: AnyPath) -> None:
+    """Copies a checkpoint's tokenizer files, and its generation_config.json."""
     for name in SIDE_FILES:
         if (source / name).exists() and source.resolve() != target.resolve():
             copy(source / name, target / name)
@@ -144,7 +149,8 @@ def _compile_gather(mapping: TensorMapping, dtype: ExportType, sharding: Any) ->
     return jax.jit(gather, out_shardings=replicated)
 
 
-def _write_shard(path: AnyPath, arrays: dict[str, np.ndarray]) -> None:
+def write_shard(path: AnyPath, arrays: dict[str, np.ndarray]) -> None:
+    """Writes a safetensors file atomically."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # renamed once complete, as in write_atomically
     save_file(arrays, temporary, metadata={"format": "pt"})  # transformers refuses a file without this
     temporary.replace(path)

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from tpt_jax.config import LoRAConfig
+from tpt_jax.models.adapter import Adapter
 from tpt_jax.models.architecture import ModelConfig
 from tpt_jax.models.attention import rope_frequencies, rotate
 from tpt_jax.models.decoding_weights import product
@@ -45,7 +47,7 @@ def rms_norm(x: Float[Array, "... D"], scale: Float[Array, " D"], config: ModelC
 class Layers(nnx.Module):
     """Some or all decoder layers: weights have a leading layer axis; `apply` is called on one slice at a time."""
 
-    def __init__(self, config: ModelConfig, num_layers: int, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, num_layers: int, rngs: nnx.Rngs, lora: LoRAConfig | None = None):
         L, D, F = num_layers, config.embed_dim, config.mlp_dim  # noqa: N806
         N, K, H = config.num_heads, config.num_kv_heads, config.head_dim  # noqa: N806
         depth = 2 * config.num_layers  # additions to the residual stream
@@ -69,6 +71,13 @@ class Layers(nnx.Module):
         if config.query_key_norms:
             self.query_norm = norm_scale(config, L, H)
             self.key_norm = norm_scale(config, L, H)
+        targets = lora.targets if lora else ()
+        self.adapters = nnx.Dict({name: Adapter(getattr(self, name), lora, rngs) for name in targets})
+
+    def project(self, equation: str, x: Float[Array, "..."], name: str) -> Float[Array, "..."]:
+        """The product of x and the weight of this name, with its adapter if it has one."""
+        result = product(equation, x, getattr(self, name)[...])
+        return result + self.adapters[name](equation, x) if name in self.adapters else result
 
     def apply(
         self,
@@ -86,9 +95,9 @@ class Layers(nnx.Module):
         """
         config = self.config
         h = rms_norm(x, self.attention_norm[...], config)
-        query = product("BTD,DNH->BTNH", h, self.query[...])
-        key = product("BTD,DKH->BTKH", h, self.key[...])
-        value = product("BTD,DKH->BTKH", h, self.value[...])
+        query = self.project("BTD,DNH->BTNH", h, "query")
+        key = self.project("BTD,DKH->BTKH", h, "key")
+        value = self.project("BTD,DKH->BTKH", h, "value")
         if config.attention_bias:
             query, key = query + self.query_bias[...][None, None], key + self.key_bias[...][None, None]
             value = value + self.value_bias[...][None, None]
@@ -98,16 +107,16 @@ class Layers(nnx.Module):
             frequencies = rope_frequencies(config, config.windows[index])
             query, key = rotate(query, positions, frequencies), rotate(key, positions, frequencies)
         query = layout.constrain(query, "batch", None, "heads", None)
-        h = product("BTNH,NHD->BTD", attend(query, key, value), self.output[...])
+        h = self.project("BTNH,NHD->BTD", attend(query, key, value), "output")
         if config.is_gemma:
             h = rms_norm(h, self.post_attention_norm[...], config)
         x = layout.constrain(x + h, "batch", None, None)
 
         h = rms_norm(x, self.mlp_norm[...], config)
         activate = _gelu if config.is_gemma else jax.nn.silu
-        h = activate(product("BTD,DF->BTF", h, self.gate[...])) * product("BTD,DF->BTF", h, self.up[...])
+        h = activate(self.project("BTD,DF->BTF", h, "gate")) * self.project("BTD,DF->BTF", h, "up")
         h = layout.constrain(h, "batch", None, "mlp")
-        h = product("BTF,FD->BTD", h, self.down[...])
+        h = self.project("BTF,FD->BTD", h, "down")
         if config.is_gemma:
             h = rms_norm(h, self.post_mlp_norm[...], config)
         return layout.constrain(x + h, "batch", None, None), key, value

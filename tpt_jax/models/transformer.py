@@ -14,9 +14,10 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
+from tpt_jax.config import LoRAConfig
 from tpt_jax.models.architecture import ModelConfig
 from tpt_jax.models.attention import softcap
-from tpt_jax.models.decoding_weights import product
+from tpt_jax.models.decoding_weights import Int8Weight, product
 from tpt_jax.models.embedding import embedding_lookup
 from tpt_jax.models.layers import Attend, Layers, norm_scale, rms_norm, weight
 from tpt_jax.models.self_attention import SPLASH_RESIDUALS, Kernel, self_attention
@@ -73,9 +74,9 @@ class Decoder(nnx.Module):
 class Transformer(Decoder):
     """A decoder-only transformer for whole sequences, as in training."""
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, lora: LoRAConfig | None = None):
         super().__init__(config, rngs=rngs)
-        self.layers = Layers(config, config.num_layers, rngs)
+        self.layers = Layers(config, config.num_layers, rngs, lora)
 
     def __call__(
         self,
@@ -129,7 +130,7 @@ class Transformer(Decoder):
         config, period = self.config, self.config.period
         graph, weights = nnx.split(self.layers)
         # Cast before the scan: XLA would hoist the casts anyway, and gradients are then stacked in x's dtype.
-        weights = jax.tree.map(lambda weight: weight.astype(x.dtype), weights)
+        weights = jax.tree.map(lambda weight: _cast(weight, x.dtype), weights, is_leaf=_is_int8)
         num_scanned = config.num_periods * period
         scanned = jax.tree.map(lambda weight: weight[:num_scanned].reshape(-1, period, *weight.shape[1:]), weights)
         remainder = jax.tree.map(lambda weight: weight[num_scanned:], weights)
@@ -151,9 +152,20 @@ class Transformer(Decoder):
         return layers(x, remainder, config.num_layers - num_scanned, in_loop=False)
 
 
-def abstract_parameters(config: ModelConfig) -> tuple[nnx.GraphDef[Transformer], nnx.State]:
+def _is_int8(leaf: Any) -> bool:
+    return isinstance(leaf, Int8Weight)
+
+
+def _cast(weight: jax.Array | Int8Weight, dtype: jnp.dtype) -> jax.Array | Int8Weight:
+    """int8 is converted in the products that read it."""
+    return weight if isinstance(weight, Int8Weight) else weight.astype(dtype)
+
+
+def abstract_parameters(
+    config: ModelConfig, lora: LoRAConfig | None = None
+) -> tuple[nnx.GraphDef[Transformer], nnx.State]:
     """The decoder's graph and the shapes of its parameters, without allocating them."""
-    model = nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0), lora=lora))
     return nnx.split(model)
 
 
@@ -165,18 +177,3 @@ def initialize_parameters(config: ModelConfig, layout: Layout, seed: int) -> nnx
 
     shardings = layout.shardings(abstract_parameters(config)[1])
     return jax.jit(initialize, out_shardings=shardings)(jax.random.key(seed))
-
-
-def place_abstract(abstract: nnx.State, layout: Layout, dtype: Any = jnp.float32) -> nnx.State:
-    """Adds dtype and shardings to abstract parameters, to compile from or restore into."""
-
-    def place(weight: jax.ShapeDtypeStruct, sharding: jax.sharding.NamedSharding) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(weight.shape, dtype, sharding=sharding)
-
-    return jax.tree.map(place, abstract, layout.shardings(abstract))
-
-
-def master_bytes(config: ModelConfig, layout: Layout) -> int:
-    """Size of the fp32 parameters on one device."""
-    placed = place_abstract(abstract_parameters(config)[1], layout)
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * 4 for leaf in jax.tree.leaves(placed))

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from tpt_jax.config import RunConfig, Sampling, SamplingConfig, TrainConfig
 from tpt_jax.models.architecture import ModelConfig
-from tpt_jax.models.transformer import abstract_parameters, master_bytes, place_abstract
+from tpt_jax.models.masters import abstract_masters, master_bytes
 from tpt_jax.plan.chips import Chip
 from tpt_jax.plan.hlo import Module
 from tpt_jax.plan.network import Network
@@ -128,8 +128,9 @@ class Compiler:
 
     @property
     def resident_while_sampling(self) -> int:
-        """Bytes of the fp32 weights on one device."""
-        return 0 if self.config.train.offload else master_bytes(self.model, self.train_layout)
+        """Bytes of the master parameters on one device."""
+        train = self.config.train
+        return 0 if train.offload else master_bytes(self.model, self.train_layout, train.lora)
 
     def slot_shape(self, sampling: Sampling, num_questions: int) -> SlotShape:
         """The slots of a sampling section of the config, assuming prompts of maximum length."""
@@ -155,7 +156,7 @@ class Compiler:
         """Compiles the sampling program, whose shape has the number of slots if this one leaves it open.
 
         Raises:
-          DoesNotFitError: it does not fit in memory next to the fp32 weights.
+          DoesNotFitError: it does not fit in memory next to the master parameters.
         """
         layout, resident = self.decode_layout, self.resident_while_sampling
         if shape.auto_slots:
@@ -210,7 +211,7 @@ class Compiler:
 
     def _sampling_phases(self, sampling: Sampling, shape: SlotShape) -> list[Phase]:
         """Reshard (for think only), prefill and decode; prefill runs inside the decoding program."""
-        source = place_abstract(abstract_parameters(self.model)[1], self.train_layout)
+        source = abstract_masters(self.model, self.train_layout, self.config.train.lora)[1]
         prefill_unit = f"{shape.prefill_batches[1]} tokens of prompts per shard"
         try:
             program = self.compile_sampler(sampling, shape)

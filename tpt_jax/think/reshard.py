@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from tpt_jax.models.decoding_weights import (
     quantize,
     summed_axes,
 )
+from tpt_jax.models.masters import merged_layer
 from tpt_jax.runtime.sharding import Layout, LogicalAxes
 
 Path = tuple[Any, ...]  # of a parameter, as nnx.to_flat_state gives it
@@ -24,7 +26,7 @@ Path = tuple[Any, ...]  # of a parameter, as nnx.to_flat_state gives it
 @dataclasses.dataclass(frozen=True)
 class Reshard:
     """The compiled reshard: fp32 to the compute dtype or int8, and over the interconnect from the training layout to
-    stationary weights. Does not donate the training parameters.
+    stationary weights; adapters are merged. Does not donate the training parameters.
 
     Attributes:
       num_bytes: size of the decoding parameters on one device.
@@ -73,15 +75,14 @@ def compile_reshard(source: nnx.State, target: nnx.State) -> Reshard:
 
     def reshard(parameters: nnx.State) -> nnx.State:
         given = dict(nnx.to_flat_state(parameters))
-        return nnx.from_flat_state(
-            [(path, goal.replace(_move(given[_source_path(path)], goal, path, num_groups))) for path, goal in goals]
-        )
+        return nnx.from_flat_state([(path, goal.replace(_move(given, goal, path, num_groups))) for path, goal in goals])
 
     jitted = jax.jit(reshard, out_shardings=jax.tree.map(lambda weight: weight.format, target))
     given = dict(nnx.to_flat_state(source))
     num_bytes = num_received = 0
     for path, goal in goals:
-        before, after = given[_source_path(path)].get_value(), jax.tree.leaves(goal.get_value())
+        before = jax.tree.leaves(given[_source_path(path)].get_value())[0]
+        after = jax.tree.leaves(goal.get_value())
         share = len(after[0]) / len(before) if path[0] == "groups" else 1.0
         size_before, size_after = _shard_size(before) * share, _shard_size(after[0])
         size = sum(_shard_size(leaf) * leaf.dtype.itemsize for leaf in after)
@@ -95,21 +96,24 @@ def _source_path(path: Path) -> Path:
     return ("layers", *path[2:]) if path[0] == "groups" else path
 
 
-def _move(weight: nnx.Variable, goal: nnx.Variable, path: Path, num_groups: int) -> Any:
-    """A weight, or a group's layers of it, in the type and the sharding of the decoding copy."""
-    value, target, summed = weight.get_value(), goal.get_value(), summed_axes(weight)
+def _move(given: Mapping[Path, nnx.Variable], goal: nnx.Variable, path: Path, num_groups: int) -> Any:
+    """A weight, or a group's layers of it with their adapters, in the type and the sharding of the decoding copy."""
+    source = _source_path(path)
+    weight, target = given[source], goal.get_value()
+    summed = summed_axes(weight)
     if path[0] != "groups":
-        return _convert(value, target, summed)
+        return _convert(weight.get_value(), target, summed)
+    num_layers = len(jax.tree.leaves(weight.get_value())[0])
     shardings = jax.tree.map(
         lambda leaf: NamedSharding(leaf.sharding.mesh, PartitionSpec(*leaf.sharding.spec[1:])), target
     )
 
     def move_layer(layer: jax.Array) -> Any:
-        converted = _convert(value[layer], target, tuple(axis - 1 for axis in summed))
+        converted = _convert(merged_layer(given, source, layer), target, tuple(axis - 1 for axis in summed))
         return jax.tree.map(jax.lax.with_sharding_constraint, converted, shardings)
 
     # One layer at a time: otherwise XLA gathers all layers before it converts the first.
-    return jax.lax.map(move_layer, jnp.arange(path[1], len(value), num_groups, dtype=jnp.int32))
+    return jax.lax.map(move_layer, jnp.arange(path[1], num_layers, num_groups, dtype=jnp.int32))
 
 
 def _convert(weight: jax.Array, target: Any, summed: tuple[int, ...]) -> Any:

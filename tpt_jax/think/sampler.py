@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
+from tpt_jax.config import LoRAConfig
 from tpt_jax.models.architecture import ModelConfig
 from tpt_jax.models.decoding_weights import DecodingWeights
-from tpt_jax.models.transformer import abstract_parameters, place_abstract
+from tpt_jax.models.masters import abstract_masters
 from tpt_jax.runtime.memory import explain_out_of_memory, free_bytes
 from tpt_jax.runtime.sharding import DECODE_RULES, TRAIN_RULES, Layout
 from tpt_jax.think.fitting_slots import compile_fitting, fewer_slots
@@ -44,12 +45,14 @@ def compile_sampler(
     compute_dtype: str,
     shapes: Mapping[str, SlotShape],
     stop_ids: tuple[int, ...],
+    lora: LoRAConfig | None = None,
     resident: int = 0,
 ) -> SamplerProgram:
     """Compiles the reshard, and the sampling programs for each shape.
 
     Args:
       shapes: one data shard's slots, by the config section they are for.
+      lora: adapters of the parameters that the reshard gets.
       resident: bytes of arrays that will be on each device while it samples, and are not there yet.
 
     Raises:
@@ -76,6 +79,6 @@ def compile_sampler(
             slots[section] = compile_section(shape)
         # All shapes share the memory layouts chosen for the first.
         parameters[shape.weights] = slots[section].parameters
-    masters = place_abstract(abstract_parameters(config)[1], source)
+    masters = abstract_masters(config, source, lora)[1]
     reshards = {weights: compile_reshard(masters, copy) for weights, copy in parameters.items()}
     return SamplerProgram(target, {section: reshards[shape.weights] for section, shape in shapes.items()}, slots)

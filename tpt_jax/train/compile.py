@@ -17,8 +17,8 @@ from jax.sharding import Mesh
 from tpt_jax.config import TrainConfig
 from tpt_jax.errors import UserError
 from tpt_jax.models.architecture import ModelConfig
+from tpt_jax.models.masters import abstract_masters, split_trained
 from tpt_jax.models.self_attention import choose_kernel
-from tpt_jax.models.transformer import abstract_parameters, place_abstract
 from tpt_jax.runtime.memory import MemoryNeed, explain_out_of_memory
 from tpt_jax.runtime.sharding import TRAIN_RULES, Layout, place
 from tpt_jax.train.data import Batch, BatchShape
@@ -33,7 +33,7 @@ class TrainerProgram:
 
     Attributes:
       abstract_state: shapes and shardings of the training state, for restoring a checkpoint.
-      init_optimizer: parameters -> initial optimizer state.
+      init_optimizer: trained parameters -> initial optimizer state.
       compiled_step: (TrainState, Batch, learning rate) -> (TrainState, StepMetrics); donates the state.
     """
 
@@ -45,8 +45,9 @@ class TrainerProgram:
 
     def init_state(self, parameters: nnx.State) -> TrainState:
         """The state before the first step. Takes ownership of the parameters: the first step donates them."""
+        trained, frozen = split_trained(parameters)
         is_finite = place(np.asarray(True), self.layout.replicated)
-        return TrainState(parameters, self.init_optimizer(parameters), is_finite)
+        return TrainState(trained, frozen, self.init_optimizer(trained), is_finite)
 
     def step(self, state: TrainState, batch: Batch, learning_rate: float) -> tuple[TrainState, StepMetrics]:
         """Dispatches one step without waiting for it; the metrics stay on the device."""
@@ -67,12 +68,12 @@ def compile_trainer(config: ModelConfig, mesh: Mesh, *, compute_dtype: str, trai
             f"train.rows ({train.rows}) must be a multiple of data x fsdp = {layout.batch_ways}; "
             f"try {-(-train.rows // layout.batch_ways) * layout.batch_ways}"
         )
-    graph, abstract = abstract_parameters(config)
-    parameters = place_abstract(abstract, layout)
+    graph, parameters = abstract_masters(config, layout, train.lora)
+    trained, frozen = split_trained(parameters)
     optimizer = make_optimizer(train.optimizer)
-    optimizer_shapes = jax.eval_shape(optimizer.init, parameters)
+    optimizer_shapes = jax.eval_shape(optimizer.init, trained)
     optimizer_shardings = _optimizer_shardings(optimizer_shapes, layout)
-    init_optimizer = jax.jit(optimizer.init, out_shardings=optimizer_shardings).lower(parameters).compile()
+    init_optimizer = jax.jit(optimizer.init, out_shardings=optimizer_shardings).lower(trained).compile()
 
     kernel = choose_kernel(mesh, train.sequence_length) if train.attention == "auto" else train.attention
     options = StepOptions(
@@ -86,7 +87,7 @@ def compile_trainer(config: ModelConfig, mesh: Mesh, *, compute_dtype: str, trai
     )
     is_finite: Any = jax.ShapeDtypeStruct((), jnp.bool_, sharding=layout.replicated)
     learning_rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=layout.replicated)
-    state = TrainState(parameters, _with_shardings(optimizer_shapes, optimizer_shardings), is_finite)
+    state = TrainState(trained, frozen, _with_shardings(optimizer_shapes, optimizer_shardings), is_finite)
     state_shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     batch_shape = BatchShape(train.micro_batches, train.rows, train.sequence_length)
     step = jax.jit(

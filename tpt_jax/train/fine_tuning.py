@@ -10,6 +10,7 @@ from flax import nnx
 from tpt_jax.checkpoints.training import Saved, TrainingCheckpoints
 from tpt_jax.config import TrainConfig
 from tpt_jax.errors import Stopped
+from tpt_jax.models.masters import split_trained
 from tpt_jax.prompts import Example
 from tpt_jax.train.compile import TrainerProgram
 from tpt_jax.train.data import PackedBatch, packed_batches
@@ -71,7 +72,8 @@ class FineTuning:
         """Starts at step 0, or after the newest save in `checkpoints`.
 
         Args:
-          parameters: returns the initial parameters; not called on resume. The first step donates them.
+          parameters: returns the initial parameters; on resume only called for frozen ones, which are not saved. The
+            first step donates them.
           examples: each at most sequence_length + 1 tokens long.
           checkpoints: saves of this fine-tuning; None to save nothing.
           should_stop: called after every step; True saves the state and raises Stopped.
@@ -83,9 +85,13 @@ class FineTuning:
         batches = packed_batches(examples, program.batch_shape, seed=seed, num_epochs=config.num_epochs)
         self.num_steps = min(len(batches), config.max_steps or len(batches))
         self._batches = iter(batches[: self.num_steps].to_iter_dataset(READ_AHEAD))
-        saved = checkpoints.restore(program.abstract_state) if checkpoints else None
+        saved = checkpoints.restore(_without_frozen(program.abstract_state)) if checkpoints else None
         self.first_step = saved.step if saved else 0
-        self._state: TrainState = saved.state if saved else program.init_state(parameters())
+        if saved is None:
+            self._state: TrainState = program.init_state(parameters())
+        else:
+            frozen = split_trained(parameters())[1] if config.lora else nnx.State({})
+            self._state = dataclasses.replace(saved.state, frozen=frozen)
         self.counts = TokenCounts(**saved.progress["counts"]) if saved else TokenCounts()
         if saved:
             self._batches.set_state(saved.progress["iterator"])
@@ -103,7 +109,7 @@ class FineTuning:
         """
         pending: _PendingStep | None = None
         for step, batch in enumerate(self._batches, start=self.first_step):
-            learning_rate = learning_rate_at(step, self.num_steps, self._config.optimizer)
+            learning_rate = learning_rate_at(step, self.num_steps, self._config)
             self._state, metrics = self._program.step(self._state, batch.arrays, learning_rate)
             if pending is not None:
                 yield self._record(pending)
@@ -113,7 +119,7 @@ class FineTuning:
                 yield self._record(pending)  # raises if the step failed: a failed step must not be saved
                 pending = None
                 progress = {"iterator": self._batches.get_state(), "counts": dataclasses.asdict(self.counts)}
-                self._checkpoints.save(Saved(step + 1, self._state, progress))
+                self._checkpoints.save(Saved(step + 1, _without_frozen(self._state), progress))
             if stop:
                 raise Stopped
         if pending is not None:
@@ -132,3 +138,8 @@ class FineTuning:
         self.counts.tokens += tokens
         self.counts.packed_tokens += packed_tokens
         return StepRecord(pending.step, self.num_steps, loss, pending.learning_rate, grad_norm, tokens, packed_tokens)
+
+
+def _without_frozen(state: TrainState) -> TrainState:
+    """The state as it is saved."""
+    return dataclasses.replace(state, frozen=nnx.State({}))

@@ -9,7 +9,7 @@ import optax
 from flax import nnx
 from optax import contrib
 
-from tpt_jax.config import OptimizerConfig
+from tpt_jax.config import OptimizerConfig, TrainConfig
 
 VECTOR_AXES = frozenset({"norm", "bias"})  # logical axes of weights that are not matrices
 
@@ -20,13 +20,13 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), factories[config.name](config))
 
 
-def learning_rate_at(step: int, num_steps: int, config: OptimizerConfig) -> float:
+def learning_rate_at(step: int, num_steps: int, config: TrainConfig) -> float:
     """Linear warm-up, then cosine decay to 0, like transformers' get_cosine_schedule_with_warmup.
 
     Args:
       step: from 0; its rate is 0 if there is a warm-up.
     """
-    warmup = math.ceil(config.warmup_fraction * num_steps)
+    warmup = math.ceil(config.optimizer.warmup_fraction * num_steps)
     if step < warmup:
         return config.learning_rate * step / max(1, warmup)
     progress = (step - warmup) / max(1, num_steps - warmup)
@@ -88,12 +88,15 @@ def _decay_mask(parameters: Any) -> Any:
 
 
 def _matrix_axes(parameters: Any) -> Any:
-    """Input and output axes of each stack of matrices (one per layer); None for norms, biases and vocabulary tables."""
+    """Input and output axes of each stack of matrices (one per layer); None for norms, biases and vocabulary tables.
+
+    An adapter's matrices are matrices of their own.
+    """
 
     def dimension_numbers(axes: tuple[str | None, ...]) -> contrib.MuonDimensionNumbers | None:
         if VECTOR_AXES.intersection(axes) or "vocab" in axes:
             return None
-        outputs = tuple(range(2, len(axes))) if axes[1] == "embed" else (len(axes) - 1,)
+        outputs = tuple(range(2, len(axes))) if axes[1] in ("embed", "rank") else (len(axes) - 1,)
         inputs = tuple(axis for axis in range(1, len(axes)) if axis not in outputs)
         return contrib.MuonDimensionNumbers(inputs, outputs)
 

@@ -1,4 +1,4 @@
-"""One optimizer step: gradients summed over micro-batches, divided once, applied to fp32 master weights."""
+"""One optimizer step: gradients summed over micro-batches, divided once, applied to fp32 weights or adapters."""
 
 import dataclasses
 from typing import Any
@@ -24,9 +24,15 @@ from tpt_jax.train.loss import TokenLoss
 class TrainState:
     """The training state: consumed and returned by each step."""
 
-    parameters: nnx.State  # fp32 master weights
-    optimizer: Any  # optax state, sharded like the weights
+    trained: nnx.State  # fp32 weights, or adapters
+    frozen: nnx.State  # what adapters belong to; nothing without them. Steps return it as it is, without a copy
+    optimizer: Any  # optax state, sharded like the trained parameters
     is_finite: Bool[Array, ""]  # once False, later steps change nothing: they were dispatched before it was known
+
+    @property
+    def parameters(self) -> nnx.State:
+        """All parameters, trained and frozen."""
+        return nnx.merge_state(self.trained, self.frozen)
 
 
 @jax.tree_util.register_dataclass
@@ -64,32 +70,30 @@ def train_step(
 
     Jit it with `state` donated.
     """
-    gradients, loss, count = _gradient_sums(state.parameters, batch, options)
+    gradients, loss, count = _gradient_sums(state.trained, state.frozen, batch, options)
     gradients = _constrain_table_layouts(gradients, options.layout)
     count = jnp.maximum(count, 1.0)  # a batch may be all padding
     gradients = jax.tree.map(lambda total: total / count, gradients)
     metrics = StepMetrics(loss / count, optax.tree.norm(gradients), count.astype(jnp.int32))
 
-    updates, optimizer_state = options.optimizer.update(gradients, state.optimizer, state.parameters)
-    parameters = jax.tree.map(lambda weight, update: weight + update * learning_rate, state.parameters, updates)
+    updates, optimizer_state = options.optimizer.update(gradients, state.optimizer, state.trained)
+    trained = jax.tree.map(lambda weight, update: weight + update * learning_rate, state.trained, updates)
     is_finite = state.is_finite & jnp.isfinite(metrics.loss) & jnp.isfinite(metrics.grad_norm)
 
     def new_if_finite(new: Any, old: Any) -> Any:
         return jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), new, old)
 
-    new_state = TrainState(
-        new_if_finite(parameters, state.parameters), new_if_finite(optimizer_state, state.optimizer), is_finite
-    )
-    return new_state, metrics
+    trained, optimizer_state = new_if_finite((trained, optimizer_state), (state.trained, state.optimizer))
+    return TrainState(trained, state.frozen, optimizer_state, is_finite), metrics
 
 
 def _gradient_sums(
-    parameters: nnx.State, batch: Batch, options: StepOptions
+    trained: nnx.State, frozen: nnx.State, batch: Batch, options: StepOptions
 ) -> tuple[nnx.State, Float[Array, ""], Float[Array, ""]]:
     """Gradients, loss and loss weights, each summed over all tokens of all micro-batches."""
 
-    def loss_sum(parameters: nnx.State, micro: Batch) -> jax.Array:
-        model = nnx.merge(options.graph, parameters)
+    def loss_sum(trained: nnx.State, micro: Batch) -> jax.Array:
+        model = nnx.merge(options.graph, trained, frozen)
         hidden = model(
             micro.tokens,
             micro.positions,
@@ -112,12 +116,12 @@ def _gradient_sums(
         )
 
     def sums(micro: Batch) -> tuple[nnx.State, jax.Array, jax.Array]:
-        loss, gradients = jax.value_and_grad(loss_sum)(parameters, micro)
+        loss, gradients = jax.value_and_grad(loss_sum)(trained, micro)
         return gradients, loss, micro.loss_weights.sum()
 
     if len(batch.tokens) == 1:  # a scan would hold a second copy of the gradients
         return sums(jax.tree.map(lambda array: array[0], batch))
-    zeros = (jax.tree.map(jnp.zeros_like, parameters), jnp.float32(0), jnp.float32(0))
+    zeros = (jax.tree.map(jnp.zeros_like, trained), jnp.float32(0), jnp.float32(0))
     return jax.lax.scan(lambda total, micro: (jax.tree.map(jnp.add, total, sums(micro)), None), zeros, batch)[0]
 
 
