@@ -16,8 +16,8 @@ from fake_hub import FakeHub, fetching_from, serve
 from processes import EASY_TASK
 
 from tpt_jax.checkpoints.model_folder import ModelFolder
-from tpt_jax.checkpoints.model_names import full_name
-from tpt_jax.config import RunConfig, load_config
+from tpt_jax.checkpoints.model_names import full_name, hub_parts
+from tpt_jax.config import LoRAConfig, RunConfig, load_config
 from tpt_jax.errors import MachineError, UserError
 from tpt_jax.io.files import write_atomically
 from tpt_jax.io.hub import parse_hub_name
@@ -194,6 +194,17 @@ def test_a_run_keeps_the_commit_that_it_started_with(hub: FakeHub, other: Path, 
     assert with_version(chosen, path) == chosen
     with pytest.raises(UserError, match=rf"model\.version is {first} there, {second} here"):
         RunFolder.open(path, chosen)
+
+
+def test_adapters_find_their_base_by_name(hub: FakeHub, other: Path, tmp_path: Path) -> None:
+    commit = hub.add_folder("alice/tiny", MODEL)
+    base = ModelFolder.open("alice/tiny")
+    file = base.adapter_file(LoRAConfig())
+    assert file.base == f"hf://alice/tiny@{commit}"
+    hub.add_folder("alice/tiny", other)
+    assert dataclasses.replace(base, path=to_path(tmp_path), adapters=file).base() == base
+    assert hub_parts(file.base) == ("alice/tiny", commit)  # as PEFT names it
+    assert hub_parts("/a/b") == ("/a/b", None)
 
 
 def test_a_name_that_has_become_a_folder_still_means_the_commit(

@@ -125,6 +125,12 @@ def test_the_card_says_what_the_model_is(hub: FakeHub, checkpoint: Path) -> None
     assert recipe["task"]["train"] == "train.yaml"
     assert recipe["train"]["rows"] == 4
 
+    of_adapter = make_card(ModelFolder.open(checkpoint), "float32", adapter=True)
+    assert of_adapter.metadata["library_name"] == "peft"
+    assert of_adapter.metadata["base_model_relation"] == "adapter"
+    assert "AutoPeftModelForCausalLM.from_pretrained(NAME" in of_adapter.text
+    assert "tpt export --checkpoint RUN_DIR/checkpoints/001 --adapter --output FOLDER" in of_adapter.text
+
 
 def test_a_card_without_a_run_says_less(hub: FakeHub, tmp_path: Path) -> None:
     card = make_card(ModelFolder.open("alice/tiny"), "bfloat16")
