@@ -17,12 +17,14 @@ from processes import EASY_TASK
 
 from tpt_jax.checkpoints.model_folder import ModelFolder
 from tpt_jax.checkpoints.model_names import full_name, hub_parts
-from tpt_jax.config import LoRAConfig, RunConfig, load_config
+from tpt_jax.config import LoRAConfig, RunConfig, load_config, plain_values
 from tpt_jax.errors import MachineError, UserError
 from tpt_jax.io.files import write_atomically
 from tpt_jax.io.hub import parse_hub_name
 from tpt_jax.io.paths import to_path
+from tpt_jax.library.sweep import with_recorded_versions
 from tpt_jax.loop.run_folder import RunFolder
+from tpt_jax.loop.sweep_plan import SweepFolder, make_plan
 from tpt_jax.loop.versions import with_version
 from tpt_jax.runtime import hosts
 
@@ -174,8 +176,7 @@ def test_without_a_connection_the_message_says_why(hub: FakeHub, monkeypatch: py
 
 
 def test_a_run_keeps_the_commit_that_it_started_with(hub: FakeHub, other: Path, tmp_path: Path) -> None:
-    (tmp_path / "easy.yaml").write_text(EASY_TASK)
-    given = load_config(tmp_path / "easy.yaml", {"model.path": "alice/tiny"})
+    given = load_config(write_easy(tmp_path), {"model.path": "alice/tiny"})
     first = hub.add_folder("alice/tiny", MODEL)
     path = to_path(tmp_path / "run")
     config = with_version(given, path)
@@ -194,6 +195,29 @@ def test_a_run_keeps_the_commit_that_it_started_with(hub: FakeHub, other: Path, 
     assert with_version(chosen, path) == chosen
     with pytest.raises(UserError, match=rf"model\.version is {first} there, {second} here"):
         RunFolder.open(path, chosen)
+
+
+def test_a_sweep_keeps_the_commit_that_it_started_with(hub: FakeHub, other: Path, tmp_path: Path) -> None:
+    tree = plain_values(load_config(write_easy(tmp_path), {"model.path": "alice/tiny"}))
+    given = make_plan(tree, {}, vary={"train.rows": [4, 8]})
+    first = hub.add_folder("alice/tiny", MODEL)
+    folder = SweepFolder(to_path(tmp_path / "sweep"))
+    plan = with_recorded_versions(given, folder)
+    assert [arm.config.model.version for arm in plan.arms] == [first, first]
+    assert len(hub.paths("GET", "/api/models/alice/tiny")) == 1
+    SweepFolder.open(folder.path, plan).begin(plan)
+    run = folder.run(plan.arms[1], 0)
+    RunFolder(run).begin(plan.run_config(plan.arms[1], 0))
+    write_atomically(run / "rounds/000/stages.json", "{}")
+
+    hub.add_folder("alice/tiny", other)
+    assert with_recorded_versions(given, folder) == plan
+    assert SweepFolder.open(folder.path, plan).read_plan() == plan
+
+
+def write_easy(folder: Path) -> Path:
+    (folder / "easy.yaml").write_text(EASY_TASK)
+    return folder / "easy.yaml"
 
 
 def test_adapters_find_their_base_by_name(hub: FakeHub, other: Path, tmp_path: Path) -> None:

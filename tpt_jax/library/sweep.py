@@ -92,7 +92,7 @@ def sweep(
     path = to_path(sweep_dir or os.path.join("sweeps", folder_name(plan.name, "--sweep_dir")))
     result, failures = None, {}
     with own_folder(path, "--sweep_dir"), Workshop() as workshop:
-        plan = _with_versions(plan, SweepFolder(path))
+        plan = with_recorded_versions(plan, SweepFolder(path))
         folder = SweepFolder.open(path, plan)
         unfinished = hosts.broadcast("unfinished runs", lambda: _unfinished(folder, plan))
         _set_up_all([arm for arm in plan.arms if unfinished[arm.name]], workshop)
@@ -112,7 +112,7 @@ def sweep(
     return Sweep(folder.path, result.arms if result else (), failures, folder.report)
 
 
-def _with_versions(plan: SweepPlan, folder: SweepFolder) -> SweepPlan:
+def with_recorded_versions(plan: SweepPlan, folder: SweepFolder) -> SweepPlan:
     """The plan with the versions of the arms' models, those of the sweep if it has started."""
 
     def read_started() -> list[RunConfig | None]:
