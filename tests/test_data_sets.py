@@ -98,6 +98,13 @@ def test_mistakes_in_csv_are_reported(tmp_path: Path, content: bytes, message: s
         load_task(FileConfig("file", tmp_path / "a.csv", tmp_path / "a.csv"))
 
 
+def test_an_empty_cell_is_no_value(tmp_path: Path) -> None:
+    for split, question in (("train", "1?"), ("test", "2?")):
+        (tmp_path / f"{split}.csv").write_text(f"id,question,answer,level\n,{question},3,\n")
+    task = load_task(FileConfig("file", tmp_path / "train.csv", tmp_path / "test.csv"))
+    assert task.train.questions == (Question("file/train/0", "1?", "3"),)
+
+
 def test_a_column_that_is_not_there_is_named(tmp_path: Path, held_out: Path) -> None:
     config = FileConfig("file", held_out, held_out, columns={"question": "prompt"})
     with pytest.raises(UserError, match=r"lacks 'prompt', which task\.columns names; it has unique_id, pro"):
@@ -162,6 +169,9 @@ def test_a_run_keeps_the_commit_of_its_data_set(hub: FakeHub, tmp_path: Path) ->
     task = load_task(resumed.task)
     assert task.train.questions == EXPECTED
     assert [question.question for question in task.test] == ["Test?"]
+    hub.is_gone = True
+    assert load_task(resumed.task) == task
+    hub.is_gone = False
     newest = with_version(given, to_path(tmp_path / "new")).task
     assert isinstance(newest, FileConfig)
     assert newest.versions == {"alice/data": second}

@@ -118,6 +118,21 @@ def test_a_half_downloaded_model_counts_as_missing(hub: FakeHub, monkeypatch: py
     assert sorted(name for name, _ in hub.starts) == sorted([*NEEDED, "model.safetensors"])  # the others once
     hub.is_gone = True
     assert ModelFolder.open("alice/tiny").path == model.path  # what the name meant last
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert ModelFolder.open("alice/tiny").path == model.path
+
+
+def test_offline_what_another_program_has_fetched_is_taken(hub: FakeHub, capsys: pytest.CaptureFixture[str]) -> None:
+    import huggingface_hub
+
+    commit = hub.add_folder("alice/tiny", MODEL)
+    for name in NEEDED:
+        huggingface_hub.hf_hub_download("alice/tiny", name, endpoint=hub.url)
+    hub.is_gone = True
+    model = ModelFolder.open("alice/tiny")
+    model.check_weights()
+    assert model.name == f"hf://alice/tiny@{commit}"
+    assert "cannot be reached; taking the files that another program has left in" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

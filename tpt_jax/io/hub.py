@@ -102,9 +102,10 @@ def fetch(name: HubName, commit: str, patterns: Sequence[str], ignored: Sequence
     with quiet(), errors_in_one_line(name):
         try:
             missing = [file for file in snapshot(dry_run=True) if file.will_download]
-        except DryRunError as error:  # there is no list of the commit's files, neither here nor from the Hub
-            if isinstance(error.__cause__, HfHubHTTPError):
-                raise error.__cause__ from None
+        except Exception as error:  # if it is a DryRunError, there is no list of the commit's files here
+            cause = error.__cause__ if isinstance(error, DryRunError) and error.__cause__ else error
+            if isinstance(cause, HfHubHTTPError) or not _is_of_network(cause):
+                raise cause from None
             folder = pathlib.Path(snapshot(local_files_only=True))
             say(f"{name}: the Hub cannot be reached; taking the files that another program has left in {folder}")
             return folder
