@@ -1,6 +1,6 @@
 """Runs the quickstart, with int8 traces too, and its unpruned control with several seeds; prints Pass@1 by round.
 
-    python benchmarks/quickstart_seeds.py --output sweeps/seeds [--seeds 3] [--picture benchmarks/quickstart.svg]
+    python benchmarks/quickstart_seeds.py --output sweeps/seeds [--seeds 3] [--picture docs/pictures/quickstart.svg]
 
 A sweep of three arms: finished runs in the output folder are not run again. Round 0 is the base model, sampled with the
 run's seed.

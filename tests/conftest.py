@@ -93,7 +93,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 # Optax multiplies floats by its integer step count, which strict promotion refuses.
-MODULES_THAT_TRAIN = {"test_training", "test_optimizer", "test_sweep"}
+MODULES_THAT_TRAIN = {"test_lora", "test_training", "test_optimizer", "test_sweep"}
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""`import tpt_jax as tpt`: README's program, the notebook, the user's own questions and checkers, and mistakes."""
+"""`import tpt_jax as tpt`: the program in docs/python.md, the notebook, own questions and checkers, and mistakes."""
 
 import json
 import re
@@ -19,7 +19,7 @@ import tpt_jax as tpt
 from tpt_jax.config import load_config
 
 NOTEBOOK = ROOT / "examples" / "quickstart.ipynb"
-README_PROGRAM = re.search(r"```python\n(import tpt_jax as tpt\n.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+PROGRAM = re.search(r"```python\n(import tpt_jax as tpt\n.*?)```", (ROOT / "docs" / "python.md").read_text(), re.DOTALL)
 SUMS = [(left, right) for left in range(10, 30) for right in (4, 15)]
 
 
@@ -35,9 +35,9 @@ def traces(model: Any) -> Any:
     return tpt.sample(model, task.train, num_samples=2, max_new_tokens=24, num_slots=8)
 
 
-def test_the_program_in_the_readme_runs_without_a_main_guard(tmp_path: Path) -> None:
-    assert README_PROGRAM is not None
-    (tmp_path / "program.py").write_text(README_PROGRAM[1])
+def test_the_program_in_the_docs_runs_without_a_main_guard(tmp_path: Path) -> None:
+    assert PROGRAM is not None
+    (tmp_path / "program.py").write_text(PROGRAM[1])
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     command = [sys.executable, "program.py"]
     env = process_environment(optimization=1)

@@ -198,7 +198,7 @@ class PruneConfig:
 
     Attributes:
       steps: what selects traces, in this order, then what trims them: a list of names, or of one-key mappings with a
-        step's options, [correct, unique_calculations, {shortest: {count: 1}}]. README.md has a table of all steps.
+        step's options, [correct, unique_calculations, {shortest: {count: 1}}]. docs/pruning.md has a table of all.
       max_per_question, max_traces: most traces kept per question and per round: the first samples of a question, and
         the first questions in an order drawn from the seed; null for no limit.
       num_workers: checker processes; null for one per processor core.
@@ -226,6 +226,7 @@ class OptimizerConfig:
       learning_rate: peak rate, reached at the end of warm-up; null for 1e-6, as in the paper, or 2e-4 with LoRA.
       warmup_fraction: share of all steps with a rate rising linearly from 0; afterwards it decays to 0 as a cosine.
       weight_decay: decoupled; norms are exempt.
+      beta1, beta2: decay of adamw's and muon's moments.
       first_moment, second_moment: types that adamw's moments (muon's first moment) are stored in; weights are fp32.
       max_grad_norm: gradients with a larger global norm are scaled down to it.
     """
@@ -287,7 +288,7 @@ class TrainConfig:
     Attributes:
       start_from: initial weights of a round's training: the previous round's, or the base model's.
       traces_of: train on this round's kept traces, or on those of all rounds so far.
-      num_epochs: passes over the traces; max_steps may end training earlier.
+      num_epochs, max_steps: passes over the traces, and the most steps, which may end training earlier.
       rows, sequence_length, micro_batches: a step trains on micro_batches x rows sequences of packed traces.
       attention: xla, splash (TPU), tokamax (GPU), or auto for the best one on the available devices.
       remat: what the backward pass recomputes to save memory: nothing, all but matrix products, or everything.

@@ -215,7 +215,9 @@ def export_adapters(source: ModelFolder, layout: Layout, output: str | os.PathLi
     path = to_path(output)
     check_export_folder(path)
     adapters = source.load_adapters(layout)
-    save_adapters(path, source.config, adapters, source.adapters.lora, *hub_parts(source.adapters.base))
+    base = source.adapters.base
+    name = os.fspath(local_folder(QUICKSTART, None)) if base == QUICKSTART else base
+    save_adapters(path, source.config, adapters, source.adapters.lora, *hub_parts(name))
     if hosts.is_first():
         copy_tokenizer(source.path, path)
     hosts.barrier("export")

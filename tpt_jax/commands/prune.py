@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--steps",
         help='what selects traces, in order: names, or a list in YAML, "[correct, {shortest: {count: 1}}]"; '
-        "correct,unique_texts if not given. README.md has a table of all steps",
+        "correct,unique_texts if not given. docs/pruning.md has a table of all steps",
     )
     parser.add_argument("--max_per_question", type=positive, help="most traces kept per question: its first samples")
     parser.add_argument(

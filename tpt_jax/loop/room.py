@@ -1,16 +1,12 @@
 """The room that a run's checkpoints and saves will take on its disk, said before anything is compiled."""
 
-import math
 import os
 import shutil
-
-import jax
 
 from tpt_jax.config import OptimizerConfig, RunConfig
 from tpt_jax.io.paths import Path, files_below, is_remote
 from tpt_jax.models.architecture import ModelConfig
-from tpt_jax.models.masters import split_trained
-from tpt_jax.models.transformer import abstract_parameters
+from tpt_jax.models.masters import num_trained
 from tpt_jax.terminal import say
 
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -19,13 +15,13 @@ NUM_SAVES = 3  # of an unfinished training: the two newest, and the one that is 
 
 def needed_bytes(config: RunConfig, model: ModelConfig) -> int:
     """What the weights in a run's folder take at most, of all checkpoints and of the saves of one training."""
-    trained = split_trained(abstract_parameters(model, config.train.lora)[1])[0]
-    num_trained = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(trained))
     num_checkpoints = config.num_rounds + 1
     if config.keep_checkpoints is not None:  # the best one, and the one being written, come on top
         num_checkpoints = min(num_checkpoints, config.keep_checkpoints + 2)
     a_weight = BYTES["float32"]
-    return num_trained * (num_checkpoints * a_weight + NUM_SAVES * (a_weight + _moments(config.train.optimizer)))
+    return num_trained(model, config.train.lora) * (
+        num_checkpoints * a_weight + NUM_SAVES * (a_weight + _moments(config.train.optimizer))
+    )
 
 
 def say_if_short(folder: Path, config: RunConfig, model: ModelConfig) -> None:

@@ -118,6 +118,12 @@ def master_bytes(config: ModelConfig, layout: Layout, lora: LoRAConfig | None = 
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 
 
+def num_trained(config: ModelConfig, lora: LoRAConfig | None = None) -> int:
+    """Number of values that training changes."""
+    trained, _ = split_trained(abstract_parameters(config, lora)[1])
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(trained))
+
+
 def _is_int8(path: Path, weight: nnx.Variable, lora: LoRAConfig | None) -> bool:
     """Whether a weight is frozen in int8; vocabulary tables are not, since their loss and lookup read plain arrays."""
     return lora is not None and lora.frozen == "int8" and path[0] == LAYERS and bool(summed_axes(weight))

@@ -242,7 +242,7 @@ class Compiler:
             step = self.compile_train_step(train)
         except DoesNotFitError as error:
             return Phase("train step", unit, None, None, str(error))
-        least = model_flops(self.model, [train.sequence_length] * num_rows) / self.mesh.size
+        least = model_flops(self.model, [train.sequence_length] * num_rows, train.lora) / self.mesh.size
         cost = dataclasses.replace(self.cost(step), least=least)
         return Phase("train step", unit, self.training_memory(step), cost, tokens=num_rows * train.sequence_length)
 
