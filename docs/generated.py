@@ -130,7 +130,8 @@ def _section(title: str, cls: Any, prefix: str, level: int = 2) -> str:
     intro, meanings = documented(cls)
     lines = [f"{'#' * level} {title}\n\n{intro}\n"]
     for field in dataclasses.fields(cls):
-        if field.name == "task" or (prefix, field.name) == ("task.", "name") or _dataclass_of(field.type) is not None:
+        is_section = field.name == "task" or _dataclass_of(field.type) is not None
+        if (is_section and not _may_be_null(field.type)) or (prefix, field.name) == ("task.", "name"):
             continue  # sections, which follow; and the title
         meaning = f":   {_ended(meanings[field.name])}\n"
         lines.append(f"`{prefix}{field.name}` · {kind(field.type)} · {_default(field)}\n{meaning}")
@@ -143,8 +144,7 @@ def keys(cls: Any, prefix: str) -> Iterator[str]:
         inner = _dataclass_of(field.type)
         if inner is not None:
             yield from keys(inner, f"{prefix}{field.name}.")
-        may_be_null = type(None) in typing.get_args(field.type)
-        if (inner is None or may_be_null) and field.name != "task":
+        if (inner is None or _may_be_null(field.type)) and field.name != "task":
             yield f"{prefix}{field.name}"
 
 
@@ -169,7 +169,7 @@ def kind(annotation: Any) -> str:
         return " or ".join(f"`{each}`" for each in arguments)
     if origin in (typing.Union, types.UnionType):
         parts = [kind(each) for each in arguments if each is not type(None)]
-        return " or ".join(parts) + (", or null" if type(None) in arguments else "")
+        return " or ".join(parts) + (", or null" if _may_be_null(annotation) else "")
     if origin is tuple:
         return f"list ({kind(arguments[0])})"
     names = {"str": "text", "int": "whole number", "float": "number", "bool": "`true` or `false`", "Path": "path"}
@@ -194,6 +194,10 @@ def _dataclass_of(annotation: Any) -> Any:
     parts = (annotation, *typing.get_args(annotation))
     found = [each for each in parts if isinstance(each, type) and dataclasses.is_dataclass(each)]
     return found[0] if len(found) == 1 else None
+
+
+def _may_be_null(annotation: Any) -> bool:
+    return type(None) in typing.get_args(annotation)
 
 
 def _default(field: dataclasses.Field[Any]) -> str:

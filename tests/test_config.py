@@ -104,7 +104,7 @@ def test_python_values_override_like_their_text(by_value: dict[str, Any], by_tex
 def test_text_within_a_mapping_is_not_parsed() -> None:
     """It comes from Python, which has None."""
     assert load_config(QUICKSTART, {"trackers.wandb": "null"}).trackers.wandb is None
-    assert load_config(QUICKSTART, {"model": {"source": "null"}}).model.source == "null"
+    assert load_config(QUICKSTART, {"model": {"version": "null"}}).model.version == "null"
 
 
 def test_an_override_may_be_a_section() -> None:

@@ -207,8 +207,8 @@ def test_configs_can_be_planned_without_their_weights(path: Path) -> None:
 def test_unknown_topologies_and_models_are_refused_in_one_line() -> None:
     with pytest.raises(UserError, match=r"--topology v9:2x2: must begin with one of v4, v5e"):
         chip_of("v9:2x2")
-    config = load_config(ROOT / "configs/gemma2_2b_gsm8k.yaml", {"model.path": "nowhere", "model.source": "mine"})
-    with pytest.raises(UserError, match=r"model\.path \(nowhere\): no such folder.*gemma2-2b"):
+    config = load_config(ROOT / "configs/gemma2_2b_gsm8k.yaml", {"model.path": "nowhere/mine"})
+    with pytest.raises(UserError, match=r"model\.path \(nowhere/mine\): no such folder.*gemma2-2b"):
         model_config(config)
 
 

@@ -29,7 +29,7 @@ PRUNING: Mapping[str, Any] = {"steps": ["any"], "max_per_question": 2, "max_trac
 CHANGES: Mapping[str, tuple[str, Any]] = {
     "name": (NOTHING, "other"),
     "model.path": (f"W0 {ALL_BUT_BASE}", "other"),
-    "model.source": (NOTHING, "elsewhere"),
+    "model.version": (f"W0 {ALL_BUT_BASE}", "2"),
     "model.compute_dtype": (ALL_BUT_BASE, "bfloat16"),
     "task.name": (ALL_BUT_BASE, "gsm8k"),
     "task.templates": (ALL_BUT_BASE, [43, 10]),
@@ -78,6 +78,7 @@ CHANGES: Mapping[str, tuple[str, Any]] = {
     "train.optimizer.beta2": (AFTER_TRAIN, 0.9),
     "train.optimizer.first_moment": (AFTER_TRAIN, "bfloat16"),
     "train.optimizer.second_moment": (AFTER_TRAIN, "bfloat16"),
+    "train.lora": (EVERYTHING, {"rank": 4}),
     "train.optimizer.max_grad_norm": (AFTER_TRAIN, 2.0),
     "trackers.wandb": (NOTHING, "project"),
     "trackers.trackio": (NOTHING, "project"),

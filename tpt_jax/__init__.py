@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tpt_jax.library.judging import judge, score, select
     from tpt_jax.library.model import Model, export_checkpoint, load_model, mesh
     from tpt_jax.library.pod import joined_hosts
+    from tpt_jax.library.push import push
     from tpt_jax.library.run import Run, run
     from tpt_jax.library.sample_file import sample_file
     from tpt_jax.library.sampling import sample
@@ -50,6 +51,7 @@ _MODULES = {
     "library.judging": ("judge", "score", "select"),
     "library.model": ("Model", "export_checkpoint", "load_model", "mesh"),
     "library.pod": ("joined_hosts",),
+    "library.push": ("push",),
     "library.run": ("Run", "run"),
     "library.sample_file": ("sample_file",),
     "library.sampling": ("sample",),
@@ -92,6 +94,7 @@ __all__ = [
     "load_task",
     "mesh",
     "own_task",
+    "push",
     "run",
     "sample",
     "sample_file",

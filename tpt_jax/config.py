@@ -23,6 +23,7 @@ from tpt_jax.prune.registry import DEFAULT_STEPS, dump_steps, parse_steps
 from tpt_jax.prune.step import AnyStep
 from tpt_jax.records import Until
 from tpt_jax.tasks import TASKS, AnyTaskConfig, TaskConfig
+from tpt_jax.tasks.file import Source
 
 Fraction = Annotated[float, pydantic.Field(ge=0, le=1)]
 Seed = Annotated[int, pydantic.Field(ge=0, lt=2**32)]
@@ -92,13 +93,16 @@ class ModelSource:
     """Which model to load, and its compute type.
 
     Attributes:
-      path: a Hugging Face checkpoint folder, a run's checkpoint, or "quickstart" for the model shipped in the package.
-      source: where to download the model; shown if `path` does not exist.
+      path: a Hugging Face checkpoint folder, a run's checkpoint, or "quickstart" for the model shipped in the package;
+        or the name of a model that is downloaded: "owner/name" or "hf://owner/name@revision" from the Hugging Face Hub,
+        "kaggle://owner/model/framework/variation" from Kaggle. A folder of that name wins.
+      version: the commit on the Hub, or the version on Kaggle; null for the newest when the run starts, recorded
+        here so that a resumed run has the same weights.
       compute_dtype: for sampling and for the forward and backward pass; master weights are always fp32.
     """
 
     path: str
-    source: str | None = None
+    version: str | None = None
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
 
 
@@ -558,7 +562,7 @@ def _parse_text(key: str, text: str, tree: Mapping[str, Any]) -> Any:
     section = _section(RunConfig, sections, _task_name(tree))
     types = {field.name: field.type for field in dataclasses.fields(section)} if section else {}
     expected = types.get(last)
-    if expected in (str, RunName, Path, Steps) or (expected in OPTIONAL_TEXTS and text != "null"):
+    if expected in (str, RunName, Path, Steps, Source) or (expected in OPTIONAL_TEXTS and text != "null"):
         return text
     try:
         return parse_yaml(text)

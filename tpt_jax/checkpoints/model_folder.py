@@ -1,7 +1,6 @@
 """Models on disk: a Hugging Face folder, or a run's checkpoint, which differs only in how the weights are stored."""
 
 import dataclasses
-import importlib.resources
 import os
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from jax.typing import DTypeLike
 
 from tpt_jax.checkpoints.adapter_file import AdapterFile, fingerprint
 from tpt_jax.checkpoints.checksums import verify_checksums
+from tpt_jax.checkpoints.model_names import QUICKSTART, find_version, full_name, hub_parts, is_local, local_folder
 from tpt_jax.config import LoRAConfig, check_value
 from tpt_jax.errors import UserError
 from tpt_jax.io.downloads import check_links
@@ -28,7 +28,6 @@ from tpt_jax.models.transformer import abstract_parameters
 from tpt_jax.runtime import hosts
 from tpt_jax.runtime.sharding import Layout
 
-QUICKSTART = "quickstart"  # the name of the model that ships with the package
 PARAMETERS = "parameters"  # the orbax folder inside a checkpoint
 
 WeightType = Literal["bfloat16", "float32"]
@@ -36,39 +35,48 @@ WeightType = Literal["bfloat16", "float32"]
 
 @dataclasses.dataclass(frozen=True)
 class ModelFolder:
-    """A folder that holds a model: weights, config.json and the tokenizer's files."""
+    """A folder that holds a model: weights, config.json and the tokenizer's files.
+
+    Attributes:
+      name: what it was opened as; of a model on the Hub or on Kaggle, with its commit or version.
+    """
 
     path: Path
     config: ModelConfig
     adapters: AdapterFile | None = None  # of a checkpoint that holds nothing else
+    name: str = ""
 
     @classmethod
-    def open(cls, name: str | os.PathLike[str], source: str | None = None) -> "ModelFolder":
-        """Opens a folder, or the model that ships with the package under the name "quickstart".
+    def open(cls, name: str | os.PathLike[str], version: str | None = None) -> "ModelFolder":
+        """Opens a folder, a model on the Hugging Face Hub or on Kaggle, or "quickstart", which ships with the package.
+
+        Several hosts call it together. A model that is not on this machine is downloaded.
 
         Args:
-          source: where to download the model, for the message if the folder is missing.
+          name: a folder; "owner/name" or "hf://owner/name@revision"; or "kaggle://owner/model/framework/variation".
+          version: the commit on the Hub, or version on Kaggle, that the model had earlier; None for the present one.
 
         Raises:
-          UserError: the folder is missing, the decoder does not support its model, or a file that goes into checkpoints
-            is a link to somewhere else.
+          UserError: the model is missing, the decoder does not support it, or a file that goes into checkpoints is a
+            link to somewhere else.
+          MachineError: the Hub or Kaggle cannot be reached.
         """
-        path = _shipped_model() if str(name) == QUICKSTART else to_path(name)
-        if source is not None and not path.is_dir():
-            raise UserError(f"{path}: no such folder; download {source} there, or set model.path to where you have it")
+        version = find_version(name) if version is None else version
+        path = local_folder(name, version)
         config = read_model_config(path)
         check_links(path, ("config.json", *SIDE_FILES))
-        return cls(path, config, AdapterFile.read(path))
+        return cls(path, config, AdapterFile.read(path), full_name(name, version))
 
     def base(self) -> "ModelFolder":
         """The model that the adapters of this checkpoint belong to.
 
         Raises:
           UserError: it is gone, or its weights are others.
+          MachineError: it has to be downloaded, and cannot be.
         """
         assert self.adapters is not None
         name = self.adapters.base
-        if name != QUICKSTART and not to_path(name).is_dir():
+        if is_local(name) and name != QUICKSTART and not to_path(name).is_dir():
             raise UserError(f"{self.path}: holds adapters of the model {name}, which is not there; put it back")
         base = ModelFolder.open(name)
         if fingerprint(base.path) != self.adapters.fingerprint:
@@ -82,8 +90,8 @@ class ModelFolder:
         its own adapters, to its base."""
         if self.adapters is not None and self.adapters.lora == lora:
             return self.adapters
-        shipped = os.fspath(self.path) == os.fspath(_shipped_model())
-        name = QUICKSTART if shipped else os.fspath(self.path.resolve())
+        is_folder = self.name != QUICKSTART and (not self.name or is_local(self.name))
+        name = os.fspath(self.path.resolve()) if is_folder else self.name
         return AdapterFile(name, fingerprint(self.path), lora)
 
     def check_weights(self) -> None:
@@ -169,10 +177,6 @@ class ModelFolder:
         return UserError(f"{self.path}: cannot be restored ({str(error).splitlines()[0]}); use another checkpoint")
 
 
-def _shipped_model() -> Path:
-    return to_path(str(importlib.resources.files("tpt_jax.quickstart") / "model"))
-
-
 def _shapes(parameters: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """The shape of each parameter, by names such as layers.query."""
     flat: dict[str, Any] = flatten_dict(parameters, sep=".")
@@ -212,8 +216,8 @@ def export_adapters(source: ModelFolder, layout: Layout, output: str | os.PathLi
     check_export_folder(path)
     adapters = source.load_adapters(layout)
     base = source.adapters.base
-    name = os.fspath(_shipped_model()) if base == QUICKSTART else base
-    save_adapters(path, source.config, adapters, source.adapters.lora, name)
+    name = os.fspath(local_folder(QUICKSTART, None)) if base == QUICKSTART else base
+    save_adapters(path, source.config, adapters, source.adapters.lora, *hub_parts(name))
     if hosts.is_first():
         copy_tokenizer(source.path, path)
     hosts.barrier("export")

@@ -9,7 +9,7 @@ from tpt_jax.commands.arguments import add_config_arguments, add_host_arguments,
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
-    parser.add_argument("--model", required=True, help="a Hugging Face folder or a run's checkpoint")
+    parser.add_argument("--model", required=True, help="a Hugging Face folder or name, or a run's checkpoint")
     parser.add_argument("--run_dir", help="keep the judged traces in this folder, and resume from there")
     add_host_arguments(parser)
 

@@ -19,7 +19,7 @@ from tpt_jax.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", help="a Hugging Face folder or a run's checkpoint")
+    parser.add_argument("--model", help="a Hugging Face folder or name, or a run's checkpoint")
     parser.add_argument("--prompts", type=Path, help='JSON lines: {"id", "prompt"}')
     parser.add_argument("--output", type=Path, help="the completions, JSON lines")
     parser.add_argument(

@@ -25,7 +25,7 @@ Record = TypeVar("Record")
 
 
 def read_records(path: str | os.PathLike[str], read: Callable[[int, dict[str, Any]], Record]) -> list[Record]:
-    """Reads a file of JSON lines, a JSON list, or (by its suffix) a YAML list or Parquet; all but Parquet also gzipped.
+    """Reads a file of JSON lines, a JSON list, or (by its suffix) a YAML list, CSV or Parquet; most also gzipped.
 
     Args:
       read: makes a record from an object and its index, from 0; raises InvalidRecordError if it cannot.
@@ -33,7 +33,12 @@ def read_records(path: str | os.PathLike[str], read: Callable[[int, dict[str, An
     Raises:
       UserError: the file is missing, or more than 1% of its records are broken; names the first five.
     """
-    return list(_valid(path, _candidates(open_records(to_path(path)), read)))
+    return read_all(open_records(to_path(path)), read)
+
+
+def read_all(file: RecordFile, read: Callable[[int, dict[str, Any]], Record]) -> list[Record]:
+    """Reads records that are open already, as read_records."""
+    return list(_valid(file.path, _candidates(file, read)))
 
 
 def stream_records(file: RecordFile, count: int, read: Callable[[int, dict[str, Any]], Record]) -> Iterator[Record]:

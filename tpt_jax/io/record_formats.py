@@ -1,8 +1,9 @@
-"""The formats of files with many records: JSON lines, a JSON or YAML list, Parquet; the first three also gzipped."""
+"""The formats of files with many records: JSON lines, a JSON or YAML list, CSV, Parquet; most also gzipped."""
 
 import abc
 import codecs
 import contextlib
+import csv
 import gzip
 import io
 import itertools
@@ -23,9 +24,11 @@ from tpt_jax.io.yaml_text import parse_yaml
 YAML_SUFFIXES = (".yaml", ".yml")
 GZIP_SUFFIX = ".gz"
 PARQUET_SUFFIX = ".parquet"
+CSV_DELIMITERS = {".csv": ",", ".tsv": "\t"}
 ROWS_PER_BATCH = 1024  # of a Parquet file, in memory at once
 BUFFER_BYTES = 2**17
 MAX_UNPACKED_RATIO, MAX_UNPACKED_BYTES = 200, 2**28  # a gzip file may exceed one of these, not both
+MAX_CELL = 2**24  # characters in a cell of a CSV file
 MAX_TRIED_BYTES = 2**24  # a smaller gzip file is unpacked once before it is read, which takes a second
 
 Load = Callable[[], dict[str, Any]]  # raises InvalidRecordError if the record is no object
@@ -63,7 +66,7 @@ class RecordFiles(RecordFile):
 def open_records(path: AnyPath) -> RecordFile:
     """The records of a file, whose format follows from its suffix, or else from its first character.
 
-    Only JSON lines and Parquet are read record by record; a list is held in memory.
+    Only JSON lines, CSV and Parquet are read record by record; a list is held in memory.
 
     Raises:
       UserError: the file is missing or cannot be read.
@@ -75,8 +78,11 @@ def open_records(path: AnyPath) -> RecordFile:
         with _opened(path) as file:
             while file.read(BUFFER_BYTES):  # a bomb is found before its records are
                 pass
+    suffix = pathlib.PurePath(plain_name(path)).suffix
+    if suffix in CSV_DELIMITERS:
+        return _CsvRows(path, CSV_DELIMITERS[suffix])
     with _opened(path) as file:
-        if pathlib.PurePath(plain_name(path)).suffix in YAML_SUFFIXES:
+        if suffix in YAML_SUFFIXES:
             return _Items(path, _parse_list(path, "YAML", file.read()))
         first = next((line for line in _lines(file) if line.strip()), b"")
         if first.lstrip().startswith(b"["):
@@ -112,6 +118,56 @@ class _Items(RecordFile):
 
     def count(self) -> int:
         return len(self._items)
+
+
+class _CsvRows(RecordFile):
+    """Rows under a first line with the names of the columns; all values are text, and empty cells are left out."""
+
+    def __init__(self, path: Path, delimiter: str):
+        super().__init__(path)
+        self._delimiter = delimiter
+        with self._open() as (_, names):
+            _check_column_names(path, names)
+
+    def __iter__(self) -> Iterator[tuple[str, Load]]:
+        with self._open() as (rows, names):
+            for cells in rows:
+                if cells:  # no empty line
+                    yield f"{self.path}:{rows.line_num}", lambda cells=cells: _named_cells(names, cells)
+
+    def count(self) -> int:
+        with self._open() as (rows, _):
+            return sum(1 for cells in rows if cells)
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[tuple[Any, list[str]]]:
+        """Yields the rows below the first line, and the names in it."""
+        csv.field_size_limit(MAX_CELL)
+        try:
+            with _opened(self.path) as file:
+                text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+                rows = csv.reader(text, delimiter=self._delimiter, strict=True)
+                yield rows, next(rows, [])
+                text.detach()  # or it would close what `_opened` closes
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise UserError(
+                f"{self.path}: not CSV in UTF-8 ({error}); save it again as such, or as JSON lines"
+            ) from error
+
+
+def _check_column_names(path: Path, names: list[str]) -> None:
+    if not names:
+        return  # an empty file
+    if len(names) == 1 and ";" in names[0]:
+        raise UserError(f"{path}: its columns are separated by semicolons; separate them by commas")
+    if "" in names or len({*names}) < len(names):
+        raise UserError(f"{path}: the first line ({','.join(names):.200}) must name every column, each once")
+
+
+def _named_cells(names: list[str], cells: list[str]) -> dict[str, Any]:
+    if len(cells) != len(names):
+        raise InvalidRecordError(f"has {len(cells)} cells under {len(names)} column names; quote cells with commas")
+    return {name: cell for name, cell in zip(names, cells, strict=True) if cell}
 
 
 class _ParquetRows(RecordFile):

@@ -17,6 +17,7 @@ from tpt_jax.library.tasks import Questions, as_question_set
 from tpt_jax.loop.run_folder import RunFolder
 from tpt_jax.loop.sampling import Pass, sample_all
 from tpt_jax.loop.setup import set_up
+from tpt_jax.loop.versions import with_version
 from tpt_jax.records import CheckerSpec
 from tpt_jax.runtime import environment, hosts
 from tpt_jax.runtime.one_at_a_time import own_folder
@@ -71,12 +72,13 @@ def evaluate_checkpoint(
     """
     environment.prepare()
     config = as_config(config)
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, path=os.fspath(model)))
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, path=os.fspath(model), version=None))
     with contextlib.ExitStack() as stack:
         if run_dir is None and hosts.count() > 1:
             raise UserError("--run_dir: several hosts need a folder that all of them share; give gs://BUCKET/...")
         path = to_path(run_dir or stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(own_folder(path, "--run_dir"))
+        config = with_version(config, path)
         folder = RunFolder.open(path, config, "eval")
         setup = stack.enter_context(set_up(config, ("evaluate",)))
         questions = setup.task.test[: config.evaluate.num_questions]

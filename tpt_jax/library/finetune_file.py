@@ -74,7 +74,7 @@ def finetune_file(
                 f"({longest}): give a file with traces, or a larger train.sequence_length"
             )
         partial = target.with_name(f"{target.name}.partial")
-        settings = {"config": dump_config(config), "model": os.fspath(model), "traces": checksum(traces)}
+        settings = {"config": dump_config(config), "model": folder.name, "traces": checksum(traces)}
         _check_same_training(partial, settings)
         hosts.barrier("partial folder checked")
         trainer = compile_trainer(

@@ -1,7 +1,9 @@
 """A model in memory: `load_model`, `Model` and `mesh`."""
 
+import contextlib
 import dataclasses
 import os
+import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -13,11 +15,14 @@ from jax.sharding import Mesh
 from tpt_jax.checkpoints.model_folder import ModelFolder, WeightType, check_export_folder, export, export_adapters
 from tpt_jax.config import LoRAConfig, MeshConfig, TrainConfig, check_value
 from tpt_jax.errors import UserError
+from tpt_jax.io.hub_push import find_target
 from tpt_jax.io.paths import to_path
+from tpt_jax.library.model_card import make_card
+from tpt_jax.library.push import push
 from tpt_jax.models.masters import add_adapters, merge_adapters
 from tpt_jax.prompts import Prompt, load_prompt
 from tpt_jax.records import QuestionSet
-from tpt_jax.runtime import environment
+from tpt_jax.runtime import environment, hosts
 from tpt_jax.runtime.mesh import make_mesh
 from tpt_jax.runtime.sharding import TRAIN_RULES, Layout
 from tpt_jax.think.sampler import SamplerProgram, compile_sampler
@@ -121,7 +126,9 @@ class Model:
         )
 
     def export(self, output: str | os.PathLike[str], dtype: WeightType = "float32") -> None:
-        """Writes a Hugging Face folder that transformers and vLLM load.
+        """Writes a Hugging Face folder that transformers and vLLM load, with a model card.
+
+        `tpt.push` uploads it.
 
         Args:
           dtype: type of the written weights. bfloat16 halves the file, and rounds away changes of less than 1/512 of a
@@ -131,6 +138,7 @@ class Model:
           UserError: the folder is not empty, or not on a disk.
         """
         export(self.folder, self.live_parameters(), output, dtype)
+        _write_card(self.folder, output, dtype, adapter=False)
 
 
 def mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
@@ -151,12 +159,14 @@ def load_model(name: str | os.PathLike[str], *, mesh: Mesh | None = None, comput
 
     Args:
       name: a Hugging Face folder, a run's checkpoint (runs/x/checkpoints/003), with its adapters if it has any, or
-        "quickstart" for the model that ships with the package.
+        "quickstart" for the model that ships with the package; or the name of a model that is downloaded, as
+        `model.path` in a config.
       mesh: all devices along `fsdp` if not given.
       compute_dtype: "bfloat16" or "float32"; if not given float32 on a CPU, where it is faster, and bfloat16 elsewhere.
 
     Raises:
-      UserError: the folder has no model, or an unsupported or damaged one.
+      UserError: the folder has no model, or an unsupported or damaged one; or there is no model of that name.
+      MachineError: a model has to be downloaded, and cannot be.
     """
     environment.prepare()
     check_value("compute_dtype", compute_dtype, Literal["bfloat16", "float32"] | None)
@@ -170,22 +180,52 @@ def load_model(name: str | os.PathLike[str], *, mesh: Mesh | None = None, comput
 
 def export_checkpoint(
     checkpoint: str | os.PathLike[str],
-    output: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
     dtype: WeightType = "float32",
     *,
     adapter: bool = False,
-) -> None:
-    """Writes a run's checkpoint as a Hugging Face folder, as `tpt export`.
+    push_to: str | None = None,
+    private: bool = False,
+) -> str | None:
+    """Writes a run's checkpoint as a Hugging Face folder, and pushes it to the Hub if asked to, as `tpt export`.
 
     Args:
+      output: the folder; not needed if the model is pushed.
       adapter: write only the checkpoint's adapters, for PEFT, in fp32; otherwise they are merged into the weights.
+      push_to, private: as `name` and `private` of `push`; from one host only.
+
+    Returns:
+      The URL of the repository that it was pushed to.
 
     Raises:
-      UserError: there is no such checkpoint, it has no adapters, or the output folder is not empty.
+      UserError: there is no such checkpoint, it has no adapters, the output folder is not empty, or the repository is
+        not ours. Nothing is written then.
+      MachineError: the Hub cannot be reached.
     """
-    check_export_folder(to_path(output))
-    if adapter:
-        environment.prepare()
-        export_adapters(ModelFolder.open(checkpoint), Layout(make_mesh(MeshConfig()), TRAIN_RULES), output)
-    else:
-        load_model(checkpoint).export(output, dtype)
+    if output is None and push_to is None:
+        raise UserError("output: give the folder to write, or push_to")
+    if output is not None:
+        check_export_folder(to_path(output))
+    environment.prepare()
+    if push_to is not None:
+        if hosts.count() > 1:
+            raise UserError(
+                "--push: several hosts would wait for the upload; give --output, then tpt.push(FOLDER, NAME)"
+            )
+        card = make_card(ModelFolder.open(checkpoint), dtype, adapter=adapter)
+        find_target(push_to, card.metadata)  # before what takes time
+    with contextlib.ExitStack() as stack:
+        folder = output or stack.enter_context(tempfile.TemporaryDirectory(prefix="tpt_export_"))
+        if adapter:
+            source = ModelFolder.open(checkpoint)
+            export_adapters(source, Layout(make_mesh(MeshConfig()), TRAIN_RULES), folder)
+            _write_card(source, folder, dtype, adapter=True)
+        else:
+            load_model(checkpoint).export(folder, dtype)
+        return None if push_to is None else push(folder, push_to, private=private)
+
+
+def _write_card(source: ModelFolder, folder: str | os.PathLike[str], dtype: WeightType, *, adapter: bool) -> None:
+    if hosts.is_first():
+        make_card(source, dtype, adapter=adapter).write(to_path(folder))
+    hosts.barrier("model card")

@@ -20,6 +20,7 @@ from tpt_jax.loop.run_folder import RunFolder
 from tpt_jax.loop.setup import Workshop
 from tpt_jax.loop.sharing import Sharing
 from tpt_jax.loop.trackers import require_trackers
+from tpt_jax.loop.versions import with_version
 from tpt_jax.loop.weights import Weights
 from tpt_jax.report.live import PAGE_ERRORS, LivePage
 from tpt_jax.report.show import Inline, Report
@@ -71,6 +72,7 @@ def run(
 
     Raises:
       UserError: something that the config names is missing or does not fit, or the folder holds another run.
+      MachineError: a model has to be downloaded, and cannot be.
       FloatingPointError: a loss, gradient or logit is not finite.
     """
     environment.prepare()
@@ -80,6 +82,7 @@ def run(
         raise UserError(f"run: {', '.join(overrides)}: a loaded config takes no overrides; give its file instead")
     path = to_path(run_dir or os.path.join("runs", folder_name(config.name)))
     with own_folder(path, "--run_dir"), Workshop() as workshop:
+        config = with_version(config, path)
         folder = RunFolder.open(path, config)
         if hosts.is_first():
             require_trackers(config.trackers)  # now, rather than after the compilation

@@ -74,7 +74,7 @@ def sample_file(
         else:
             say(f"sample: asking with {prompt.template_name}; --plain continues each prompt as it stands")
         fixed = {
-            "model": str(model),
+            "model": folder.name,
             **{name: getattr(config, name) for name in ("num_samples", "temperature", "top_k", "top_p", "min_p")},
             "max_new_tokens": config.max_new_tokens,
             "seed": seed,

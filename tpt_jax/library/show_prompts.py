@@ -23,7 +23,7 @@ def show_run_prompts(config: RunConfig | str | os.PathLike[str], count: int) -> 
     """
     environment.prepare()
     config = as_config(config)
-    model = ModelFolder.open(config.model.path, config.model.source)
+    model = ModelFolder.open(config.model.path, config.model.version)
     task = load_task(config.task)
     texts = {question.id: question.question for question in task.train[:count]}
     prompt = make_prompt(config.prompt, model, task)

@@ -19,6 +19,7 @@ from tpt_jax.loop.sweep_plan import Arm, Settings, SweepFolder, SweepPlan, make_
 from tpt_jax.loop.trackers import require_trackers
 from tpt_jax.report.live import LivePage
 from tpt_jax.report.show import Report
+from tpt_jax.loop.versions import with_versions
 from tpt_jax.report.sweep_page import write_sweep_report
 from tpt_jax.report.sweep_read import ArmResult, SweepResult
 from tpt_jax.report.sweep_words import findings, sweep_table
@@ -93,6 +94,7 @@ def sweep(
     path = to_path(sweep_dir or os.path.join("sweeps", folder_name(plan.name, "--sweep_dir")))
     result, failures = None, {}
     with own_folder(path, "--sweep_dir"), Workshop() as workshop:
+        plan = with_recorded_versions(plan, SweepFolder(path))
         folder = SweepFolder.open(path, plan)
         unfinished = hosts.broadcast("unfinished runs", lambda: _unfinished(folder, plan))
         _set_up_all([arm for arm in plan.arms if unfinished[arm.name]], workshop)
@@ -110,6 +112,19 @@ def sweep(
                 on_arm(result)
         hosts.barrier("end of the sweep")
     return Sweep(folder.path, result.arms if result else (), failures, Report(folder.report))
+
+
+def with_recorded_versions(plan: SweepPlan, folder: SweepFolder) -> SweepPlan:
+    """The plan with the versions of the arms' models, those of the sweep if it has started."""
+
+    def read_started() -> list[RunConfig | None]:
+        has_started = folder.plan_file.is_file() and folder.has_results()
+        started = {arm.name: arm.config for arm in folder.read_plan().arms} if has_started else {}
+        return [started.get(arm.name) for arm in plan.arms]
+
+    configs = with_versions([arm.config for arm in plan.arms], read_started)
+    arms = (dataclasses.replace(arm, config=config) for arm, config in zip(plan.arms, configs, strict=True))
+    return dataclasses.replace(plan, arms=tuple(arms))
 
 
 def _unfinished(folder: SweepFolder, plan: SweepPlan) -> dict[str, list[int]]:

@@ -17,6 +17,7 @@ On several hosts the first one reads and writes everything but traces and checkp
 """
 
 import dataclasses
+import hashlib
 import io
 import itertools
 import json
@@ -369,11 +370,31 @@ def _first_difference(written: Path, config: RunConfig) -> str | None:
     Raises:
       UserError: the written file is not a config.
     """
+    return first_difference(plain_values(read_config(written)), plain_values(config))
+
+
+def read_config(written: Path) -> RunConfig:
+    """The config that a run was started with.
+
+    Raises:
+      UserError: the file is not a config, or not one of this version.
+    """
     try:
         tree = parse_yaml(written.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{written}: cannot be read; give another --run_dir") from error
-    return first_difference(plain_values(parse_config(tree)), plain_values(config))
+    try:
+        return parse_config(tree)
+    except UserError as error:
+        raise UserError(
+            f"{written}: {error}; if another version of tpt_jax wrote it, give another --run_dir"
+        ) from error
+
+
+def settings_digest(config: RunConfig) -> str:
+    """A checksum of the settings that affect results; runs with the same one have the same results."""
+    values = {key: value for key, value in flat(plain_values(config)).items() if not MAY_CHANGE.fullmatch(key)}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def first_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:

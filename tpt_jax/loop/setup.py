@@ -163,7 +163,7 @@ class Workshop:
         """The folder of the model; its weights fit its config."""
 
         def open_folder() -> ModelFolder:
-            model = ModelFolder.open(config.model.path, config.model.source)
+            model = ModelFolder.open(config.model.path, config.model.version)
             model.check_weights()
             return model
 

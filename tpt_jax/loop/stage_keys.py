@@ -39,7 +39,7 @@ _SAMPLING_SETTINGS += " num_slots cache_type weights"  # the slots change only t
 READ_BY: Mapping[str, frozenset[Kind]] = {
     "name": NO_STAGE,
     "model.path": EVERY_STAGE,
-    "model.source": NO_STAGE,
+    "model.version": EVERY_STAGE,
     "model.compute_dtype": ON_DEVICES,
     "task": ON_DEVICES,
     "prompt": ON_DEVICES,

@@ -102,7 +102,7 @@ class SweepFolder:
         """
         folder = cls(to_path(path))
         if folder.plan_file.is_file():
-            if not any(map(has_results, folder.path.glob("arms/*/*"))):
+            if not folder.has_results():
                 return folder  # a command with a mistake: the corrected one takes its place
             difference = _first_difference(folder.read_plan(), plan)
             if difference is not None:
@@ -138,6 +138,10 @@ class SweepFolder:
             return SweepPlan(tree["name"], arms, tuple(tree["seeds"]))
         except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{self.plan_file}: cannot be read; restore it, or {ANOTHER}") from error
+
+    def has_results(self) -> bool:
+        """Whether a run of the sweep has computed something."""
+        return any(map(has_results, self.path.glob("arms/*/*")))
 
     @property
     def plan_file(self) -> Path:

@@ -24,11 +24,19 @@ WEIGHTS = "adapter_model.safetensors"
 SETTINGS = "adapter_config.json"
 
 
-def save_adapters(folder: AnyPath, config: ModelConfig, adapters: nnx.State, lora: LoRAConfig, base: str) -> None:
+def save_adapters(
+    folder: AnyPath,
+    config: ModelConfig,
+    adapters: nnx.State,
+    lora: LoRAConfig,
+    base: str,
+    revision: str | None = None,
+) -> None:
     """Writes adapters, in fp32. Every host must call this; the first one writes.
 
     Args:
-      base: name or folder of the model they belong to.
+      base: OWNER/NAME or folder of the model they belong to.
+      revision: of a model on the Hub.
     """
     mappings = tensor_mappings(config)
     arrays: dict[str, np.ndarray] = {}
@@ -43,6 +51,7 @@ def save_adapters(folder: AnyPath, config: ModelConfig, adapters: nnx.State, lor
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
+        "revision": revision,
         "r": lora.rank,
         "lora_alpha": lora.alpha,
         "lora_dropout": 0.0,

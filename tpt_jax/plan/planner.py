@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -175,11 +175,19 @@ def model_config(config: RunConfig) -> ModelConfig:
     path = Path(config.model.path).expanduser()
     if config.model.path == "quickstart" or path.is_dir():
         return ModelFolder.open(config.model.path).config
-    source = (config.model.source or "").partition(" ")[0]
-    architecture = published(config.model.path) or published(source)
+    architecture = next(filter(None, map(published, _published_names(config.model.path))), None)
     if architecture is None:
         raise UserError(
-            f"model.path ({config.model.path}): no such folder, and neither model.path nor model.source names a "
-            f"published model; give a folder with a config.json, or one of {', '.join(PUBLISHED)}"
+            f"model.path ({config.model.path}): no such folder, and not the name of a published model, which a plan "
+            f"knows without downloading it; give a folder with a config.json, or one of {', '.join(PUBLISHED)}"
         )
     return architecture
+
+
+def _published_names(path: str) -> Iterator[str]:
+    """What a name on the Hub, or on Kaggle, may be called in PUBLISHED."""
+    if path.startswith("kaggle://"):
+        _, model, _, variation = [*path.removeprefix("kaggle://").split("/"), "", "", "", ""][:4]
+        yield variation  # gemma-2-2b-it
+        yield f"{model}-{variation}"  # 2b-it of gemma-2
+    yield path.removeprefix("hf://").partition("@")[0]
