@@ -78,7 +78,7 @@ CHANGES: Mapping[str, tuple[str, Any]] = {
     "train.optimizer.beta2": (AFTER_TRAIN, 0.9),
     "train.optimizer.first_moment": (AFTER_TRAIN, "bfloat16"),
     "train.optimizer.second_moment": (AFTER_TRAIN, "bfloat16"),
-    "train.lora": (EVERYTHING, {"rank": 4}),
+    "train.lora": (f"W0 {ALL_BUT_BASE}", {"rank": 4}),
     "train.optimizer.max_grad_norm": (AFTER_TRAIN, 2.0),
     "trackers.wandb": (NOTHING, "project"),
     "trackers.trackio": (NOTHING, "project"),
@@ -121,6 +121,12 @@ def test_every_setting_is_known_to_influence_some_stages() -> None:
 def test_a_setting_changes_the_keys_of_the_stages_that_read_it(setting: str) -> None:
     stages, value = CHANGES[setting]
     assert changed(BEFORE, keys({setting: value})) == set(stages.split())
+
+
+def test_adapters_of_other_seeds_are_other_weights() -> None:
+    assert "W0" not in changed(BEFORE, keys({"seed": 5}))
+    lora = {"train.lora": {"rank": 4}}
+    assert "W0" in changed(keys(lora), keys({**lora, "seed": 5}))
 
 
 @pytest.mark.parametrize("setting", PRUNING)

@@ -17,9 +17,9 @@ from tpt_jax.loop.setup import Workshop
 from tpt_jax.loop.sharing import SharedStages, Sharing
 from tpt_jax.loop.sweep_plan import Arm, Settings, SweepFolder, SweepPlan, make_plan
 from tpt_jax.loop.trackers import require_trackers
+from tpt_jax.loop.versions import with_versions
 from tpt_jax.report.live import LivePage
 from tpt_jax.report.show import Report
-from tpt_jax.loop.versions import with_versions
 from tpt_jax.report.sweep_page import write_sweep_report
 from tpt_jax.report.sweep_read import ArmResult, SweepResult
 from tpt_jax.report.sweep_words import findings, sweep_table

@@ -58,6 +58,7 @@ READ_BY: Mapping[str, frozenset[Kind]] = {
     "train.start_from": NO_STAGE,  # it chooses the weights, and traces_of the traces, which are in the key themselves
     "train.traces_of": NO_STAGE,
     **_only("train", "num_epochs max_steps rows sequence_length micro_batches attention remat loss optimizer"),
+    "train.lora": EVERY_STAGE,  # round 0 freezes the weights
     "train.offload": NO_STAGE,
     "train.save_every": NO_STAGE,
     "trackers": NO_STAGE,
@@ -106,7 +107,7 @@ class StageKeys:
         if stage == "evaluate":
             return self._digest("evaluate", index, self.key(index, "train"))
         if index == 0:
-            return self._digest("base")
+            return self._digest("base", *([seed] if self.config.train.lora else []))  # of new adapters
         train = self.config.train
         start = index - 1 if train.start_from == "previous" else 0
         rounds = range(1, index + 1) if train.traces_of == "all" else (index,)
