@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
-from tpt_jax.commands import bench, evaluate, export, plan, prune, report, run, sample, sft, sweep
+from tpt_jax.commands import bench, check_task, evaluate, export, init, plan, prune, report, run, sample, sft, sweep
 from tpt_jax.commands.arguments import OneLineParser
 from tpt_jax.errors import RESUMES, HostsError, MachineError, Stopped, UserError, one_line
 from tpt_jax.io import streams
 
 RESUMABLE = ("run", "eval", "sample", "sft", "sweep")
-RESULTS_ON_STDOUT = ("eval", "sample", "prune", "plan", "bench")  # and nowhere else
+RESULTS_ON_STDOUT = ("check-task", "eval", "sample", "prune", "plan", "bench")  # and nowhere else
 TRACEBACK = "TPT_TRACEBACK"
 
 AddArguments = Callable[[argparse.ArgumentParser], None]
@@ -135,6 +135,14 @@ def _has_other_hosts() -> bool:
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(prog="tpt", description="Think, Prune, Train: self-improving language models.")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
+    _add_verb(verbs, "init", init.add_arguments, init.main, "Write a working project of your own into a new folder.")
+    _add_verb(
+        verbs,
+        "check-task",
+        check_task.add_arguments,
+        check_task.main,
+        "Ask a task's checker right and wrong answers, and show what it reads, without a model.",
+    )
     _add_verb(verbs, "run", run.add_arguments, run.main, "Run or resume rounds of think, prune, train and evaluate.")
     _add_verb(verbs, "sweep", sweep.add_arguments, sweep.main, "Run or resume a grid of configs, and compare them.")
     _add_verb(verbs, "eval", evaluate.add_arguments, evaluate.main, "Pass@k of a model on the held-out questions.")
