@@ -2,11 +2,10 @@
 
 import argparse
 import shlex
-from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, help="new or empty")
+    parser.add_argument("folder", help="new or empty")
     parser.add_argument("--name", help="of its runs; the folder's name if not given")
     parser.epilog = "README.md in the folder has the commands to go on with, in order."
 
@@ -16,4 +15,4 @@ def main(args: argparse.Namespace) -> None:
 
     written = tpt.init_project(args.folder, args.name)
     print(f"wrote {', '.join(map(str, written))}")
-    print(f"next: cd {shlex.quote(str(args.folder))} && tpt check-task --config config.yaml && tpt run --config config.yaml")
+    print(f"next: cd {shlex.quote(args.folder)} && tpt check-task --config config.yaml; README.md has the rest")
