@@ -146,7 +146,9 @@ def test_questions_that_are_unreadable_repeated_or_in_both_splits() -> None:
 
 def test_programs_are_asked_about_by_examples() -> None:
     question = {"question": "Write double(n).", "tests": ["assert double(4) == 8"]}
-    task = tpt.own_task([question], [{**question, "question": "Write double(n) again."}], checker="code_without_sandbox")
+    task = tpt.own_task(
+        [question], [{**question, "question": "Write double(n) again."}], checker="code_without_sandbox"
+    )
     examples = [
         {
             "question": "Write double(n).",

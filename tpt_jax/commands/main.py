@@ -14,13 +14,27 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
-from tpt_jax.commands import bench, check_task, evaluate, export, init, plan, prune, report, run, sample, sft, sweep
+from tpt_jax.commands import (
+    bench,
+    chat,
+    check_task,
+    evaluate,
+    export,
+    init,
+    plan,
+    prune,
+    report,
+    run,
+    sample,
+    sft,
+    sweep,
+)
 from tpt_jax.commands.arguments import OneLineParser
 from tpt_jax.errors import RESUMES, HostsError, MachineError, Stopped, UserError, one_line
 from tpt_jax.io import streams
 
 RESUMABLE = ("run", "eval", "sample", "sft", "sweep")
-RESULTS_ON_STDOUT = ("check-task", "eval", "sample", "prune", "plan", "bench")  # and nowhere else
+RESULTS_ON_STDOUT = ("chat", "check-task", "eval", "sample", "prune", "plan", "bench")  # and nowhere else
 TRACEBACK = "TPT_TRACEBACK"
 
 AddArguments = Callable[[argparse.ArgumentParser], None]
@@ -149,6 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_verb(verbs, "sample", sample.add_arguments, sample.main, "Sample completions of a file of prompts, or resume.")
     _add_verb(verbs, "prune", prune.add_arguments, prune.main, "Judge a file of traces and mark those to keep.")
     _add_verb(verbs, "sft", sft.add_arguments, sft.main, "Fine-tune on a file of traces, or resume.")
+    _add_verb(verbs, "chat", chat.add_arguments, chat.main, "Ask a model in a terminal, and see its answers grow.")
     _add_verb(verbs, "export", export.add_arguments, export.main, "Write a checkpoint as a Hugging Face folder.")
     _add_verb(
         verbs,
