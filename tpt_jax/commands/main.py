@@ -12,12 +12,13 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from tpt_jax.commands import (
     bench,
     chat,
     check_task,
+    completion,
     evaluate,
     export,
     init,
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     environment its traceback comes first.
     """
     streams.prepare()
-    parser = _parser()
+    parser = make_parser()
     args, rest = parser.parse_known_args(argv)
     try:
         args.overrides = _overrides(parser, args, rest)
@@ -146,8 +147,10 @@ def _has_other_hosts() -> bool:
     return jax is not None and jax.distributed.is_initialized()  # counting them would start devices that may not start
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all verbs."""
     parser = OneLineParser(prog="tpt", description="Think, Prune, Train: self-improving language models.")
+    parser.add_argument("--version", action=_ShowVersion, nargs=0, help="show the versions of tpt_jax, JAX and Python")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     _add_verb(verbs, "init", init.add_arguments, init.main, "Write a working project of your own into a new folder.")
     _add_verb(
@@ -177,7 +180,21 @@ def _parser() -> argparse.ArgumentParser:
     _add_verb(group, "train", bench.add_train_arguments, bench.train, "Tokens per second, against the devices' peak.")
     _add_verb(group, "check", bench.add_check_arguments, bench.check, "Verdicts per second.")
     _add_verb(verbs, "report", report.add_arguments, report.main, "Write the HTML report of runs, or of a sweep.")
+    _add_verb(verbs, "completion", completion.add_arguments, completion.main, "Print a shell's completion of tpt.")
     return parser
+
+
+class _ShowVersion(argparse.Action):
+    """Prints versions without importing JAX or starting devices."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from importlib import metadata
+
+        from tpt_jax import __version__
+
+        python = ".".join(map(str, sys.version_info[:3]))
+        print(f"tpt_jax {__version__}, jax {metadata.version('jax')}, Python {python}")
+        parser.exit()
 
 
 def _add_verb(verbs: Any, name: str, add_arguments: AddArguments, main: Main, help: str) -> None:

@@ -201,7 +201,7 @@ def _value(answer: str) -> float | str:
 def _example_asks(
     examples: str | os.PathLike[str] | Iterable[Mapping[str, Any]], splits: Mapping[Split, QuestionSet]
 ) -> list[_Ask]:
-    known = [(split, question) for split in splits for question in splits[split]]
+    known: list[tuple[Split, Question]] = [(split, question) for split in splits for question in splits[split]]
     by_id = {question.id: (split, question) for split, question in reversed(known)}
     by_text = {normalised(question.question): (split, question) for split, question in reversed(known)}
 
