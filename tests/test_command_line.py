@@ -1,0 +1,84 @@
+"""`tpt` before any verb: version, shell completion, and how fast the command starts."""
+
+import re
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from processes import ROOT, CommandHere, refused
+
+from tpt_jax.commands.completion import _config_keys
+from tpt_jax.config import flat, parse_config, plain_values
+
+# Asks bash's completion what may follow these words.
+ASK = """
+source completion.bash
+COMP_WORDS=("$@") COMP_CWORD=$(($# - 1)) COMPREPLY=()
+_shtab_tpt
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+
+
+def test_the_version_says_what_runs_and_starts_no_device() -> None:
+    code = "import sys; from tpt_jax.commands.main import main\ntry: main(['--version'])\nfinally: assert 'jax' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    python = ".".join(map(str, sys.version_info[:3]))
+    assert done.stdout == f"tpt_jax {metadata.version('tpt_jax')}, jax {metadata.version('jax')}, Python {python}\n"
+    assert done.returncode == 0
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with bash's completion, a file and a folder."""
+    folder = tmp_path_factory.mktemp("completion")
+    done = subprocess.run(
+        [sys.executable, "-m", "tpt_jax", "completion", "bash"], capture_output=True, text=True, check=True
+    )
+    (folder / "completion.bash").write_text(done.stdout)
+    (folder / "run.yaml").touch()
+    (folder / "runs").mkdir()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("che",), {"check-task"}),
+        (("completion", ""), {"bash", "zsh", "fish"}),
+        (("bench", "tr"), {"train"}),
+        (("run", "--train.optimizer.b"), {"--train.optimizer.beta1", "--train.optimizer.beta2"}),
+        (("check-task", "--task.ch"), {"--task.checker"}),
+        (("run", "--config", "run"), {"run.yaml", "runs"}),
+        (("report", "run"), {"runs"}),
+        (("export", "--dtype", "f"), {"float32"}),
+    ],
+)
+def test_bash_completes(words: tuple[str, ...], expected: set[str], folder: Path) -> None:
+    done = subprocess.run(
+        ["bash", "-c", ASK, "bash", "tpt", *words], capture_output=True, text=True, cwd=folder, check=True
+    )
+    assert set(done.stdout.split()) == expected
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_other_shells_can_read_theirs(shell: str, tpt_here: CommandHere, tmp_path: Path) -> None:
+    text = tpt_here("completion", shell).stdout
+    assert "train.optimizer.beta1" in text
+    if shutil.which(shell):
+        (tmp_path / "completion").write_text(text)
+        subprocess.run([shell, "-n", tmp_path / "completion"], check=True)
+
+
+def test_every_key_of_a_config_is_completed() -> None:
+    task = {"name": "file", "train": "a", "test": "b"}
+    config = parse_config({"name": "x", "model": {"path": "y"}, "task": task, "think": {"max_samples": 8}})
+    assert set(flat(plain_values(config))) <= set(_config_keys())
+    assert not [key for key in _config_keys() if not re.fullmatch(r"[a-z_0-9.]+", key)]
+
+
+def test_an_unknown_shell(tpt_here: CommandHere) -> None:
+    assert "invalid choice: 'csh'" in refused(tpt_here, "completion", "csh")
