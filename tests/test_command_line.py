@@ -23,21 +23,29 @@ printf '%s\\n' "${COMPREPLY[@]}"
 
 
 def test_the_version_says_what_runs_and_starts_no_device() -> None:
-    code = "import sys; from tpt_jax.commands.main import main\ntry: main(['--version'])\nfinally: assert 'jax' not in sys.modules"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    lines = (
+        "import sys",
+        "from tpt_jax.commands.main import main",
+        "try: main(['--version'])",
+        "finally: assert 'jax' not in sys.modules",
+    )
     python = ".".join(map(str, sys.version_info[:3]))
-    assert done.stdout == f"tpt_jax {metadata.version('tpt_jax')}, jax {metadata.version('jax')}, Python {python}\n"
-    assert done.returncode == 0
+    expected = f"tpt_jax {metadata.version('tpt_jax')}, jax {metadata.version('jax')}, Python {python}\n"
+    assert output(sys.executable, "-c", "\n".join(lines)) == expected
+
+
+def output(*command: str, cwd: Path = ROOT) -> str:
+    """Standard output of a process that has nothing to complain about."""
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=True)
+    assert done.stderr == ""
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with bash's completion, a file and a folder."""
     folder = tmp_path_factory.mktemp("completion")
-    done = subprocess.run(
-        [sys.executable, "-m", "tpt_jax", "completion", "bash"], capture_output=True, text=True, check=True
-    )
-    (folder / "completion.bash").write_text(done.stdout)
+    (folder / "completion.bash").write_text(output(sys.executable, "-m", "tpt_jax", "completion", "bash"))
     (folder / "run.yaml").touch()
     (folder / "runs").mkdir()
     return folder
@@ -57,11 +65,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_bash_completes(words: tuple[str, ...], expected: set[str], folder: Path) -> None:
-    done = subprocess.run(
-        ["bash", "-c", ASK, "bash", "tpt", *words], capture_output=True, text=True, cwd=folder, check=True
-    )
-    assert set(done.stdout.split()) == expected
-    assert done.stderr == ""
+    assert set(output("bash", "-c", ASK, "bash", "tpt", *words, cwd=folder).split()) == expected
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
