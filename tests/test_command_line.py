@@ -8,8 +8,10 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import yaml
 from processes import ROOT, CommandHere, refused
 
+from tpt_jax import __version__
 from tpt_jax.commands.completion import _config_keys
 from tpt_jax.config import flat, parse_config, plain_values
 
@@ -86,3 +88,18 @@ def test_every_key_of_a_config_is_completed() -> None:
 
 def test_an_unknown_shell(tpt_here: CommandHere) -> None:
     assert "invalid choice: 'csh'" in refused(tpt_here, "completion", "csh")
+
+
+def test_a_citation_names_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (citation["cff-version"], str(citation["version"])) == ("1.2.0", __version__)
+    assert (
+        citation["references"][0]["identifiers"][0]["value"].removeprefix("arXiv:") in (ROOT / "README.md").read_text()
+    )
+
+
+def test_an_sdist_takes_every_document_and_folder_that_it_names() -> None:
+    lines = (line.split() for line in (ROOT / "MANIFEST.in").read_text().splitlines())
+    named = {name for verb, *names in lines if verb in ("include", "graft") for name in names}
+    assert not [name for name in named if not (ROOT / name).exists()]
+    assert {path.name for path in ROOT.glob("*.md")} <= {*named, "README.md"}  # which setuptools adds itself
