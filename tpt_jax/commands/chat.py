@@ -89,7 +89,7 @@ def _open_chat(args: argparse.Namespace, config: "RunConfig | None", task: "Task
         lengths = {} if task is None else dataclasses.asdict(task.test.generation)
         sampling = settings(SamplingConfig, {"max_prompt_tokens": 1, "max_new_tokens": 512, **lengths, **given})
     compute_dtype = args.compute_dtype or (config.model.compute_dtype if config else None)
-    name: str = config.model.path if args.model is None and config else args.model
+    name = args.model if config is None or args.model is not None else config.model.path
     model = load_chat_model(name, tensor=args.tensor, compute_dtype=compute_dtype)
     of_prompt = settings(PromptConfig, {**(dataclasses.asdict(config.prompt) if config else {}), **template})
     if task is None:

@@ -21,11 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
+    """Prints the completion of `args.parser`, the whole command's."""
     import shtab
 
-    from tpt_jax.commands.main import make_parser
-
-    parser = make_parser()
+    parser = args.parser
     for verb in _verbs(parser):
         if verb.get_default("accepts_overrides"):
             _add_config_keys(verb)

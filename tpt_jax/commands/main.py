@@ -58,10 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     environment its traceback comes first.
     """
     streams.prepare()
-    parser = make_parser()
+    parser = _parser()
     args, rest = parser.parse_known_args(argv)
     try:
-        args.overrides = _overrides(parser, args, rest)
+        args.parser, args.overrides = parser, _overrides(parser, args, rest)
         with _signals_interrupt():
             status = args.main(args) or 0
             if args.has_results_on_stdout:
@@ -147,8 +147,7 @@ def _has_other_hosts() -> bool:
     return jax is not None and jax.distributed.is_initialized()  # counting them would start devices that may not start
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The parser of all verbs."""
+def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(prog="tpt", description="Think, Prune, Train: self-improving language models.")
     parser.add_argument("--version", action=_ShowVersion, nargs=0, help="show the versions of tpt_jax, JAX and Python")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
@@ -190,10 +189,10 @@ class _ShowVersion(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         from importlib import metadata
 
-        from tpt_jax import __version__
+        import tpt_jax as tpt
 
         python = ".".join(map(str, sys.version_info[:3]))
-        print(f"tpt_jax {__version__}, jax {metadata.version('jax')}, Python {python}")
+        print(f"tpt_jax {tpt.__version__}, jax {metadata.version('jax')}, Python {python}")
         parser.exit()
 
 

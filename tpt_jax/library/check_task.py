@@ -216,7 +216,8 @@ def _example_asks(
         found = by_text.get(normalised(text)) if isinstance(text, str) else by_id.get(str(name))
         if found is None:
             raise InvalidRecordError(f"asks no question of the task ({text or name!r:.80}); write {EXAMPLE_FORM}")
-        return _Ask(*found, EXAMPLE, completion, correct)
+        split, question = found
+        return _Ask(split, question, EXAMPLE, completion, correct)
 
     if isinstance(examples, str | os.PathLike):
         return read_records(Path(examples), read)
