@@ -23,10 +23,11 @@ TEST = [{"question": "1 + 1 =", "answer": 2}]
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tpt_here: Tpt) -> Path:
     """A project that `tpt init` wrote, in which commands run."""
-    monkeypatch.syspath_prepend(tmp_path / "mine")  # instead of a process of its own
-    monkeypatch.delitem(sys.modules, "checker", raising=False)
+    monkeypatch.setenv("COLUMNS", "100")  # pytest's workers have a width of their own
     done = tpt_here("init", tmp_path / "mine")
     assert done.returncode == 0, done
+    monkeypatch.syspath_prepend(tmp_path / "mine")  # as in a process of its own
+    monkeypatch.delitem(sys.modules, "checker", raising=False)
     monkeypatch.chdir(tmp_path / "mine")
     return tmp_path / "mine"
 
@@ -61,7 +62,7 @@ def test_examples_that_the_checker_judges_otherwise(project: Path, tpt_here: Tpt
     (project / "examples.jsonl").write_text(json.dumps(example))
     done = tpt_here("check-task", "--config", "config.yaml")
     assert (done.returncode, "\x1b" in done.stdout) == (2, False)
-    assert re.search(r"your example.*'\\x1b\[2J66'.*yes.*no.*'66'.*no.*!!", done.stdout)
+    assert re.search(r"yours.*'\\x1b\[2J66'.*yes.*no.*'66'.*no.*!!", done.stdout)
     assert done.stderr.endswith(
         "tpt: check-task: 1 of your examples are judged otherwise: '\\x1b[2J66' to file/test/0; "
         "change the checker, the answers or the examples\n"

@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -76,7 +77,7 @@ def _print_completions(console: Console, result: "TaskCheck") -> None:
         question = completions[0].question
         print(f"\n{split} {one_line(name)}: {one_line(question.question, 300)}")
         print(f"reference answer: {one_line(question.answer, 300) or 'none; the checker has other data'}")
-        table = Table("answer", "completion", "correct", "strict", "extracted", "expected", "")
+        table = Table("answer", "completion", "correct", "strict", "extracted", "expected", "", box=box.SIMPLE)
         for each in completions:
             table.add_row(*_cells(each))
         print_table(console, table)

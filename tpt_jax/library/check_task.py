@@ -29,7 +29,7 @@ PHRASINGS: Mapping[str, str] = {
     "after ####": "#### {}",
     "boxed": "\\boxed{{{}}}",
 }
-EMPTY, OTHER, EXAMPLE = "empty", "of another question", "your example"
+EMPTY, OTHER, EXAMPLE = "empty", "another's", "yours"  # of another question; an example of the user's
 
 
 @dataclasses.dataclass(frozen=True)
