@@ -53,7 +53,7 @@ def test_the_checker_of_a_project_reads_what_it_should(project: Path, tpt_here: 
     assert done.returncode == 0, done
     assert "!!" not in done.stdout
     assert "'42, no: 43'" in done.stdout
-    assert "as it is 2 (2 strict) of 2, in a sentence 2 (0 strict) of 2" in done.stdout
+    assert "as it is 2 (2 strict) of 2, sentence 2 (0 strict) of 2" in done.stdout
     assert "train: 48 questions, 0 with an unreadable reference answer, 0 with" in done.stdout
 
 
@@ -114,7 +114,7 @@ def forms(checked: tpt.TaskCheck, split: str) -> dict[str, bool]:
 def test_a_checker_that_takes_one_form_only() -> None:
     task = tpt.own_task(SUMS, TEST, checker=lambda question, text: text == f"\\boxed{{{question.answer}}}")
     checked = tpt.check_task(task, num_workers=1)
-    expected = dict.fromkeys(["as it is", "in a sentence", "after ####", "boxed", EMPTY, OTHER], False)
+    expected = dict.fromkeys(["as it is", "sentence", "after ####", "boxed", EMPTY, OTHER], False)
     assert forms(checked, "train") == expected | {"boxed": True}
     del expected[OTHER]  # the test split has one question
     assert forms(checked, "test") == expected | {"boxed": True}

@@ -77,7 +77,17 @@ def _print_completions(console: Console, result: "TaskCheck") -> None:
         question = completions[0].question
         print(f"\n{split} {one_line(name)}: {one_line(question.question, 300)}")
         print(f"reference answer: {one_line(question.answer, 300) or 'none; the checker has other data'}")
-        table = Table("answer", "completion", "correct", "strict", "extracted", "expected", "", box=box.SIMPLE)
+        table = Table(
+            "answer",
+            "completion",
+            "correct",
+            "strict",
+            "extracted",
+            "expected",
+            "",
+            box=box.SIMPLE,
+            padding=(0, 1, 0, 0),
+        )
         for each in completions:
             table.add_row(*_cells(each))
         print_table(console, table)

@@ -25,7 +25,7 @@ EXAMPLE_FORM = '{"question" or "question_id", "completion", "correct": true or f
 # Ways to say an answer. A checker need not take all of them.
 PHRASINGS: Mapping[str, str] = {
     "as it is": "{}",
-    "in a sentence": "The answer is {}.",
+    "sentence": "The answer is {}.",
     "after ####": "#### {}",
     "boxed": "\\boxed{{{}}}",
 }
@@ -202,8 +202,10 @@ def _example_asks(
     examples: str | os.PathLike[str] | Iterable[Mapping[str, Any]], splits: Mapping[Split, QuestionSet]
 ) -> list[_Ask]:
     known: list[tuple[Split, Question]] = [(split, question) for split in splits for question in splits[split]]
-    by_id = {question.id: (split, question) for split, question in reversed(known)}
-    by_text = {normalised(question.question): (split, question) for split, question in reversed(known)}
+    by_id: dict[str, tuple[Split, Question]] = {each.id: (split, each) for split, each in reversed(known)}
+    by_text: dict[str, tuple[Split, Question]] = {
+        normalised(each.question): (split, each) for split, each in reversed(known)
+    }
 
     def read(index: int, line: Mapping[str, Any]) -> _Ask:
         text, name, completion, correct = (

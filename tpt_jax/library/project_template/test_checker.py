@@ -3,9 +3,9 @@
 import pytest
 from checker import check
 
-from tpt_jax import Question
+import tpt_jax as tpt
 
-SUM = Question(id="sum", question="600 + 637 =", answer="1237")
+SUM = tpt.Question(id="sum", question="600 + 637 =", answer="1237")
 
 
 @pytest.mark.parametrize("completion", ["1237", "600 + 637 = 1,237", "The answer is 1237."])
@@ -24,4 +24,4 @@ def test_only_a_bare_number_is_strict() -> None:
 
 
 def test_an_unreadable_reference_is_neither() -> None:
-    assert check(Question("broken", "600 + 637 =", "about a thousand"), "1237").unknown
+    assert check(tpt.Question("broken", "600 + 637 =", "about a thousand"), "1237").unknown
