@@ -47,11 +47,12 @@ from tpt_jax.runtime.mesh import make_mesh
 from tpt_jax.runtime.sharding import TRAIN_RULES, Layout
 
 MODEL = ROOT / "tpt_jax/quickstart/model"
+QUESTIONS = ROOT / "tpt_jax/library/project_template"
 CONFIG = f"""
 extends: {ROOT}/configs/own_task.yaml
 name: faults
 model: {{path: MODEL}}
-task: {{train: {ROOT}/configs/own_task/train.yaml, test: {ROOT}/configs/own_task/test.yaml}}
+task: {{train: {QUESTIONS}/train.jsonl, test: {QUESTIONS}/test.jsonl}}
 num_rounds: 2
 think: {{num_questions: 24, num_samples: 2, temperature: 1.5, max_prompt_tokens: 32, num_slots: 4}}
 prune: {{num_workers: 1, max_traces: 16, steps: [any]}}

@@ -16,9 +16,10 @@ ROOT = Path(__file__).parent.parent
 TPT = (sys.executable, "-m", "tpt_jax")
 
 # The start of a run's config: easy questions with short answers, which need no library that takes seconds to import.
+PROJECT = ROOT / "tpt_jax/library/project_template"  # what `tpt init` writes
 EASY_TASK = f"""
 extends: {ROOT}/configs/own_task.yaml
-task: {{train: {ROOT}/configs/own_task/train.yaml, test: {ROOT}/configs/own_task/test.yaml}}"""
+task: {{train: {PROJECT}/train.jsonl, test: {PROJECT}/test.jsonl}}"""
 
 Done = subprocess.CompletedProcess[str]
 

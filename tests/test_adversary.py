@@ -245,7 +245,7 @@ WEIGHTS: dict[str, tuple[Change, str]] = {
 def test_weights(case: str, folder: Path, tpt_here: Tpt) -> None:
     change, words = WEIGHTS[case]
     change(folder)
-    task = [f"--task.{split}={ROOT}/configs/own_task/{split}.yaml" for split in ("train", "test")]
+    task = [f"--task.{split}={ROOT}/tpt_jax/library/project_template/{split}.jsonl" for split in ("train", "test")]
     assert words in refused(tpt_here, "eval", "--config", ROOT / "configs/own_task.yaml", "--model", folder, *task)
     assert not (folder.parent / MARK).exists()
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from processes import ROOT, CommandHere, refused, write_json
+from processes import PROJECT, ROOT, CommandHere, refused, write_json
 from test_report import Page, add_round, new_run
 from test_tpu_scripts import SETTINGS, Cloud, error_line
 
@@ -20,7 +20,7 @@ from tpt_jax.report import write_report
 OWN = f"""
 name: x
 model: {{path: quickstart}}
-task: {{name: file, train: {ROOT}/configs/own_task/train.yaml, test: {ROOT}/configs/own_task/test.yaml}}
+task: {{name: file, train: {PROJECT}/train.jsonl, test: {PROJECT}/test.jsonl}}
 """
 MARK = "harmed"  # a file of this name appears in the test's folder if something was run that must not be
 
@@ -103,7 +103,7 @@ HARMLESS_IDS = ("a path", "an absolute path", "markup", "a direction mark")  # s
 
 def sft(traces: Path, questions: Path, output: Path) -> tuple[object, ...]:
     """The command that trains on traces of these questions."""
-    task = ("--task.train", questions, "--task.test", ROOT / "configs/own_task/test.yaml")
+    task = ("--task.train", questions, "--task.test", PROJECT / "test.jsonl")
     settings = ("--config", ROOT / "configs/own_task.yaml", "--model", "quickstart")
     return ("sft", *settings, *task, "--traces", traces, "--output", output)
 
@@ -119,7 +119,7 @@ def test_an_id(case: str, tmp_path: Path, tpt_here: Tpt) -> None:
     traces = write_json(inner / "traces.jsonl", {"id": name, "completion": "#### 1"})
     prompts = write_json(inner / "prompts.jsonl", {"id": name, "prompt": "What?"})
     run = inner / "run.yaml"
-    run.write_text(OWN.replace(f"{ROOT}/configs/own_task/train.yaml", str(questions)))
+    run.write_text(OWN.replace(f"{PROJECT}/train.jsonl", str(questions)))
     judging = ("prune", "--task", "file", "--traces", traces, "--output", inner / "judged.jsonl", "--questions")
     showing = ("sample", "--show_prompts", "1", "--model", "quickstart", "--prompts", prompts)
     training = sft(traces, plain, inner / "out")
@@ -141,7 +141,7 @@ def test_an_id(case: str, tmp_path: Path, tpt_here: Tpt) -> None:
 @pytest.mark.parametrize("field", ["question", "prompt", "completion"])
 def test_a_text_that_is_no_text(field: str, tpt_here: Tpt, tmp_path: Path) -> None:
     file = write_json(tmp_path / "x.jsonl", {"id": "0", **QUESTION, "prompt": "What?", field: "a \ud800"})
-    task = ("--task.train", file, "--task.test", ROOT / "configs/own_task/test.yaml")
+    task = ("--task.train", file, "--task.test", PROJECT / "test.jsonl")
     commands = {
         "question": ("sample", "--show_prompts", "1", "--config", ROOT / "configs/own_task.yaml", *task),
         "prompt": ("sample", "--show_prompts", "1", "--model", "quickstart", "--prompts", file),

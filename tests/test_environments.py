@@ -63,11 +63,11 @@ def test_an_evaluation_where_nothing_is_as_usual(tmp_path: Path) -> None:
     folder = tmp_path / "ä b'\"漢🙂$x\n`;"
     folder.mkdir()
     for name in ("train", "test"):
-        shutil.copy(ROOT / f"configs/own_task/{name}.yaml", folder / f"{name} ü.yaml")
+        shutil.copy(ROOT / f"tpt_jax/library/project_template/{name}.jsonl", folder / f"{name} ü.jsonl")
     shutil.copytree(ROOT / "tpt_jax/quickstart/model", folder / "mödel")
     (folder / "prüfer.py").write_text(CHECKER, encoding="utf-8")
     (folder / "sitecustomize.py").write_text(CLOCK_THAT_RUNS_BACKWARDS)
-    files = {name: str(folder / f"{name} ü.yaml") for name in ("train", "test")}
+    files = {name: str(folder / f"{name} ü.jsonl") for name in ("train", "test")}
     config = {**CONFIG, "task": {"name": "file", **files, "checker": "prüfer:check"}}
     (folder / "config ü.yaml").write_text(yaml.safe_dump(config, allow_unicode=True), encoding="utf-8")
     done = tpt_in(

@@ -17,7 +17,13 @@ LEVELS = [re.findall(r"\w+(?: \*)?", line[:43]) for line in reversed(FIGURE.spli
 ROOMS_WITHOUT_JAX = [room.removesuffix(" *") for level in LEVELS for room in level if room.endswith("*")]
 
 # Other modules that must be quick to import: the library's calls without JAX, and the run folder that reports read.
-MODULES_WITHOUT_JAX = ("loop.run_folder", "library.judging", "library.judge_file")
+MODULES_WITHOUT_JAX = (
+    "loop.run_folder",
+    "library.judging",
+    "library.judge_file",
+    "library.check_task",
+    "library.init_project",
+)
 
 
 def module_name(path: Path) -> str:

@@ -617,3 +617,10 @@ def test_gke_creates_one_workload_for_all_slices(cloud: Cloud) -> None:
     assert create[-1] == "--command=pip install --quiet -e '.[tpu]' && exec tpt run 'a b' gs://my-bucket/runs/a"
     assert listing[2] == "list"
     assert delete[2:] == ["delete", *create[3:7], "--force"]
+
+
+def test_gke_adds_nothing_to_an_image_that_has_tpt(cloud: Cloud) -> None:
+    cloud.run("gke", "create", "--built", "--", "run", "a b")
+    (create,) = cloud.calls()
+    assert {"--docker-image=python:3.12", "--command=exec tpt run 'a b'"} <= set(create)
+    assert not [word for word in create if word.startswith(("--base-docker-image", "--script-dir"))]

@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from tpt_jax.config import RunConfig, load_config
     from tpt_jax.errors import UserError
     from tpt_jax.evaluation import Evaluation
+    from tpt_jax.library.check_task import TaskCheck, check_task
     from tpt_jax.library.evaluation import evaluate, evaluate_checkpoint
     from tpt_jax.library.finetune_file import finetune_file
+    from tpt_jax.library.init_project import init_project
     from tpt_jax.library.judge_file import judge_file
     from tpt_jax.library.judging import judge, score, select
     from tpt_jax.library.model import Model, export_checkpoint, load_model, mesh
@@ -45,8 +47,10 @@ _MODULES = {
     "config": ("RunConfig", "load_config"),
     "errors": ("UserError",),
     "evaluation": ("Evaluation",),
+    "library.check_task": ("TaskCheck", "check_task"),
     "library.evaluation": ("evaluate", "evaluate_checkpoint"),
     "library.finetune_file": ("finetune_file",),
+    "library.init_project": ("init_project",),
     "library.judge_file": ("judge_file",),
     "library.judging": ("judge", "score", "select"),
     "library.model": ("Model", "export_checkpoint", "load_model", "mesh"),
@@ -77,15 +81,18 @@ __all__ = [
     "Shot",
     "Sweep",
     "Task",
+    "TaskCheck",
     "Trace",
     "Traces",
     "UserError",
     "Verdict",
+    "check_task",
     "evaluate",
     "evaluate_checkpoint",
     "export_checkpoint",
     "finetune",
     "finetune_file",
+    "init_project",
     "joined_hosts",
     "judge",
     "judge_file",

@@ -12,15 +12,30 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
-from tpt_jax.commands import bench, evaluate, export, plan, prune, report, run, sample, sft, sweep
+from tpt_jax.commands import (
+    bench,
+    chat,
+    check_task,
+    completion,
+    evaluate,
+    export,
+    init,
+    plan,
+    prune,
+    report,
+    run,
+    sample,
+    sft,
+    sweep,
+)
 from tpt_jax.commands.arguments import OneLineParser
 from tpt_jax.errors import RESUMES, HostsError, MachineError, Stopped, UserError, one_line
 from tpt_jax.io import streams
 
 RESUMABLE = ("run", "eval", "sample", "sft", "sweep")
-RESULTS_ON_STDOUT = ("eval", "sample", "prune", "plan", "bench")  # and nowhere else
+RESULTS_ON_STDOUT = ("chat", "check-task", "eval", "sample", "prune", "plan", "bench")  # and nowhere else
 TRACEBACK = "TPT_TRACEBACK"
 
 AddArguments = Callable[[argparse.ArgumentParser], None]
@@ -46,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
     try:
-        args.overrides = _overrides(parser, args, rest)
+        args.parser, args.overrides = parser, _overrides(parser, args, rest)
         with _signals_interrupt():
             status = args.main(args) or 0
             if args.has_results_on_stdout:
@@ -134,13 +149,23 @@ def _has_other_hosts() -> bool:
 
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(prog="tpt", description="Think, Prune, Train: self-improving language models.")
+    parser.add_argument("--version", action=_ShowVersion, nargs=0, help="show the versions of tpt_jax, JAX and Python")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
+    _add_verb(verbs, "init", init.add_arguments, init.main, "Write a working project of your own into a new folder.")
+    _add_verb(
+        verbs,
+        "check-task",
+        check_task.add_arguments,
+        check_task.main,
+        "Ask a task's checker right and wrong answers, and show what it reads, without a model.",
+    )
     _add_verb(verbs, "run", run.add_arguments, run.main, "Run or resume rounds of think, prune, train and evaluate.")
     _add_verb(verbs, "sweep", sweep.add_arguments, sweep.main, "Run or resume a grid of configs, and compare them.")
     _add_verb(verbs, "eval", evaluate.add_arguments, evaluate.main, "Pass@k of a model on the held-out questions.")
     _add_verb(verbs, "sample", sample.add_arguments, sample.main, "Sample completions of a file of prompts, or resume.")
     _add_verb(verbs, "prune", prune.add_arguments, prune.main, "Judge a file of traces and mark those to keep.")
     _add_verb(verbs, "sft", sft.add_arguments, sft.main, "Fine-tune on a file of traces, or resume.")
+    _add_verb(verbs, "chat", chat.add_arguments, chat.main, "Ask a model in a terminal, and see its answers grow.")
     _add_verb(verbs, "export", export.add_arguments, export.main, "Write a checkpoint as a Hugging Face folder.")
     _add_verb(
         verbs,
@@ -154,7 +179,21 @@ def _parser() -> argparse.ArgumentParser:
     _add_verb(group, "train", bench.add_train_arguments, bench.train, "Tokens per second, against the devices' peak.")
     _add_verb(group, "check", bench.add_check_arguments, bench.check, "Verdicts per second.")
     _add_verb(verbs, "report", report.add_arguments, report.main, "Write the HTML report of runs, or of a sweep.")
+    _add_verb(verbs, "completion", completion.add_arguments, completion.main, "Print a shell's completion of tpt.")
     return parser
+
+
+class _ShowVersion(argparse.Action):
+    """Prints versions without importing JAX or starting devices."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from importlib import metadata
+
+        import tpt_jax as tpt
+
+        python = ".".join(map(str, sys.version_info[:3]))
+        print(f"tpt_jax {tpt.__version__}, jax {metadata.version('jax')}, Python {python}")
+        parser.exit()
 
 
 def _add_verb(verbs: Any, name: str, add_arguments: AddArguments, main: Main, help: str) -> None:

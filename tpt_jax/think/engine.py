@@ -18,7 +18,7 @@ from flax import nnx
 from tpt_jax.errors import Stopped
 from tpt_jax.prompts import Prompt
 from tpt_jax.records import Trace
-from tpt_jax.think.requests import Schedule, ShardQueue, make_prompts
+from tpt_jax.think.requests import Request, Schedule, ShardQueue, make_prompts
 from tpt_jax.think.slot_program import SlotProgram
 from tpt_jax.think.state import Finished, Prompts, Queue
 from tpt_jax.think.stop_strings import StopStrings
@@ -144,6 +144,31 @@ class Engine:
                 self.statistics.seconds = time.monotonic() - started
                 if not schedule.is_done(chunk.num_left) and should_stop():
                     raise Stopped
+
+    def stream(self, parameters: nnx.State, request: Request, *, seed: int, temperature: float) -> Iterator[Trace]:
+        """Yields the one trace of a request as it grows, chunk by chunk; the last one is finished, as `sample` has it.
+
+        Args:
+          request: for one sample. The program has one data shard.
+
+        Raises:
+          FloatingPointError: the model's logits are not finite.
+        """
+        names, shape = {request.id: request.prompt_ids}, self._program.shape
+        options = {"num_shards": 1, "seed": seed, "round_index": 0, "stop_table": self._stop_table()}
+        prompts = self._program.place_prompts(make_prompts(names, shape, temperature=temperature, **options))
+        requested = ShardQueue(0, 1, names, shape)
+        requested.append(request)
+        queue = self._program.place_queue(requested.arrays)
+        slots = self._program.start(parameters, self._program.place_prefix(self._prefix))
+        while True:
+            slots, finished = self._program.decode_chunk(parameters, prompts, queue, slots)
+            if int(finished.count[0]):
+                yield self._trace(jax.device_get(finished), 0, request.id, request.samples[0])
+                return
+            token_ids = tuple(np.asarray(slots.tokens)[0, : int(slots.length[0])].tolist())
+            text = self._prompt.text(token_ids)
+            yield Trace(request.id, request.samples[0], text, token_ids, finish_reason="length")
 
     def _chunks(self, parameters: nnx.State, pass_: "_Pass", fetcher: ThreadPoolExecutor) -> Iterator[ChunkResult]:
         """Decodes chunk after chunk until the schedule is done."""
