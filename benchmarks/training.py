@@ -25,7 +25,7 @@ from systems import MODEL, compare, tunix_model
 NUM_TRACES, MAX_TOKENS, NUM_ROWS, TRACES_PER_STEP = 512, 512, 4, 9
 NUM_STEPS, NUM_WARM_UP_STEPS = 50, 3
 LEARNING_RATE, BETAS = 1e-3, (0.9, 0.95)
-RANK, ALPHA = 16, 32.0
+RANK, ALPHA = 16, 32
 METHODS = ("full", "lora")
 
 Trace = tuple[list[int], int]  # token ids, and the number of prompt tokens

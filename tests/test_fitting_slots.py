@@ -13,8 +13,8 @@ from conftest import TINY
 from tpt_jax.config import AUTO, MeshConfig, SamplingConfig, load_config, parse_config, settings
 from tpt_jax.errors import UserError
 from tpt_jax.loop.run_folder import RunFolder
+from tpt_jax.models.masters import master_bytes
 from tpt_jax.models.published import PUBLISHED
-from tpt_jax.models.transformer import master_bytes
 from tpt_jax.runtime import memory
 from tpt_jax.runtime.memory import GIB, DoesNotFitError, free_bytes, peak_bytes
 from tpt_jax.runtime.mesh import make_mesh

@@ -16,7 +16,7 @@ import pytest
 from conftest import TINY, Twins
 from flax import nnx
 from processes import CommandHere
-from test_training import assert_identical, random_examples, torch_losses
+from test_training import assert_identical, random_examples, torch_curves
 
 import tpt_jax as tpt
 from tpt_jax.checkpoints.adapter_file import fingerprint
@@ -55,7 +55,7 @@ from tpt_jax.train.fine_tuning import FineTuning
 from tpt_jax.train.flops import model_flops
 from tpt_jax.train.optimizer import make_optimizer
 
-LORA = LoRAConfig(rank=3, alpha=12.0)
+LORA = LoRAConfig(rank=3, alpha=12)
 CONFIG = TrainConfig(
     num_epochs=20,
     max_steps=12,
@@ -86,9 +86,9 @@ def adapted(twins: Twins, lora: LoRAConfig = LORA, scale: float = 0.3) -> nnx.St
     return nnx.merge_state(adapters, frozen)
 
 
-def logits(config: Any, layout: Layout, parameters: nnx.State, lora: LoRAConfig | None, tokens: np.ndarray) -> Any:
+def logits(config: Any, layout: Layout, parameters: nnx.State, lora: LoRAConfig | None, tokens: Any) -> Any:
     graph, _ = abstract_parameters(config, lora)
-    positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
+    tokens, positions = jnp.asarray(tokens), jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
 
     @jax.jit
     def forward(parameters: nnx.State) -> jax.Array:
@@ -108,7 +108,7 @@ def peft_model(twins: Twins, lora: LoRAConfig) -> Any:
     for weight in base.parameters():  # not the buffers: they hold RoPE's frequencies
         weight.data = weight.data.to(torch.bfloat16).float()
     targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    return peft.get_peft_model(base, peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets))
+    return peft.get_peft_model(base, peft.LoraConfig(r=lora.rank, lora_alpha=int(lora.alpha), target_modules=targets))
 
 
 def copy_adapters(parameters: nnx.State, twins: Twins, folder: Path, model: Any) -> None:
@@ -128,7 +128,7 @@ def copy_adapters(parameters: nnx.State, twins: Twins, folder: Path, model: Any)
 
 
 @pytest.mark.parametrize("twins", ["gemma2", "qwen2"], indirect=True)
-def test_losses_of_twelve_steps_equal_those_of_peft(twins: Twins, tmp_path: Path) -> None:
+def test_curves_of_twelve_steps_equal_those_of_peft(twins: Twins, tmp_path: Path) -> None:
     """From the same adapters, with torch's AdamW; the frozen weights stay the same bit for bit."""
     program = compile_trainer(twins.config, twins.layout.mesh, compute_dtype="float32", train=CONFIG)
     parameters = adapted(twins, scale=0.05)
@@ -136,11 +136,11 @@ def test_losses_of_twelve_steps_equal_those_of_peft(twins: Twins, tmp_path: Path
     model = peft_model(twins, LORA)
     copy_adapters(parameters, twins, tmp_path / "start", model)
     training = FineTuning(program, lambda: parameters, random_examples(40), CONFIG, seed=0)
-    losses = [record.loss for record in training]
+    curves = [(record.loss, record.grad_norm, record.learning_rate) for record in training]
     batches = packed_batches(random_examples(40), program.batch_shape, seed=0, num_epochs=20)[:12]
-    expected = torch_losses(model.train(), [packed.arrays for packed in batches], CONFIG.optimizer)
-    assert losses[-1] < 0.95 * losses[0]
-    np.testing.assert_allclose(losses, expected, rtol=1e-3)
+    expected = torch_curves(model.train(), [packed.arrays for packed in batches], CONFIG.optimizer)
+    assert curves[-1][0] < 0.95 * curves[0][0]
+    np.testing.assert_allclose(curves, expected, rtol=2e-3)
     adapters, frozen = split_trained(training.parameters)
     assert_identical(frozen, before)
     assert {leaf.dtype for leaf in jax.tree.leaves(adapters)} == {jnp.dtype("float32")}

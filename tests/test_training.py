@@ -95,6 +95,7 @@ def torch_curves(model: Any, batches: list[Batch], config: OptimizerConfig) -> l
     decayed = [weight for name, weight in model.named_parameters() if "norm" not in name]
     norms = [weight for name, weight in model.named_parameters() if "norm" in name]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": norms, "weight_decay": 0.0}]
+    assert config.learning_rate is not None
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2))
     warmup = math.ceil(config.warmup_fraction * len(batches))
     schedule = transformers.get_cosine_schedule_with_warmup(optimizer, warmup, len(batches))

@@ -46,8 +46,13 @@ class Adapter(nnx.Module):
         inputs = "".join(letter for letter in letters if letter not in result)
         outputs = "".join(letter for letter in letters if letter in result)
         kept = "".join(letter for letter in activations if letter not in inputs)
-        low_rank = jnp.einsum(f"{activations},{inputs}R->{kept}R", x, self.a[...])
-        return jnp.einsum(f"{kept}R,R{outputs}->{result}", low_rank, self.b[...]) * _scale(self.b)
+
+        def change(x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+            low_rank = jnp.einsum(f"{activations},{inputs}R->{kept}R", x, a)
+            return jnp.einsum(f"{kept}R,R{outputs}->{result}", low_rank, b) * _scale(self.b)
+
+        # Recomputed whatever the layer saves: it is cheap, and as large as the weight's own product.
+        return jax.checkpoint(change, policy=jax.checkpoint_policies.nothing_saveable)(x, self.a[...], self.b[...])
 
     @staticmethod
     def change(a: nnx.Variable, b: nnx.Variable, layer: Int[Array, ""]) -> Float[Array, "..."]:

@@ -72,8 +72,8 @@ class Layers(nnx.Module):
         if config.query_key_norms:
             self.query_norm = norm_scale(config, L, H)
             self.key_norm = norm_scale(config, L, H)
-        targets = lora.targets if lora else ()
-        self.adapters = nnx.Dict({name: Adapter(getattr(self, name), lora, rngs) for name in targets})
+        adapters = {name: Adapter(getattr(self, name), lora, rngs) for name in lora.targets} if lora else {}
+        self.adapters = nnx.Dict(adapters)
 
     def project(self, equation: str, x: Float[Array, "..."], name: str) -> Float[Array, "..."]:
         """The product of x and the weight of this name, with its adapter if it has one."""
