@@ -167,9 +167,7 @@ def judge(
     Args:
       traces: the texts as we sampled them; others count as complete, since the harness does not log which it cut.
     """
-    by_filter = {
-        name: {sample["doc_id"]: sample for sample in samples if sample["filter"] == name} for name in FILTERS
-    }
+    by_filter = {name: {sample["doc_id"]: sample for sample in samples if sample["filter"] == name} for name in FILTERS}
     texts = [by_filter[STRICT][index]["resps"][0][0] for index in range(len(questions))]
     if traces is None:
         traces = [tpt.Trace(question.id, 0, text) for question, text in zip(questions, texts, strict=True)]
