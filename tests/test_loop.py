@@ -154,31 +154,6 @@ def test_training_moved_the_weights_and_export_writes_them(
     assert out[0, -1] == tokenizer.eos_token_id  # it has learnt to stop
 
 
-def test_the_exported_model_continues_prompts_in_transformers_as_ours_does(
-    finished: Path, tmp_path: Path, tpt_here: CommandHere
-) -> None:
-    import torch
-    import transformers
-
-    checkpoint, exported, prompts = finished / "checkpoints/002", tmp_path / "exported", tmp_path / "prompts.jsonl"
-    done = tpt_here("export", "--checkpoint", checkpoint, "--output", exported)
-    assert done.returncode == 0, done.stderr
-    asked = {"0": "12 + 5 =", "1": "Tom has 30 apples and eats 8. How many are left?"}
-    prompts.write_text("".join(json.dumps({"id": name, "prompt": text}) + "\n" for name, text in asked.items()))
-    options = ("--temperature", "0", "--max_new_tokens", "40", "--max_prompt_tokens", "32", "--num_slots", "8")
-    done = tpt_here("sample", "--model", checkpoint, "--prompts", prompts, "--output", tmp_path / "s.jsonl", *options)
-    assert done.returncode == 0, done.stderr
-    ours = {line["id"]: line["token_ids"] for line in jsonl(tmp_path / "s.jsonl")}
-    model: Any = transformers.AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32)
-    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(exported)
-    for name, text in asked.items():
-        turn = [{"role": "user", "content": text}]
-        ids = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_tensors="pt", return_dict=False)
-        out = model.generate(ids, max_new_tokens=40, do_sample=False)[0, ids.shape[1] :].tolist()
-        assert len(ours[name]) > 3
-        assert ours[name] == (out[:-1] if out[-1] == tokenizer.eos_token_id else out)
-
-
 # Kill points where the process gets a SIGTERM and time to save its state; it gets a SIGKILL at the others.
 STOP_POINTS = ("rounds/001/traces/think-000-00000.jsonl", "rounds/001/training/2")
 
