@@ -4,7 +4,7 @@ PeftTrainer (and qwix), in trace tokens per second.
     python benchmarks/training.py [--tunix_python PYTHON_OF_AN_ENVIRONMENT_WITH_google-tunix]
 
 All systems train the same random LLaMA of 20M parameters (fp32) on the same 512 traces, with lengths like GSM8K's (mean
-about 225 tokens, longest 512), for 50 AdamW steps of about equally many tokens. Ours packs the traces into 4 rows of
+about 225 tokens, longest 512), for 20 AdamW steps of about equally many tokens. Ours packs the traces into 4 rows of
 512. The Trainer gets in each step the traces that we pack into it, padded to the longest of them, so that losses can be
 compared step by step. Tunix, which compiles for one shape, gets 9 traces per step, about as many as ours, padded to
 512. Padding does not count. The systems run one after the other, each in its own process, first with all weights, then
@@ -23,8 +23,9 @@ import numpy as np
 from systems import MODEL, compare, tunix_model
 
 NUM_TRACES, MAX_TOKENS, NUM_ROWS, TRACES_PER_STEP = 512, 512, 4, 9
-NUM_STEPS, NUM_WARM_UP_STEPS = 50, 3
+NUM_STEPS, NUM_WARM_UP_STEPS = 20, 3
 LEARNING_RATE, BETAS = 1e-3, (0.9, 0.95)
+RAMP_STEPS = 2  # as our warmup_fraction of 0.1 makes them
 RANK, ALPHA = 16, 32
 METHODS = ("full", "lora")
 
@@ -161,7 +162,7 @@ def train_transformers(folder: Path, method: str) -> dict[str, Any]:
         adam_beta1=BETAS[0],
         adam_beta2=BETAS[1],
         lr_scheduler_type="cosine",
-        warmup_steps=5,
+        warmup_steps=RAMP_STEPS,
         max_grad_norm=1.0,
         use_cpu=True,
         remove_unused_columns=False,
@@ -198,7 +199,7 @@ def train_tunix(folder: Path, method: str) -> dict[str, Any]:
         matrices = ".*q_proj|.*k_proj|.*v_proj|.*o_proj|.*gate_proj|.*up_proj|.*down_proj"
         provider = qwix.LoraProvider(module_path=matrices, rank=RANK, alpha=ALPHA)
         model = qwix.apply_lora_to_model(model, provider, **model.get_model_input())
-    schedule = optax.warmup_cosine_decay_schedule(0.0, LEARNING_RATE, 5, NUM_STEPS)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, LEARNING_RATE, RAMP_STEPS, NUM_STEPS)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, *BETAS, weight_decay=0.0))
     options = peft_trainer.TrainingConfig(eval_every_n_steps=10**6, max_steps=NUM_STEPS)
     trainer = peft_trainer.PeftTrainer(model, optimizer, options)

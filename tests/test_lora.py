@@ -413,7 +413,10 @@ def test_every_optimizer_trains_adapters(name: Any, layout: Layout) -> None:
 
 
 def test_a_fine_tuned_model_goes_on_with_its_adapters(tmp_path: Path) -> None:
-    """In the library: training changes what the model samples, and what it exports."""
+    """In the library: training changes the adapters; what is exported answers greedily as the model does here."""
+    import torch
+    import transformers
+
     model = tpt.load_model("quickstart")
     task = tpt.load_task("gsm_symbolic", templates=[48], num_train=24, num_test=4)
     kept = tpt.select(tpt.judge(tpt.sample(model, task.train, num_samples=2, num_slots=16), task), max_per_question=2)
@@ -429,3 +432,12 @@ def test_a_fine_tuned_model_goes_on_with_its_adapters(tmp_path: Path) -> None:
     assert np.abs(b[1] - b[0]).max() > 0
     assert "adapters" not in merge_adapters(again.parameters)["layers"]
     assert math.isfinite(tpt.evaluate(again, task.test, num_samples=1, num_slots=8).pass_at_1)
+    again.export(tmp_path / "out")
+    merged: Any = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    prompt = again.prompt(task.test)
+    greedy = tpt.sample(again, task.test[:2], num_samples=1, num_slots=8, temperature=0.0)
+    for question, trace in zip(task.test[:2], greedy, strict=True):
+        ids = torch.tensor([prompt.prompt_ids(question.question)])
+        out = merged.generate(ids, max_new_tokens=100, do_sample=False)[0, ids.shape[1] :].tolist()
+        assert trace.finish_reason == "stop"
+        assert [*trace.token_ids, out[-1]] == out  # which ends with the end of turn

@@ -14,7 +14,7 @@ import yaml
 from tpt_jax.checkpoints.model_folder import ModelFolder
 from tpt_jax.checkpoints.model_names import full_name, is_local, local_folder
 from tpt_jax.config import RunConfig, plain_values
-from tpt_jax.errors import one_line
+from tpt_jax.errors import UserError, one_line
 from tpt_jax.io.hub import cached_file, parse_hub_name
 from tpt_jax.io.model_cards import CARD, MADE_BY, escaped, fenced, front_matter, read_metadata, text_of
 from tpt_jax.io.paths import AnyPath, is_remote
@@ -22,6 +22,7 @@ from tpt_jax.loop.run_folder import RunFolder, read_config, settings_digest
 from tpt_jax.report import words
 from tpt_jax.report.read import Rate, RoundResult, read_runs
 from tpt_jax.tasks import FileConfig
+from tpt_jax.terminal import say
 
 VERSION = importlib.metadata.version("tpt_jax")
 PAPER = "2504.18116"
@@ -97,10 +98,10 @@ class _Source:
     def of(cls, checkpoint: ModelFolder) -> "_Source":
         run_dir = checkpoint.path.parent.parent
         is_of_run = checkpoint.path.parent.name == "checkpoints" and checkpoint.path.name.isdecimal()
-        if not is_of_run or not (run_dir / "config.yaml").is_file():
+        config = _read_config(run_dir / "config.yaml") if is_of_run else None
+        if config is None:
             name = checkpoint.name or os.fspath(checkpoint.path)
             return cls(_public_name(name), _hub_repository(name), base_card=checkpoint.path / CARD)
-        config = read_config(run_dir / "config.yaml")
         name = full_name(config.model.path, config.model.version)
         return cls(
             _public_name(name),
@@ -120,6 +121,17 @@ class _Source:
         if isinstance(task, FileConfig):
             return next((split.name.repository for split in task.hub_splits()), None)
         return DATA_SETS.get(task.name)
+
+
+def _read_config(path: AnyPath) -> RunConfig | None:
+    """A run's config; None, and a line, if it cannot be read: the checkpoint is whole without it."""
+    if not path.is_file():
+        return None
+    try:
+        return read_config(path)
+    except UserError as error:
+        say(f"{error}; the model card will say nothing of the run")
+        return None
 
 
 def _public_name(name: str) -> str:
