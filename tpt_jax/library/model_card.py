@@ -17,7 +17,7 @@ from tpt_jax.config import RunConfig, plain_values
 from tpt_jax.errors import UserError, one_line
 from tpt_jax.io.hub import cached_file, parse_hub_name
 from tpt_jax.io.model_cards import CARD, MADE_BY, escaped, fenced, front_matter, read_metadata, text_of
-from tpt_jax.io.paths import AnyPath, is_remote
+from tpt_jax.io.paths import AnyPath, Path, is_remote
 from tpt_jax.loop.run_folder import RunFolder, read_config, settings_digest
 from tpt_jax.report import words
 from tpt_jax.report.read import Rate, RoundResult, read_runs
@@ -123,7 +123,7 @@ class _Source:
         return DATA_SETS.get(task.name)
 
 
-def _read_config(path: AnyPath) -> RunConfig | None:
+def _read_config(path: Path) -> RunConfig | None:
     """A run's config; None, and a line, if it cannot be read: the checkpoint is whole without it."""
     if not path.is_file():
         return None
