@@ -85,7 +85,8 @@ def import_function(kind: str, name: str) -> Any:
     except (Exception, SystemExit) as error:  # importing a user's module can raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(
-            f"{kind} {name!r}: {reason}; write module:function of a function that can be imported"
+            f"{kind} {name!r}: {reason}; write module:function of a function that can be imported, from the folder "
+            "where the command runs"
         ) from error
 
 
