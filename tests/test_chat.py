@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -58,7 +59,9 @@ class Terminal:
         self.leader, follower = pty.openpty()
         streams: dict[str, Any] = {"stdin": follower, "stdout": follower, "stderr": follower}
         env = process_environment() | {"TERM": "xterm"}
+        before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background ignores it
         self.process = subprocess.Popen([*map(str, command)], **streams, env=env, start_new_session=True)
+        signal.signal(signal.SIGINT, before)
         os.close(follower)
         self.text = ""
 

@@ -13,7 +13,7 @@ import nbclient
 import nbformat
 import numpy as np
 import pytest
-from processes import PROJECT, ROOT, process_environment
+from processes import ROOT, process_environment
 
 import tpt_jax as tpt
 from tpt_jax.config import load_config
@@ -38,9 +38,8 @@ def traces(model: Any) -> Any:
 def test_the_program_in_the_docs_runs_without_a_main_guard(tmp_path: Path) -> None:
     assert PROGRAM is not None
     (tmp_path / "program.py").write_text(PROGRAM[1])
-    for folder in (ROOT / "configs", PROJECT):  # the config, and the questions that it names from the clone's root
-        (tmp_path / folder.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / folder.relative_to(ROOT)).symlink_to(folder)
+    for name in ("configs", "tpt_jax"):  # the config, and the questions that it names from the clone's root
+        (tmp_path / name).symlink_to(ROOT / name)
     command = [sys.executable, "program.py"]
     env = process_environment(optimization=1)
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240, check=False)

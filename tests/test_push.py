@@ -122,7 +122,7 @@ def test_the_card_says_what_the_model_is(hub: FakeHub, checkpoint: Path) -> None
     assert str(checkpoint.parent.parent) not in card.text
     assert os.path.abspath("configs") not in card.text  # where the task's files are
     recipe = yaml.safe_load(card.text.partition("```yaml\n")[2].partition("\n```")[0])
-    assert recipe["task"]["train"] == "train.yaml"
+    assert recipe["task"]["train"] == "train.jsonl"
     assert recipe["train"]["rows"] == 4
 
     of_adapter = make_card(ModelFolder.open(checkpoint), "float32", adapter=True)

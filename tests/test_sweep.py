@@ -140,7 +140,10 @@ def run_folders(path: Path) -> list[Path]:
 
 
 def results(folder: Path, num_rounds: int = 2) -> list[Any]:
-    """Everything that a run computed: metrics without those of the clock and process, traces, weights, curves."""
+    """Everything that a run computed: metrics without those of the clock and process, traces, weights, curves.
+
+    The curves of sampling are of its speed alone, and a run that takes a stage over has none.
+    """
     made: list[Any] = []
     run = RunFolder(to_path(folder))
     for index in range(num_rounds + 1):
@@ -152,7 +155,8 @@ def results(folder: Path, num_rounds: int = 2) -> list[Any]:
         weights = ocp.StandardCheckpointer().restore((folder / f"checkpoints/{index:03}/parameters").resolve())
         made += [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(weights)]
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [*made, [(line["round"], line["phase"], line["step"], line.get("loss")) for line in lines]]
+    curves = [line for line in lines if line["phase"] not in ("think", "evaluate")]
+    return [*made, [(line["round"], line["phase"], line["step"], line.get("loss")) for line in curves]]
 
 
 def test_equal_stages_are_computed_once(finished: tuple[tpt.Sweep, Counts]) -> None:
