@@ -228,7 +228,7 @@ def test_broken_scores_are_named(tmp_path: Path, field: str, value: object, mess
         (
             ("--task", "gsm8k", "--steps", "own: {function: 'no:such'}"),
             "tpt: step 'no:such': ModuleNotFoundError: No module named 'no'; write module:function of a function that "
-            "can be imported",
+            "can be imported, from the folder where the command runs",
         ),
     ],
 )
