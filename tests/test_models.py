@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
+import re
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import TINY
 from flax import nnx
 
+from tpt_jax.config import LoRAConfig
 from tpt_jax.errors import UserError
 from tpt_jax.models.architecture import LinearScaling, ModelConfig
 from tpt_jax.models.attention import KVCache
@@ -157,7 +160,7 @@ def test_each_option_changes_the_logits_of_these_models(twins: Twins, field: str
     assert relative_difference(changed_logits, twins.logits(tokens)) > 100 * TOLERANCE
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize("remat", ["dots", "outputs", "full"])
 @pytest.mark.parametrize("twins", ["gemma3"], indirect=True)
 def test_remat_does_not_change_gradients(twins: Twins, remat: Remat) -> None:
     """Covers the scanned full periods and the layers after them."""
@@ -177,6 +180,40 @@ def test_remat_does_not_change_gradients(twins: Twins, remat: Remat) -> None:
     saved, rematerialized = gradient(twins.parameters, "none"), gradient(twins.parameters, remat)
     for expected, actual in zip(jax.tree.leaves(saved), jax.tree.leaves(rematerialized), strict=True):
         assert relative_difference(actual, expected) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("family", "lora", "recomputed"),
+    [
+        ("gemma2", None, {"dots": 0, "outputs": 5, "full": 7}),
+        (
+            "llama",
+            None,
+            {"dots": 0, "outputs": 5, "full": 6},
+        ),  # no norm follows the last product
+        # An adapter's first product is kept with outputs, its second recomputed with that of its weight.
+        ("gemma2", LoRAConfig(4), {"dots": 0, "outputs": 5 + 5, "full": 7 + 14}),
+    ],
+)
+def test_remat_recomputes_so_many_products_of_a_layer(
+    layout: Layout, family: str, lora: LoRAConfig | None, recomputed: dict[Remat, int]
+) -> None:
+    config = TINY[family]
+    graph, abstract = abstract_parameters(config, lora)
+    trained, frozen = nnx.split_state(abstract, nnx.LoRAParam if lora else nnx.Param, ...)
+    ids = jax.ShapeDtypeStruct((2, LENGTH), jnp.int32)
+
+    def num_products(remat: Remat) -> int:
+        def loss(trained: nnx.State, frozen: nnx.State, ids: jax.Array) -> jax.Array:
+            return nnx.merge(graph, trained, frozen)(ids, ids, ids, layout=layout, remat=remat).sum()
+
+        text = str(jax.make_jaxpr(jax.grad(loss))(trained, frozen, ids))
+        # Those of attention have batch dimensions, and every policy but "none" recomputes them.
+        return len(re.findall(r"dot_general\[\s*dimension_numbers=\(\([^()]*\), \(\[\], \[\]\)\)", text))
+
+    layers = config.period  # in the scan's body
+    saved = num_products("none")
+    assert {remat: (num_products(remat) - saved) / layers for remat in recomputed} == recomputed
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])

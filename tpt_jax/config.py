@@ -307,7 +307,8 @@ class TrainConfig:
       num_epochs, max_steps: passes over the traces, and the most steps, which may end training earlier.
       rows, sequence_length, micro_batches: a step trains on micro_batches x rows sequences of packed traces.
       attention: xla, splash (TPU), tokamax (GPU), or auto for the best one on the available devices.
-      remat: what the backward pass recomputes to save memory: nothing, all but matrix products, or everything.
+      remat: what the backward pass recomputes to save memory: nothing (none), all but matrix products (dots), all but
+        the outputs of attention and MLP (outputs), or everything (full).
       offload: keep the fp32 weights in host memory while the model samples. The optimizer state exists only during
         training in either case.
       save_every: steps between training checkpoints, from which an interrupted training resumes.
@@ -322,7 +323,7 @@ class TrainConfig:
     sequence_length: PositiveInt = 1024
     micro_batches: PositiveInt = 1
     attention: Literal["auto", "xla", "splash", "tokamax"] = "auto"
-    remat: Literal["none", "dots", "full"] = "none"
+    remat: Literal["none", "dots", "outputs", "full"] = "none"
     offload: bool = False
     save_every: PositiveInt = 100
     loss: LossConfig = LossConfig()

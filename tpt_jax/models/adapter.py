@@ -8,10 +8,13 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from tpt_jax.config import LoRAConfig
 from tpt_jax.models.decoding_weights import summed_axes
+
+LOW_RANK = "low_rank"  # checkpoint name of an adapter's product with A
 
 
 class Adapter(nnx.Module):
@@ -47,12 +50,8 @@ class Adapter(nnx.Module):
         outputs = "".join(letter for letter in letters if letter in result)
         kept = "".join(letter for letter in activations if letter not in inputs)
 
-        def change(x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
-            low_rank = jnp.einsum(f"{activations},{inputs}R->{kept}R", x, a)
-            return jnp.einsum(f"{kept}R,R{outputs}->{result}", low_rank, b) * _scale(self.b)
-
-        # Recomputed whatever the layer saves: it is cheap, and as large as the weight's own product.
-        return jax.checkpoint(change, policy=jax.checkpoint_policies.nothing_saveable)(x, self.a[...], self.b[...])
+        low_rank = checkpoint_name(jnp.einsum(f"{activations},{inputs}R->{kept}R", x, self.a[...]), LOW_RANK)
+        return jnp.einsum(f"{kept}R,R{outputs}->{result}", low_rank * _scale(self.b), self.b[...])
 
     @staticmethod
     def change(a: nnx.Variable, b: nnx.Variable, layer: Int[Array, ""]) -> Float[Array, "..."]:

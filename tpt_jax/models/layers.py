@@ -8,6 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from tpt_jax.config import LoRAConfig
@@ -18,6 +19,9 @@ from tpt_jax.models.decoding_weights import product
 from tpt_jax.runtime.sharding import Layout, LogicalAxes
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+BLOCK_OUTPUTS = ("output", "down")  # the last products of attention and MLP
+PROJECTIONS = ("query", "key", "value", "gate", "up", *BLOCK_OUTPUTS)
 
 
 def weight(rngs: nnx.Rngs, shape: tuple[int, ...], axes: LogicalAxes, fan_in: int, num_summed: int = 1) -> nnx.Param:
@@ -76,9 +80,11 @@ class Layers(nnx.Module):
         self.adapters = nnx.Dict(adapters)
 
     def project(self, equation: str, x: Float[Array, "..."], name: str) -> Float[Array, "..."]:
-        """The product of x and the weight of this name, with its adapter if it has one."""
+        """The product of x and the weight of this name, with its adapter if it has one; a checkpoint name too."""
         result = product(equation, x, getattr(self, name)[...])
-        return result + self.adapters[name](equation, x) if name in self.adapters else result
+        if name in self.adapters:
+            result = result + self.adapters[name](equation, x)
+        return checkpoint_name(result, name)
 
     @jax.named_scope("layer")
     def apply(

@@ -15,24 +15,23 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from tpt_jax.config import LoRAConfig
+from tpt_jax.models.adapter import LOW_RANK
 from tpt_jax.models.architecture import ModelConfig
 from tpt_jax.models.attention import softcap
 from tpt_jax.models.decoding_weights import Int8Weight, product
 from tpt_jax.models.embedding import embedding_lookup
-from tpt_jax.models.layers import Attend, Layers, norm_scale, rms_norm, weight
+from tpt_jax.models.layers import BLOCK_OUTPUTS, PROJECTIONS, Attend, Layers, norm_scale, rms_norm, weight
 from tpt_jax.models.self_attention import SPLASH_RESIDUALS, Kernel, self_attention
 from tpt_jax.runtime.sharding import Layout
 
-Remat = Literal["none", "dots", "full"]
+Remat = Literal["none", "dots", "outputs", "full"]
 
 LAYER_WEIGHTS = "layer_weights"  # checkpoint name of one layer's slice of the stacked weights
 # What is saved for the backward pass. No policy saves a layer's weights: they are sliced from the stack again.
 REMAT_POLICIES: Mapping[Remat, Any] = {
     "none": jax.checkpoint_policies.save_anything_except_these_names(LAYER_WEIGHTS),
-    "dots": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        jax.checkpoint_policies.save_only_these_names(SPLASH_RESIDUALS),
-    ),
+    "dots": jax.checkpoint_policies.save_only_these_names(*PROJECTIONS, LOW_RANK, SPLASH_RESIDUALS),
+    "outputs": jax.checkpoint_policies.save_only_these_names(*BLOCK_OUTPUTS, LOW_RANK),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -98,7 +97,7 @@ class Transformer(Decoder):
           segment_ids: tokens see earlier tokens of their own segment only; by convention 0 is padding.
           layout: sharding of activations.
           kernel: attention implementation.
-          remat: what the backward pass recomputes: nothing, all but matrix products, or everything.
+          remat: what the backward pass recomputes; see config.TrainConfig.
           compute_dtype: dtype that weights are cast to; None for their own.
         """
 
