@@ -39,6 +39,7 @@ from tpt_jax.models.huggingface_tensors import flat_variables
 from tpt_jax.models.masters import (
     abstract_masters,
     add_adapters,
+    freeze,
     master_bytes,
     merge_adapters,
     merged_layer,
@@ -184,6 +185,26 @@ def test_new_adapters_change_nothing_and_are_the_same_on_every_mesh(layout: Layo
 
 
 @pytest.mark.parametrize("twins", ["gemma2"], indirect=True)
+def test_int8_weights_are_rounded_one_by_one_while_they_load(twins: Twins, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them in bfloat16 at once may be more than the devices hold."""
+    lora = dataclasses.replace(LORA, frozen="int8")
+    unrounded: list[int] = []
+
+    def freeze_and_count(path: Any, weight: nnx.Variable, lora: LoRAConfig) -> nnx.Variable:
+        unrounded.append(sum(array.dtype == jnp.bfloat16 and array.ndim > 2 for array in jax.live_arrays()))
+        return freeze(path, weight, lora)
+
+    before = sum(array.dtype == jnp.bfloat16 and array.ndim > 2 for array in jax.live_arrays())
+    monkeypatch.setattr("tpt_jax.checkpoints.model_folder.freeze", freeze_and_count)
+    parameters = ModelFolder.open(twins.folder).load(twins.layout, lora=lora, seed=1)
+    assert max(unrounded) == before + 1
+    expected = add_adapters(twins.parameters, twins.config, twins.layout, lora, seed=1)
+    for leaf, other in zip(jax.tree.leaves(parameters), jax.tree.leaves(expected), strict=True):
+        assert leaf.dtype == other.dtype
+        steps = 1 if leaf.dtype == jnp.int8 else 0  # bfloat16 first, so that some are rounded the other way
+        np.testing.assert_allclose(leaf.astype(np.float32), other.astype(np.float32), atol=steps, rtol=0.01)
+
+
 def test_int8_weights_compute_what_they_are_rounded_to(twins: Twins) -> None:
     """A product with int8 weights equals one with the weights that they stand for, adapters included."""
     lora = dataclasses.replace(LORA, frozen="int8", targets=("query", "down"))

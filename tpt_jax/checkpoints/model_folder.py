@@ -1,6 +1,7 @@
 """Models on disk: a Hugging Face folder, or a run's checkpoint, which differs only in how the weights are stored."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -10,7 +11,6 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from flax import nnx
 from flax.traverse_util import flatten_dict
-from jax.typing import DTypeLike
 
 from tpt_jax.checkpoints.adapter_file import AdapterFile, fingerprint
 from tpt_jax.checkpoints.checksums import verify_checksums
@@ -22,7 +22,7 @@ from tpt_jax.io.paths import Path, is_remote, to_path
 from tpt_jax.models.architecture import ModelConfig
 from tpt_jax.models.huggingface_export import SIDE_FILES, copy_side_files, copy_tokenizer, save_parameters
 from tpt_jax.models.huggingface_import import check_parameters, load_parameters, read_model_config
-from tpt_jax.models.masters import abstract_masters, add_adapters, merge_adapters, split_trained
+from tpt_jax.models.masters import abstract_masters, add_adapters, freeze, merge_adapters, split_trained
 from tpt_jax.models.peft_export import save_adapters
 from tpt_jax.models.transformer import abstract_parameters
 from tpt_jax.runtime import hosts
@@ -136,7 +136,7 @@ class ModelFolder:
           BrokenCheckpointError: a checkpoint's files differ from those that were written.
         """
         if self.adapters is None:
-            weights = self._load_weights(layout, jnp.float32 if lora is None else jnp.bfloat16, verify)
+            weights = self._load_weights(layout, lora, verify)
         else:
             _, frozen = split_trained(self.base().load(layout, lora=self.adapters.lora))
             adapted = nnx.merge_state(self.load_adapters(layout, verify=verify), frozen)
@@ -145,11 +145,16 @@ class ModelFolder:
             weights = merge_adapters(adapted)
         return weights if lora is None else add_adapters(weights, self.config, layout, lora, seed)
 
-    def _load_weights(self, layout: Layout, dtype: DTypeLike, verify: bool) -> nnx.State:
-        if not (self.path / PARAMETERS).is_dir():
-            return load_parameters(self.path, self.config, layout, dtype)
-        abstract = abstract_masters(self.config, layout)[1]
-        return self._restore(jax.tree.map(lambda leaf: leaf.update(dtype=dtype), abstract), verify)
+    def _load_weights(self, layout: Layout, lora: LoRAConfig | None, verify: bool) -> nnx.State:
+        """All weights, in fp32, or in bfloat16 or int8 to be frozen."""
+        dtype = jnp.float32 if lora is None else jnp.bfloat16
+        if (self.path / PARAMETERS).is_dir():
+            abstract = abstract_masters(self.config, layout)[1]
+            return self._restore(jax.tree.map(lambda leaf: leaf.update(dtype=dtype), abstract), verify)
+        if lora is None:
+            return load_parameters(self.path, self.config, layout)
+        # Frozen one by one: all in bfloat16 may be more than the devices hold.
+        return load_parameters(self.path, self.config, layout, dtype, functools.partial(freeze, lora=lora))
 
     def load_adapters(self, layout: Layout, *, verify: bool = True) -> nnx.State:
         """The adapters of a checkpoint that holds nothing else.

@@ -1,6 +1,6 @@
 """Loads Hugging Face checkpoints: config.json, and safetensors straight into sharded arrays."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -40,10 +40,19 @@ def check_parameters(folder: AnyPath, config: ModelConfig) -> None:
         _find_parameters(folder, config, open_tensors(folder, files))
 
 
-def load_parameters(folder: AnyPath, config: ModelConfig, layout: Layout, dtype: DTypeLike = jnp.float32) -> nnx.State:
+def load_parameters(
+    folder: AnyPath,
+    config: ModelConfig,
+    layout: Layout,
+    dtype: DTypeLike = jnp.float32,
+    convert: Callable[[ParameterPath, nnx.Variable], nnx.Variable] = lambda path, parameter: parameter,
+) -> nnx.State:
     """Loads a checkpoint's safetensors as parameters, sharded by the layout.
 
     Each host reads only its own devices' shards, and holds one parameter's shards in host memory at a time.
+
+    Args:
+      convert: makes of each parameter, as soon as it is loaded, what is kept of it.
 
     Returns:
       A state with the structure of `abstract_parameters(config)[1]` and arrays of this dtype.
@@ -58,12 +67,12 @@ def load_parameters(folder: AnyPath, config: ModelConfig, layout: Layout, dtype:
     with ExitStack() as files:
         # Finds all tensors before it reads any, so that errors show within seconds.
         sources = _find_parameters(folder, config, open_tensors(folder, files))
-        loaded = {
-            path: parameter.replace(
-                _load(mappings[path], sources[path], parameter.get_value().shape, shardings[path].get_value(), dtype)
+        loaded = {}
+        for path, parameter in parameters.items():
+            shape, sharding = parameter.get_value().shape, shardings[path].get_value()
+            loaded[path] = convert(
+                path, parameter.replace(_load(mappings[path], sources[path], shape, sharding, dtype))
             )
-            for path, parameter in parameters.items()
-        }
     return nnx.from_flat_state(loaded.items())
 
 

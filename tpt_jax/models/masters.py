@@ -56,10 +56,10 @@ def add_adapters(weights: nnx.State, config: ModelConfig, layout: Layout, lora: 
     """Freezes weights, and adds adapters that change nothing yet.
 
     Args:
-      weights: of any float type.
+      weights: of any float type, or frozen already.
       seed: for the adapters' random halves; the same values on every mesh.
     """
-    frozen = [(path, _freeze(path, weight, lora)) for path, weight in nnx.to_flat_state(weights)]
+    frozen = [(path, freeze(path, weight, lora)) for path, weight in nnx.to_flat_state(weights)]
     shardings = jax.tree.map(lambda leaf: leaf.sharding, split_trained(abstract_masters(config, layout, lora)[1])[0])
 
     def initialize(key: jax.Array) -> nnx.State:
@@ -67,6 +67,16 @@ def add_adapters(weights: nnx.State, config: ModelConfig, layout: Layout, lora: 
 
     adapters = jax.jit(initialize, out_shardings=shardings)(jax.random.key(seed))
     return nnx.merge_state(nnx.from_flat_state(frozen), adapters)
+
+
+def freeze(path: Path, weight: nnx.Variable, lora: LoRAConfig) -> nnx.Variable:
+    """A weight as it is stored while adapters train."""
+    value = weight.get_value()
+    if isinstance(value, Int8Weight):
+        return weight
+    if _is_int8(path, weight, lora):
+        return weight.replace(_quantize(value, summed_axes(weight)))
+    return weight.replace(value if value.dtype == jnp.bfloat16 else _to_bfloat16(value))
 
 
 def merge_adapters(parameters: nnx.State) -> nnx.State:
@@ -127,13 +137,6 @@ def num_trained(config: ModelConfig, lora: LoRAConfig | None = None) -> int:
 def _is_int8(path: Path, weight: nnx.Variable, lora: LoRAConfig | None) -> bool:
     """Whether a weight is frozen in int8; vocabulary tables are not, since their loss and lookup read plain arrays."""
     return lora is not None and lora.frozen == "int8" and path[0] == LAYERS and bool(summed_axes(weight))
-
-
-def _freeze(path: Path, weight: nnx.Variable, lora: LoRAConfig) -> nnx.Variable:
-    value = weight.get_value()
-    if _is_int8(path, weight, lora):
-        return weight.replace(_quantize(value, summed_axes(weight)))
-    return weight.replace(value if value.dtype == jnp.bfloat16 else _to_bfloat16(value))
 
 
 _quantize = jax.jit(quantize, static_argnums=1)
