@@ -131,10 +131,10 @@ def _public_expression(answer: str, trace: str) -> bool:
 
 def _harness() -> dict[str, Compare]:
     """The two verdicts of lm-evaluation-harness on GSM8K."""
-    import lm_eval.filters  # noqa: F401  registers the filters
-    from lm_eval.api.metrics import exact_match_fn
-    from lm_eval.api.registry import get_filter
-    from lm_eval.tasks._yaml_loader import load_yaml
+    import lm_eval.filters  # noqa: F401  # pyright: ignore[reportMissingImports]  registers the filters
+    from lm_eval.api.metrics import exact_match_fn  # pyright: ignore[reportMissingImports]
+    from lm_eval.api.registry import get_filter  # pyright: ignore[reportMissingImports]
+    from lm_eval.tasks._yaml_loader import load_yaml  # pyright: ignore[reportMissingImports]
 
     task = load_yaml(Path(str(importlib.resources.files("lm_eval"))) / "tasks" / "gsm8k" / "gsm8k.yaml")
     non_settings = {"metric", "aggregation", "higher_is_better"}
@@ -165,7 +165,7 @@ def _symbolic() -> dict[str, Compare]:
     """Minerva's comparison if the installed antlr allows it, otherwise math-verify's."""
     if not version("antlr4-python3-runtime").startswith("4.11"):
         return {"math-verify": _math_verify}
-    from lm_eval.tasks.minerva_math.utils import is_equiv, normalize_final_answer
+    from lm_eval.tasks.minerva_math.utils import is_equiv, normalize_final_answer  # pyright: ignore[reportMissingImports]
 
     def judge(answer: str, trace: str) -> bool:
         extracted = extract_answer(trace, LATEX_READER)

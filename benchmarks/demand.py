@@ -23,7 +23,7 @@ from tpt_jax.prune.registry import parse_steps
 from tpt_jax.records import Trace, TraceName, Until, Verdict
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from simulated_slots import sample
+from simulated_slots import sample  # pyright: ignore[reportMissingImports]
 
 UNTIL: tuple[Until, ...] = ("all", "enough")
 

@@ -115,7 +115,7 @@ def compare(args: argparse.Namespace) -> dict[str, tuple[list[Judged], float]]:
             ("ours, our prompt", asked),
         ):
             started = time.perf_counter()
-            lengths = {"max_prompt_tokens": MAX_PROMPT_TOKENS, "max_new_tokens": MAX_NEW_TOKENS}
+            lengths: Any = {"max_prompt_tokens": MAX_PROMPT_TOKENS, "max_new_tokens": MAX_NEW_TOKENS}
             traces = tpt.sample(model, prompts, num_samples=1, temperature=0.0, **lengths)
             seconds = time.perf_counter() - started
             rows[name] = judge(play_back([each.completion for each in traces], args.folder), asked, traces), seconds
@@ -131,7 +131,7 @@ def harness(model: Any, folder: Path, num_questions: int, num_shots: int, **opti
     """What the harness logs of each question and filter, in the order of the questions."""
     import lm_eval  # pyright: ignore[reportMissingImports]
 
-    config = yaml.safe_load((Path(lm_eval.__file__).parent / "tasks/gsm8k/gsm8k.yaml").read_text())
+    config = yaml.safe_load((Path(str(lm_eval.__file__)).parent / "tasks/gsm8k/gsm8k.yaml").read_text())
     files = {split: str((folder / f"{split}.jsonl").resolve()) for split in ("train", "test")}
     del config["dataset_name"], config["tag"]
     config |= {"dataset_path": "json", "dataset_kwargs": {"data_files": files}, "num_fewshot": num_shots}
@@ -148,7 +148,7 @@ def play_back(texts: Sequence[str], folder: Path) -> list[dict[str, Any]]:
 
     class Given(LM):
         def generate_until(self, requests: list[Any]) -> list[str]:
-            return [texts[request.doc_id] for request in requests]
+            return [str(texts[request.doc_id]) for request in requests]
 
         def loglikelihood(self, requests: list[Any]) -> list[Any]:
             raise NotImplementedError

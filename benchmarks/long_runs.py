@@ -31,7 +31,8 @@ from typing import Any
 
 import numpy as np
 
-from tpt_jax.config import RunConfig, TrackersConfig, load_config
+from tpt_jax.config import RunConfig, TrackersConfig
+from tpt_jax.config_parsing import load_config
 from tpt_jax.loop.run_folder import RunFolder
 from tpt_jax.records import Question, QuestionSet, Trace, Verdict
 

@@ -52,7 +52,7 @@ def main() -> None:
 
 def row_of(topology: str, phase: str, args: argparse.Namespace, first: dict[str, tuple[float, float]]) -> str:
     """A row of the table; remembers the bound on the first topology that fits, without and with waits."""
-    from tpt_jax.config import load_config
+    from tpt_jax.config_parsing import load_config
     from tpt_jax.plan.chips import slice_shape
     from tpt_jax.plan.planner import make_compiler
     from tpt_jax.runtime.memory import DoesNotFitError

@@ -10,7 +10,7 @@ from processes import PROJECT, ROOT, CommandHere, refused, write_json
 from test_report import Page, add_round, new_run
 from test_tpu_scripts import SETTINGS, Cloud, error_line
 
-from tpt_jax.config import read_tree
+from tpt_jax.config_parsing import read_tree
 from tpt_jax.errors import MAX_MESSAGE, one_line
 from tpt_jax.io import record_formats
 from tpt_jax.loop.sweep_plan import make_plan

@@ -12,7 +12,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from tpt_jax import report
 from tpt_jax.checkpoints.checksums import BrokenCheckpointError, verify_checksums, write_checksums
-from tpt_jax.config import RunConfig, TrackersConfig, load_config
+from tpt_jax.config import RunConfig, TrackersConfig
+from tpt_jax.config_parsing import load_config
 from tpt_jax.io import links
 from tpt_jax.io.paths import copy, files_below, is_remote, to_path
 from tpt_jax.library.trace_files import read_traces_to_judge

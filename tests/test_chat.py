@@ -18,7 +18,8 @@ import pytest
 from processes import EASY_TASK, ROOT, CommandHere, process_environment, refused
 
 import tpt_jax as tpt
-from tpt_jax.config import SamplingConfig, settings
+from tpt_jax.config import SamplingConfig
+from tpt_jax.config_parsing import settings
 from tpt_jax.library.chat import Chat, load_chat_model
 from tpt_jax.records import Trace
 from tpt_jax.think.engine import Engine

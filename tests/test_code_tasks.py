@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from code_checker import check
 
-from tpt_jax.config import parse_config
+from tpt_jax.config_parsing import parse_config
 from tpt_jax.errors import InvalidRecordError, UserError
 from tpt_jax.records import Question
 from tpt_jax.tasks import (

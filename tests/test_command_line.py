@@ -13,7 +13,7 @@ from processes import ROOT, CommandHere, refused
 
 from tpt_jax import __version__
 from tpt_jax.commands.completion import _config_keys
-from tpt_jax.config import flat, parse_config, plain_values
+from tpt_jax.config_parsing import flat, parse_config, plain_values
 
 # Asks bash's completion what may follow these words.
 ASK = """

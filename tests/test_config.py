@@ -7,20 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tpt_jax.config import (
-    ModelSource,
-    OptimizerConfig,
-    PruneConfig,
-    RunConfig,
-    SamplingConfig,
-    TrainConfig,
-    dump_config,
-    load_config,
-    parse_config,
-    parse_overrides,
-    read_tree,
-    settings,
-)
+from tpt_jax.config import ModelSource, OptimizerConfig, PruneConfig, RunConfig, SamplingConfig, TrainConfig
+from tpt_jax.config_parsing import dump_config, load_config, parse_config, parse_overrides, read_tree, settings
 from tpt_jax.errors import UserError
 from tpt_jax.loop.sweep_plan import make_plan
 from tpt_jax.prune.step import AnyStep

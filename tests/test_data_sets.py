@@ -11,7 +11,7 @@ import pytest
 from fake_hub import FakeHub, fetching_from, serve
 from processes import EASY_TASK
 
-from tpt_jax.config import dump_config, load_config, parse_config
+from tpt_jax.config_parsing import dump_config, load_config, parse_config
 from tpt_jax.errors import MachineError, UserError
 from tpt_jax.io.files import write_atomically
 from tpt_jax.io.paths import to_path

@@ -15,7 +15,8 @@ import yaml
 from processes import ROOT
 
 import tpt_jax as tpt
-from tpt_jax.config import SWEEP, RunConfig, load_config, parse_overrides, read_tree
+from tpt_jax.config import RunConfig
+from tpt_jax.config_parsing import SWEEP, load_config, parse_overrides, read_tree
 from tpt_jax.tasks import TASKS
 
 DOCS = ROOT / "docs"

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import pytest
 from conftest import TINY
 
-from tpt_jax.config import AUTO, MeshConfig, SamplingConfig, load_config, parse_config, settings
+from tpt_jax.config import AUTO, MeshConfig, SamplingConfig
+from tpt_jax.config_parsing import load_config, parse_config, settings
 from tpt_jax.errors import UserError
 from tpt_jax.loop.run_folder import RunFolder
 from tpt_jax.models.masters import master_bytes

@@ -17,7 +17,8 @@ from processes import EASY_TASK
 
 from tpt_jax.checkpoints.model_folder import ModelFolder
 from tpt_jax.checkpoints.model_names import full_name, hub_parts
-from tpt_jax.config import LoRAConfig, RunConfig, load_config, plain_values
+from tpt_jax.config import LoRAConfig, RunConfig
+from tpt_jax.config_parsing import load_config, plain_values
 from tpt_jax.errors import MachineError, UserError
 from tpt_jax.io.files import write_atomically
 from tpt_jax.io.hub import parse_hub_name

@@ -16,7 +16,7 @@ import pytest
 from processes import ROOT, process_environment
 
 import tpt_jax as tpt
-from tpt_jax.config import load_config
+from tpt_jax.config_parsing import load_config
 
 NOTEBOOK = ROOT / "examples" / "quickstart.ipynb"
 PROGRAM = re.search(r"```python\n(import tpt_jax as tpt\n.*?)```", (ROOT / "docs" / "python.md").read_text(), re.DOTALL)

@@ -23,15 +23,8 @@ from tpt_jax.checkpoints.adapter_file import fingerprint
 from tpt_jax.checkpoints.model_folder import ModelFolder, export_adapters
 from tpt_jax.checkpoints.training import TrainingCheckpoints
 from tpt_jax.checkpoints.writer import CheckpointWriter
-from tpt_jax.config import (
-    ADAPTER_TARGETS,
-    LoRAConfig,
-    MeshConfig,
-    OptimizerConfig,
-    TrainConfig,
-    load_config,
-    parse_overrides,
-)
+from tpt_jax.config import ADAPTER_TARGETS, LoRAConfig, MeshConfig, OptimizerConfig, TrainConfig
+from tpt_jax.config_parsing import load_config, parse_overrides
 from tpt_jax.errors import Stopped, UserError
 from tpt_jax.io.paths import to_path
 from tpt_jax.models.decoding_weights import Int8Weight

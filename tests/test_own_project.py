@@ -12,7 +12,7 @@ import pytest
 from processes import PROJECT, ROOT, CommandHere, refused
 
 import tpt_jax as tpt
-from tpt_jax.config import load_config
+from tpt_jax.config_parsing import load_config
 from tpt_jax.library.check_task import EMPTY, EXAMPLE, OTHER
 
 Tpt = CommandHere

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tpt_jax.checks.pool import CheckerPool
-from tpt_jax.config import dump_config, parse_config
+from tpt_jax.config_parsing import dump_config, parse_config
 from tpt_jax.errors import InvalidRecordError, UserError
 from tpt_jax.records import Question, Trace
 from tpt_jax.tasks import FileConfig, Shot, load_task

@@ -17,7 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tpt_jax.config import MeshConfig, OptimizerConfig, TrainConfig, load_config
+from tpt_jax.config import MeshConfig, OptimizerConfig, TrainConfig
+from tpt_jax.config_parsing import load_config
 from tpt_jax.errors import UserError
 from tpt_jax.models.published import PUBLISHED, published
 from tpt_jax.plan.chips import CHIPS, chip_of

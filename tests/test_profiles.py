@@ -10,7 +10,8 @@ import jax
 import pytest
 from conftest import TINY
 
-from tpt_jax.config import TrainConfig, load_config
+from tpt_jax.config import TrainConfig
+from tpt_jax.config_parsing import load_config
 from tpt_jax.errors import UserError
 from tpt_jax.io.paths import to_path
 from tpt_jax.loop.training import fine_tune

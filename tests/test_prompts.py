@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tpt_jax.commands.main import main
-from tpt_jax.config import load_config
+from tpt_jax.config_parsing import load_config
 from tpt_jax.errors import UserError
 from tpt_jax.library.finetune_file import read_examples
 from tpt_jax.library.sample_file import read_prompts

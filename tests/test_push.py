@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 import tpt_jax as tpt
 from tpt_jax.checkpoints.model_folder import ModelFolder
-from tpt_jax.config import load_config
+from tpt_jax.config_parsing import load_config
 from tpt_jax.errors import MachineError, UserError
 from tpt_jax.io.model_cards import escaped, fenced, read_metadata
 from tpt_jax.io.paths import to_path

@@ -8,7 +8,8 @@ import pytest
 
 from tpt_jax.checkpoints.model_folder import ModelFolder
 from tpt_jax.checkpoints.writer import CheckpointWriter, is_complete
-from tpt_jax.config import RunConfig, load_config
+from tpt_jax.config import RunConfig
+from tpt_jax.config_parsing import load_config
 from tpt_jax.io.paths import to_path
 from tpt_jax.loop.recovery import make_line_filter, recover
 from tpt_jax.loop.run_folder import RunFolder

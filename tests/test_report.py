@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from tpt_jax.commands.main import main
-from tpt_jax.config import TrackersConfig, load_config
+from tpt_jax.config import TrackersConfig
+from tpt_jax.config_parsing import load_config
 from tpt_jax.errors import UserError
 from tpt_jax.evaluation import evaluate_traces
 from tpt_jax.io.files import write_jsonl

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tpt_jax.checkpoints.model_folder import ModelFolder
-from tpt_jax.config import RunConfig, load_config
+from tpt_jax.config import RunConfig
+from tpt_jax.config_parsing import load_config
 from tpt_jax.io.paths import to_path
 from tpt_jax.loop.room import needed_bytes, say_if_short
 

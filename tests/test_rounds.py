@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from tpt_jax.checkpoints.model_folder import ModelFolder
-from tpt_jax.config import RunConfig, load_config
+from tpt_jax.config import RunConfig
+from tpt_jax.config_parsing import load_config
 from tpt_jax.errors import Stopped, UserError
 from tpt_jax.loop import rounds
 from tpt_jax.loop.recovery import RoundState

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tpt_jax.config import RunConfig, TrackersConfig, load_config
+from tpt_jax.config import RunConfig, TrackersConfig
+from tpt_jax.config_parsing import load_config
 from tpt_jax.errors import UserError
 from tpt_jax.io.files import write_atomically
 from tpt_jax.loop.metrics import MetricsLog

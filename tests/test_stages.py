@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from tpt_jax.commands.main import main
-from tpt_jax.config import RunConfig, Sampling, dump_config, load_config
+from tpt_jax.config import RunConfig, Sampling
+from tpt_jax.config_parsing import dump_config, load_config
 from tpt_jax.errors import UserError
 from tpt_jax.io.files import read_jsonl
 from tpt_jax.loop import sampling as loop_sampling

@@ -14,7 +14,7 @@ import pytest
 from processes import EASY_TASK, CommandHere
 
 import tpt_jax as tpt
-from tpt_jax.config import load_config
+from tpt_jax.config_parsing import load_config
 from tpt_jax.io.paths import to_path
 from tpt_jax.loop import rounds, setup, sharing
 from tpt_jax.loop.run_folder import RunFolder, TraceWriter

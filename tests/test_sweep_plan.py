@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tpt_jax.config import flat, load_config, override, plain_values, read_tree
+from tpt_jax.config_parsing import flat, load_config, override, plain_values, read_tree
 from tpt_jax.loop import stage_keys
 from tpt_jax.loop.run_folder import Stage
 from tpt_jax.loop.stage_keys import StageKeys

@@ -9,7 +9,7 @@ from processes import CommandHere
 from scipy import stats
 from test_report import Page, add_round
 
-from tpt_jax.config import read_tree
+from tpt_jax.config_parsing import read_tree
 from tpt_jax.io.paths import to_path
 from tpt_jax.loop.run_folder import RunFolder
 from tpt_jax.loop.sweep_plan import SweepFolder, SweepPlan, make_plan

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tpt_jax.config import load_config
+from tpt_jax.config_parsing import load_config
 from tpt_jax.errors import UserError
 from tpt_jax.loop.training_set import check_training_set
 from tpt_jax.prompts import Example

@@ -18,7 +18,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tpt_jax.config import RunConfig, load_config
+    from tpt_jax.config import RunConfig
+    from tpt_jax.config_parsing import load_config
     from tpt_jax.errors import UserError
     from tpt_jax.evaluation import Evaluation
     from tpt_jax.library.check_task import TaskCheck, check_task
@@ -44,7 +45,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
-    "config": ("RunConfig", "load_config"),
+    "config": ("RunConfig",),
+    "config_parsing": ("load_config",),
     "errors": ("UserError",),
     "evaluation": ("Evaluation",),
     "library.check_task": ("TaskCheck", "check_task"),

@@ -7,7 +7,8 @@ import zlib
 from typing import Any
 
 from tpt_jax.checkpoints.checksums import CHECKSUMS
-from tpt_jax.config import LoRAConfig, plain_values, settings
+from tpt_jax.config import LoRAConfig
+from tpt_jax.config_parsing import plain_values, settings
 from tpt_jax.errors import UserError
 from tpt_jax.io.paths import Path
 

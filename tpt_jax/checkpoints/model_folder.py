@@ -15,7 +15,8 @@ from flax.traverse_util import flatten_dict
 from tpt_jax.checkpoints.adapter_file import AdapterFile, fingerprint
 from tpt_jax.checkpoints.checksums import verify_checksums
 from tpt_jax.checkpoints.model_names import QUICKSTART, find_version, full_name, hub_parts, is_local, local_folder
-from tpt_jax.config import LoRAConfig, check_value
+from tpt_jax.config import LoRAConfig
+from tpt_jax.config_parsing import check_value
 from tpt_jax.errors import UserError
 from tpt_jax.io.downloads import check_links
 from tpt_jax.io.paths import Path, is_remote, to_path

@@ -105,7 +105,7 @@ def accept_overrides(parser: argparse.ArgumentParser) -> None:
 
 
 def read_config(args: argparse.Namespace) -> "RunConfig":
-    from tpt_jax.config import load_config
+    from tpt_jax.config_parsing import load_config
 
     return load_config(args.config, args.overrides)
 

@@ -74,7 +74,8 @@ def _read_task(args: argparse.Namespace) -> "tuple[RunConfig | None, Task | None
 
 
 def _open_chat(args: argparse.Namespace, config: "RunConfig | None", task: "Task | None") -> "Chat":
-    from tpt_jax.config import PromptConfig, SamplingConfig, settings
+    from tpt_jax.config import PromptConfig, SamplingConfig
+    from tpt_jax.config_parsing import settings
     from tpt_jax.library.chat import Chat, load_chat_model
     from tpt_jax.loop.setup import make_prompt
     from tpt_jax.prompts import load_prompt

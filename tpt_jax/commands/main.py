@@ -208,7 +208,7 @@ def _overrides(parser: argparse.ArgumentParser, args: argparse.Namespace, rest: 
         parser.error(f"unknown arguments: {' '.join(rest)}")
     if not args.accepts_overrides:
         return {}
-    from tpt_jax.config import parse_overrides
+    from tpt_jax.config_parsing import parse_overrides
 
     return parse_overrides(rest)
 

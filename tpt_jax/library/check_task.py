@@ -11,7 +11,7 @@ from pydantic import PositiveInt
 
 from tpt_jax.checks.pool import CheckerPool
 from tpt_jax.checks.registry import without_sandbox
-from tpt_jax.config import check_value
+from tpt_jax.config_parsing import check_value
 from tpt_jax.errors import InvalidRecordError, UserError
 from tpt_jax.io.record_files import MAX_BROKEN_SHARE, read_records
 from tpt_jax.prune.summary import always_failed

@@ -6,7 +6,8 @@ import os
 import tempfile
 from typing import Any
 
-from tpt_jax.config import EvaluateConfig, RunConfig, as_config
+from tpt_jax.config import EvaluateConfig, RunConfig
+from tpt_jax.config_parsing import as_config
 from tpt_jax.errors import UserError
 from tpt_jax.evaluation import Evaluation, evaluate_traces
 from tpt_jax.io.paths import to_path

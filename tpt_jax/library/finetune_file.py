@@ -9,7 +9,8 @@ from typing import Any
 
 from tpt_jax.checkpoints.model_folder import ModelFolder
 from tpt_jax.checkpoints.writer import CheckpointWriter, is_complete
-from tpt_jax.config import RunConfig, as_config, dump_config, steps_of
+from tpt_jax.config import RunConfig, steps_of
+from tpt_jax.config_parsing import as_config, dump_config
 from tpt_jax.errors import InvalidRecordError, UserError
 from tpt_jax.io.files import checksum, write_atomically
 from tpt_jax.io.paths import AnyPath, Path, to_path

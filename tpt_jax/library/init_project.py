@@ -3,7 +3,8 @@
 import os
 from pathlib import Path
 
-from tpt_jax.config import RunName, check_value
+from tpt_jax.config import RunName
+from tpt_jax.config_parsing import check_value
 from tpt_jax.errors import UserError
 from tpt_jax.io.files import make_folder, write_atomically
 from tpt_jax.io.paths import is_remote, to_path

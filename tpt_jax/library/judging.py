@@ -8,7 +8,7 @@ from pydantic import PositiveFloat, PositiveInt
 
 from tpt_jax.checks.pool import CheckerPool
 from tpt_jax.checks.registry import without_sandbox
-from tpt_jax.config import check_value
+from tpt_jax.config_parsing import check_value
 from tpt_jax.errors import UserError
 from tpt_jax.evaluation import Evaluation, evaluate_traces
 from tpt_jax.prune import apply

@@ -13,7 +13,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from tpt_jax.checkpoints.model_folder import ModelFolder, WeightType, check_export_folder, export, export_adapters
-from tpt_jax.config import LoRAConfig, MeshConfig, TrainConfig, check_value
+from tpt_jax.config import LoRAConfig, MeshConfig, TrainConfig
+from tpt_jax.config_parsing import check_value
 from tpt_jax.errors import UserError
 from tpt_jax.io.hub_push import find_target
 from tpt_jax.io.paths import to_path

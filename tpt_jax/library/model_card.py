@@ -13,7 +13,8 @@ import yaml
 
 from tpt_jax.checkpoints.model_folder import ModelFolder
 from tpt_jax.checkpoints.model_names import full_name, is_local, local_folder
-from tpt_jax.config import RunConfig, plain_values
+from tpt_jax.config import RunConfig
+from tpt_jax.config_parsing import plain_values
 from tpt_jax.errors import UserError, one_line
 from tpt_jax.io.hub import cached_file, parse_hub_name
 from tpt_jax.io.model_cards import CARD, MADE_BY, escaped, fenced, front_matter, read_metadata, text_of

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tpt_jax.config import RunConfig, load_config
+from tpt_jax.config import RunConfig
+from tpt_jax.config_parsing import load_config
 from tpt_jax.errors import UserError
 from tpt_jax.io.paths import Path as RunPath
 from tpt_jax.io.paths import folder_name, to_path

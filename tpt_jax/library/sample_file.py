@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from tpt_jax.checkpoints.model_folder import ModelFolder
-from tpt_jax.config import MeshConfig, PromptConfig, SamplingConfig, Seed, check_value, settings
+from tpt_jax.config import MeshConfig, PromptConfig, SamplingConfig, Seed
+from tpt_jax.config_parsing import check_value, settings
 from tpt_jax.errors import InvalidRecordError, UserError
 from tpt_jax.io.files import checksum, parse_line, write_jsonl
 from tpt_jax.io.paths import to_path

@@ -6,7 +6,8 @@ from typing import Any
 
 from flax import nnx
 
-from tpt_jax.config import PromptConfig, SamplingConfig, Seed, check_value, settings
+from tpt_jax.config import PromptConfig, SamplingConfig, Seed
+from tpt_jax.config_parsing import check_value, settings
 from tpt_jax.errors import UserError
 from tpt_jax.library.model import Model
 from tpt_jax.library.tasks import Questions, as_question_set

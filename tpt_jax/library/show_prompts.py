@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tpt_jax.checkpoints.model_folder import ModelFolder
-from tpt_jax.config import RunConfig, as_config
+from tpt_jax.config import RunConfig
+from tpt_jax.config_parsing import as_config
 from tpt_jax.errors import one_line, printable
 from tpt_jax.library.sample_file import read_prompts
 from tpt_jax.loop.setup import make_prompt

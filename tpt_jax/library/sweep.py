@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tpt_jax.config import RunConfig, plain_values, read_tree
+from tpt_jax.config import RunConfig
+from tpt_jax.config_parsing import plain_values, read_tree
 from tpt_jax.errors import UserError
 from tpt_jax.io.paths import Path as SweepPath
 from tpt_jax.io.paths import folder_name, to_path

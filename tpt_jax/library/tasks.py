@@ -9,7 +9,8 @@ from pydantic import NonNegativeInt
 
 from tpt_jax import tasks
 from tpt_jax.checks.registry import require
-from tpt_jax.config import PromptConfig, check_value, settings
+from tpt_jax.config import PromptConfig
+from tpt_jax.config_parsing import check_value, settings
 from tpt_jax.errors import InvalidRecordError, UserError
 from tpt_jax.io.record_files import parse_id
 from tpt_jax.records import CheckerSpec, Question, QuestionSet, Shot

@@ -3,7 +3,8 @@
 import dataclasses
 from typing import Any
 
-from tpt_jax.config import Seed, TrainConfig, check_value, settings
+from tpt_jax.config import Seed, TrainConfig
+from tpt_jax.config_parsing import check_value, settings
 from tpt_jax.errors import UserError
 from tpt_jax.library.model import Model
 from tpt_jax.loop.training import fine_tune

@@ -30,7 +30,8 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
-from tpt_jax.config import RunConfig, Sampling, dump_config, flat, parse_config, plain_values
+from tpt_jax.config import RunConfig, Sampling
+from tpt_jax.config_parsing import dump_config, flat, parse_config, plain_values
 from tpt_jax.errors import InvalidRecordError, UserError
 from tpt_jax.io.files import (
     existing_file,

@@ -10,7 +10,8 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from tpt_jax.config import RunConfig, flat, plain_values
+from tpt_jax.config import RunConfig
+from tpt_jax.config_parsing import flat, plain_values
 from tpt_jax.loop.on_demand import make_pipeline
 from tpt_jax.loop.run_folder import Stage
 from tpt_jax.loop.seeds import derive_seed

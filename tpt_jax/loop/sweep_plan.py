@@ -28,7 +28,8 @@ import pydantic
 import yaml
 from pydantic.dataclasses import dataclass
 
-from tpt_jax.config import SWEEP, RunConfig, override, parse_config, plain_values, settings
+from tpt_jax.config import RunConfig
+from tpt_jax.config_parsing import SWEEP, override, parse_config, plain_values, settings
 from tpt_jax.errors import STRICT, UserError
 from tpt_jax.io.files import write_atomically
 from tpt_jax.io.paths import Path, is_remote, to_path

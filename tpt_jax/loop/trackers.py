@@ -9,7 +9,8 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from typing import Any
 
-from tpt_jax.config import TrackersConfig, plain_values
+from tpt_jax.config import TrackersConfig
+from tpt_jax.config_parsing import plain_values
 from tpt_jax.errors import UserError
 from tpt_jax.io.files import write_atomically
 from tpt_jax.io.paths import Path

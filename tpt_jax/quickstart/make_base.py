@@ -11,7 +11,8 @@ import dataclasses
 import json
 from pathlib import Path
 
-from tpt_jax.config import OptimizerConfig, TrainConfig, load_config
+from tpt_jax.config import OptimizerConfig, TrainConfig
+from tpt_jax.config_parsing import load_config
 from tpt_jax.models.huggingface_config import from_huggingface
 from tpt_jax.quickstart.corpus import Text, drills, worked_solutions
 from tpt_jax.tasks import GsmSymbolicConfig
