@@ -1,8 +1,8 @@
-"""Runs the quickstart, with int8 traces too, and its unpruned control with several seeds; prints Pass@1 by round.
+"""Runs the quickstart, also with int8 traces and with LoRA, and its unpruned control; prints Pass@1 by round and seed.
 
     python benchmarks/quickstart_seeds.py --output sweeps/seeds [--seeds 3] [--picture docs/pictures/quickstart.svg]
 
-A sweep of three arms: finished runs in the output folder are not run again. Round 0 is the base model, sampled with the
+A sweep of four arms: finished runs in the output folder are not run again. Round 0 is the base model, sampled with the
 run's seed.
 """
 
@@ -18,10 +18,11 @@ from tpt_jax.report.svg import HEIGHT, WIDTH, Frame, Unit, round_ticks, tag
 from tpt_jax.report.sweep_read import ArmResult
 
 CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
-# The last arm is configs/quickstart_no_prune.yaml.
+# The last two arms are configs/quickstart_lora.yaml and configs/quickstart_no_prune.yaml.
 ARMS: dict[str, Any] = {
     "pruned": {},
     "int8": {"think.weights": "int8", "think.cache_type": "int8"},
+    "lora": {"train.lora.rank": 16, "train.optimizer.name": "adamw", "train.optimizer.learning_rate": 2e-3},
     "not pruned": {"prune.steps": ["any", "unique_texts"]},
 }
 COLORS = {"pruned": "#0068a8", "not pruned": "#c05a00"}

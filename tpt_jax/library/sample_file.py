@@ -26,6 +26,11 @@ from tpt_jax.terminal import say
 from tpt_jax.think.sampler import compile_sampler
 from tpt_jax.think.stop_strings import make_stop_strings
 
+# Those that change the completions.
+SAMPLING_SETTINGS = (
+    *("num_samples", "temperature", "top_k", "top_p", "min_p"),
+    *("max_prompt_tokens", "max_new_tokens", "cache_type", "weights"),
+)
 FIELDS = ("id", "sample", "completion", "token_ids", "logprob", "finish_reason")  # of an output line
 
 
@@ -76,16 +81,12 @@ def sample_file(
             say(f"sample: asking with {prompt.template_name}; --plain continues each prompt as it stands")
         fixed = {
             "model": folder.name,
-            **{name: getattr(config, name) for name in ("num_samples", "temperature", "top_k", "top_p", "min_p")},
-            "max_new_tokens": config.max_new_tokens,
+            **{name: getattr(config, name) for name in SAMPLING_SETTINGS},
             "seed": seed,
             "stop": list(prompt.stop),
             "template": asking.template,
             "plain": plain,
-            "max_prompt_tokens": config.max_prompt_tokens,
             "compute_dtype": compute_dtype,
-            "cache_type": config.cache_type,
-            "weights": config.weights,
             "prompts": checksum(prompts),
         }
         partial = PartialOutput(output, fixed)
