@@ -82,6 +82,14 @@ def import_function(kind: str, name: str) -> Any:
         sys.path.append(os.getcwd())
     try:
         return getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if not f"{module}.".startswith(f"{missing}."):
+            raise UserError(f"{kind} {name!r}: imports {missing!r}, which is not installed; install it") from error
+        raise UserError(
+            f"{kind} {name!r}: there is no {missing}.py in {os.getcwd()}, where the command runs; run it in the folder "
+            "that has the file"
+        ) from error
     except (Exception, SystemExit) as error:  # importing a user's module can raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(
