@@ -209,6 +209,8 @@ def _may_be_null(annotation: Any) -> bool:
 
 def _default(field: dataclasses.Field[Any]) -> str:
     value = field.default
+    if field.default_factory is not dataclasses.MISSING:
+        value = field.default_factory()
     if isinstance(value, pydantic.fields.FieldInfo):
         value = value.get_default(call_default_factory=True)
     if value is dataclasses.MISSING:

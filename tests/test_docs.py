@@ -179,6 +179,8 @@ def test_the_reference_has_every_verb_option_key_and_name() -> None:
         for action in parser._actions:
             assert all(option in reference for option in action.option_strings if action.dest != "help")
     configuration = GENERATED.configuration()
+    assert "`task.train` · text or path · required\n" in configuration
+    assert "`task.columns` · mapping · default `{}`\n" in configuration
     for key in keys() - {"task.name"}:
         assert re.search(rf"^`{key}` · .+ · .+\n:   ..+", configuration, re.MULTILINE), key
     names = re.findall(r"^::: tpt_jax\.(\w+)", (DOCS / "library.md").read_text(), re.MULTILINE)

@@ -37,7 +37,8 @@ class FileConfig(TaskConfig):
       columns: what the files or data sets call a question's keys, where that differs: {question: problem}.
       versions: the commits of data sets on the Hub, by OWNER/NAME; those missing are found when a run starts, and
         recorded here.
-      checker: a name from checks.registry, or your own function as "module:function"; see get_checker there.
+      checker: numeric, math, choice or another checker by name, or your own function as "module:function", in a file
+        in the folder where the command runs.
       instruction: follows the question in every prompt.
       shots: a file of worked examples, {"question", "completion"}, in one of the same formats.
     """
