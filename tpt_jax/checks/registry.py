@@ -46,7 +46,7 @@ def get_checker(spec: CheckerSpec) -> Checker:
         return import_function("checker", CHECKERS[spec])
     if ":" in spec:
         return _wrap(spec, import_function("checker", spec))
-    raise UserError(f"checker {spec!r}: unknown; {suggestion(spec, [*CHECKERS, 'module:function'])}")
+    raise UserError(f"checker {spec!r}: unknown; {suggestion(spec, CHECKERS)} (your own function: module:function)")
 
 
 def require(spec: CheckerSpec) -> None:
@@ -78,6 +78,8 @@ def import_function(kind: str, name: str) -> Any:
       UserError: it cannot be imported.
     """
     module, _, attribute = name.partition(":")
+    if module.endswith(".py"):
+        raise UserError(f"{kind} {name!r}: names a file; write {module.removesuffix('.py')}:{attribute}")
     if os.getcwd() not in sys.path:  # a user's module may be in the folder where the command runs
         sys.path.append(os.getcwd())
     try:

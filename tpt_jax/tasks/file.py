@@ -107,6 +107,11 @@ class FileConfig(TaskConfig):
     def _read_unique(self, index: int, line: Mapping[str, Any], split: str, seen_ids: set[str]) -> Question:
         """Reads a question and adds its id to the seen ones; refuses a repeated id."""
         line = self._renamed(line)
+        if "question" not in line:
+            raise InvalidRecordError(
+                f'lacks "question"; it has {", ".join(line) or "no keys"}: name them in task.columns, as '
+                "{question: problem, answer: solution}"
+            )
         question = self.read_question(parse_id(line, f"{self.name}/{split}/{index}"), line)
         if question.answer == "" and self.checker in NEED_AN_ANSWER:
             raise InvalidRecordError(f'lacks "answer", which the checker {self.checker} needs')
