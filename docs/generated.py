@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import json
 import re
+import textwrap
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +23,7 @@ from tpt_jax.config import RunConfig
 from tpt_jax.tasks import TASKS
 
 ROOT = Path(__file__).parent.parent
+USAGE_WIDTH = 84  # characters; fits beside the two menus of a 1280-pixel window
 ONE_LINK = re.compile(r"\[[^\]]*\]\(\.\./([A-Z]+\.md)\)")
 GENERATED = re.compile(r"<!-- generated: (\w+) -->")
 # Files at the top level, and the pages that show them.
@@ -72,7 +74,12 @@ def _verb(parser: argparse.ArgumentParser) -> Iterator[str]:
     required = " ".join(_name(action) for action in actions if action.required)
     overrides = " [--KEY VALUE ...]" if parser.get_default("accepts_overrides") else ""
     rest = " [OPTIONS]" if any(not action.required for action in actions) else ""
-    usage = f"{parser.prog} {required}{rest}{overrides}".replace("  ", " ")
+    usage = textwrap.fill(
+        f"{parser.prog} {required}{rest}{overrides}".replace("  ", " "),
+        USAGE_WIDTH,
+        subsequent_indent="    ",
+        break_on_hyphens=False,
+    )
     yield f"### {parser.prog}\n\n{parser.description}\n\n```\n{usage}\n```\n"
     for action in actions:
         yield f"`{_name(action)}`\n:   {_ended(_argument(action))}\n"
@@ -202,6 +209,8 @@ def _may_be_null(annotation: Any) -> bool:
 
 def _default(field: dataclasses.Field[Any]) -> str:
     value = field.default
+    if field.default_factory is not dataclasses.MISSING:
+        value = field.default_factory()
     if isinstance(value, pydantic.fields.FieldInfo):
         value = value.get_default(call_default_factory=True)
     if value is dataclasses.MISSING:

@@ -170,11 +170,18 @@ def test_examples_of_configs_and_programs_are_valid(path: Path) -> None:
 
 def test_the_reference_has_every_verb_option_key_and_name() -> None:
     reference = GENERATED.commands()
+    assert "%%" not in reference
+    assert all("%%" not in parser.format_help() for parser in PARSERS.values())
+    assert all(
+        len(line) <= GENERATED.USAGE_WIDTH for usage in FENCE.findall(reference) for line in usage[1].splitlines()
+    )
     for prog, parser in PARSERS.items():
         assert f"### {prog}\n" in reference
         for action in parser._actions:
             assert all(option in reference for option in action.option_strings if action.dest != "help")
     configuration = GENERATED.configuration()
+    assert "`task.train` · text or path · required\n" in configuration
+    assert "`task.columns` · mapping · default `{}`\n" in configuration
     for key in keys() - {"task.name"}:
         assert re.search(rf"^`{key}` · .+ · .+\n:   ..+", configuration, re.MULTILINE), key
     names = re.findall(r"^::: tpt_jax\.(\w+)", (DOCS / "library.md").read_text(), re.MULTILINE)

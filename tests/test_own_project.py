@@ -72,13 +72,39 @@ def test_examples_that_the_checker_judges_otherwise(project: Path, tpt_here: Tpt
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ({"question": "7 + 7 =", "completion": "", "correct": True}, "asks no question of the task ('7 + 7 =')"),
+        ({"question": "7 + 7 =", "completion": "", "correct": True}, "the task does not have ('7 + 7 =')"),
         ({"question": "22 + 20 =", "completion": "42", "correct": 1}, 'true or false under "correct"'),
     ],
 )
 def test_examples_that_are_none(line: dict[str, Any], words: str, project: Path, tpt_here: Tpt) -> None:
     (project / "own.jsonl").write_text(json.dumps(line))
     assert words in refused(tpt_here, "check-task", "--config", "config.yaml", "--examples", "own.jsonl")
+
+
+def test_own_questions_in_place_of_those_that_init_wrote(project: Path, tpt_here: Tpt) -> None:
+    for name in ("train.jsonl", "test.jsonl"):
+        lines = [{"question": f"{name}: {n} more than 3?", "answer": n + 3} for n in range(4)]
+        (project / name).write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    line = refused(tpt_here, "check-task", "--config", "config.yaml")
+    assert "examples.jsonl: 3 of 3 records" in line
+    assert line.endswith("does not have ('22 + 20 ='); write examples of your own questions, or delete it")
+    (project / "examples.jsonl").write_text("")
+    assert tpt_here("check-task", "--config", "config.yaml").returncode == 0
+
+
+def test_a_checker_is_looked_for_where_the_command_runs(
+    project: Path, tpt_here: Tpt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if each not in ("", str(project))])
+    monkeypatch.chdir(project.parent)
+    line = refused(tpt_here, "check-task", "--config", "mine/config.yaml")
+    assert f"there is no checker.py in {project.parent}, where the command runs; run it in the folder that has" in line
+
+
+def test_what_a_checker_imports_is_missing(project: Path, tpt_here: Tpt) -> None:
+    (project / "checker.py").write_text("import checker_of_others\n")
+    line = refused(tpt_here, "check-task", "--config", "config.yaml")
+    assert line.endswith("checker 'checker:check': imports 'checker_of_others', which is not installed; install it")
 
 
 @pytest.mark.parametrize(
@@ -165,7 +191,7 @@ def test_programs_are_asked_about_by_examples() -> None:
         (EXAMPLE, False),
     ]
     assert checked.mistakes == ()
-    with pytest.raises(tpt.UserError, match=r"examples, item 1: asks no question"):
+    with pytest.raises(tpt.UserError, match=r"examples, item 1: .* the task does not have \('x'\)"):
         tpt.check_task(task, examples=[{"question_id": "x", "completion": "", "correct": True}])
 
 

@@ -103,7 +103,8 @@ def test_a_few_broken_lines_are_left_out_and_reported(tmp_path: Path, capsys: py
 @pytest.mark.parametrize(
     ("train", "message"),
     [
-        ([{"answer": "7"}], r'train\.jsonl:1: lacks text under "question"'),
+        ([{"answer": "7"}], r'train\.jsonl:1: lacks "question"; it has answer: name them in task\.columns'),
+        ([{"question": 7, "answer": "7"}], r'train\.jsonl:1: lacks text under "question"'),
         ([{"question": "?"}], r'train\.jsonl:1: lacks "answer"'),
         ([{"question": "?", "level": "easy"}], r'lacks "answer", which the checker numeric needs'),
         ([{"question": "?", "answer": True}], r'has an "answer" of type bool; write a number or quoted text'),
@@ -145,10 +146,12 @@ def test_mistakes_in_yaml_are_reported(tmp_path: Path, text: str, message: str) 
 def test_a_missing_file_and_an_unknown_checker_are_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.jsonl: no such file"):
         load_task(FileConfig("file", tmp_path / "none.jsonl", tmp_path / "none.jsonl"))
-    with pytest.raises(UserError, match="checker 'numerik': unknown; did you mean numeric"):
+    with pytest.raises(UserError, match=r"'numerik': unknown; did you mean numeric\? \(your own function: module:f"):
         load_task(write(tmp_path, checker="numerik"))
     with pytest.raises(UserError, match="checker 'no_such_module:check'"):
         load_task(write(tmp_path, checker="no_such_module:check"))
+    with pytest.raises(UserError, match=r"^checker 'checker\.py:check': names a file; write checker:check$"):
+        load_task(write(tmp_path, checker="checker.py:check"))
 
 
 def test_a_question_needs_an_answer_or_other_data() -> None:

@@ -227,8 +227,8 @@ def test_broken_scores_are_named(tmp_path: Path, field: str, value: object, mess
         (("--task", "gsm8k", "--steps", "corect"), "tpt: steps: unknown step 'corect'; did you mean correct?"),
         (
             ("--task", "gsm8k", "--steps", "own: {function: 'no:such'}"),
-            "tpt: step 'no:such': ModuleNotFoundError: No module named 'no'; write module:function of a function that "
-            "can be imported, from the folder where the command runs",
+            f"tpt: step 'no:such': there is no no.py in {os.getcwd()}, where the command runs; run it in the folder "
+            "that has the file",
         ),
     ],
 )

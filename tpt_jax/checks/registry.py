@@ -46,7 +46,7 @@ def get_checker(spec: CheckerSpec) -> Checker:
         return import_function("checker", CHECKERS[spec])
     if ":" in spec:
         return _wrap(spec, import_function("checker", spec))
-    raise UserError(f"checker {spec!r}: unknown; {suggestion(spec, [*CHECKERS, 'module:function'])}")
+    raise UserError(f"checker {spec!r}: unknown; {suggestion(spec, CHECKERS)} (your own function: module:function)")
 
 
 def require(spec: CheckerSpec) -> None:
@@ -78,10 +78,20 @@ def import_function(kind: str, name: str) -> Any:
       UserError: it cannot be imported.
     """
     module, _, attribute = name.partition(":")
+    if module.endswith(".py"):
+        raise UserError(f"{kind} {name!r}: names a file; write {module.removesuffix('.py')}:{attribute}")
     if os.getcwd() not in sys.path:  # a user's module may be in the folder where the command runs
         sys.path.append(os.getcwd())
     try:
         return getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if not f"{module}.".startswith(f"{missing}."):
+            raise UserError(f"{kind} {name!r}: imports {missing!r}, which is not installed; install it") from error
+        raise UserError(
+            f"{kind} {name!r}: there is no {missing}.py in {os.getcwd()}, where the command runs; run it in the folder "
+            "that has the file"
+        ) from error
     except (Exception, SystemExit) as error:  # importing a user's module can raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(

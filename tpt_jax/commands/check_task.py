@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--num_shown", type=positive, default=2, help="questions of each split to show")
     parser.epilog = (
-        "Exit status 2 if an example of yours is judged otherwise, a wrong answer counts as right, or more than 1%% of "
+        "Exit status 2 if an example of yours is judged otherwise, a wrong answer counts as right, or more than 1% of "
         f"the reference answers cannot be read. {parser.epilog}"
     )
 

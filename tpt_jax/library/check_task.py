@@ -217,7 +217,10 @@ def _example_asks(
             )
         found = by_text.get(normalised(text)) if isinstance(text, str) else by_id.get(str(name))
         if found is None:
-            raise InvalidRecordError(f"asks no question of the task ({text or name!r:.80}); write {EXAMPLE_FORM}")
+            raise InvalidRecordError(
+                f"is about a question that the task does not have ({text or name!r:.80}); write examples of your own "
+                "questions, or delete it"
+            )
         split, question = found
         return _Ask(split, question, EXAMPLE, completion, correct)
 

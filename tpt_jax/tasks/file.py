@@ -37,7 +37,8 @@ class FileConfig(TaskConfig):
       columns: what the files or data sets call a question's keys, where that differs: {question: problem}.
       versions: the commits of data sets on the Hub, by OWNER/NAME; those missing are found when a run starts, and
         recorded here.
-      checker: a name from checks.registry, or your own function as "module:function"; see get_checker there.
+      checker: numeric, math, choice or another checker by name, or your own function as "module:function", in a file
+        in the folder where the command runs.
       instruction: follows the question in every prompt.
       shots: a file of worked examples, {"question", "completion"}, in one of the same formats.
     """
@@ -106,6 +107,11 @@ class FileConfig(TaskConfig):
     def _read_unique(self, index: int, line: Mapping[str, Any], split: str, seen_ids: set[str]) -> Question:
         """Reads a question and adds its id to the seen ones; refuses a repeated id."""
         line = self._renamed(line)
+        if "question" not in line:
+            raise InvalidRecordError(
+                f'lacks "question"; it has {", ".join(line) or "no keys"}: name them in task.columns, as '
+                "{question: problem, answer: solution}"
+            )
         question = self.read_question(parse_id(line, f"{self.name}/{split}/{index}"), line)
         if question.answer == "" and self.checker in NEED_AN_ANSWER:
             raise InvalidRecordError(f'lacks "answer", which the checker {self.checker} needs')

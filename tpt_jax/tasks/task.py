@@ -14,7 +14,8 @@ class Task:
     """Questions to train on, and held-out questions to evaluate on.
 
     Attributes:
-      train, test: the two splits; each says how its questions are asked and judged.
+      train: the training questions, with how they are asked and judged.
+      test: the held-out questions, likewise.
       num_contaminated: number of training questions left out because they are also test questions.
     """
 
