@@ -105,7 +105,7 @@ def _argument(action: argparse.Action) -> str:
         parts.append((action.type.__doc__ or "").splitlines()[0].rstrip("."))
     if action.required and action.option_strings:
         parts.append("required")
-    elif action.default not in (None, False, [], argparse.SUPPRESS):
+    elif action.default not in (None, False, [], argparse.SUPPRESS) and "if not given" not in (action.help or ""):
         parts.append(f"default `{action.default}`")
     return "; ".join(_lower_first(part) for part in parts)
 

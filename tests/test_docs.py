@@ -8,14 +8,14 @@ import shlex
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import yaml
 from processes import ROOT
 
 import tpt_jax as tpt
-from tpt_jax.config import RunConfig
+from tpt_jax.config import OptimizerConfig, RunConfig, TrainConfig
 from tpt_jax.config_parsing import SWEEP, load_config, parse_overrides, read_tree
 from tpt_jax.tasks import TASKS
 
@@ -186,6 +186,14 @@ def test_the_reference_has_every_verb_option_key_and_name() -> None:
         assert re.search(rf"^`{key}` · .+ · .+\n:   ..+", configuration, re.MULTILINE), key
     names = re.findall(r"^::: tpt_jax\.(\w+)", (DOCS / "library.md").read_text(), re.MULTILINE)
     assert sorted(names) == sorted(tpt.__all__)
+
+
+def test_the_benchmark_of_training_takes_what_a_config_does() -> None:
+    choices = {action.dest: action.choices for action in PARSERS["tpt bench train"]._actions}
+    for cls, names in ((TrainConfig, ["remat", "attention"]), (OptimizerConfig, ["name", "first_moment"])):
+        hints = get_type_hints(cls, include_extras=True)
+        for name in names:
+            assert choices["optimizer" if name == "name" else name] == get_args(hints[name]), name
 
 
 def test_every_picture_is_shown() -> None:

@@ -53,7 +53,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--micro_batches", type=positive, default=1)
     parser.add_argument("--mean_tokens", type=positive, default=250, help="per trace; lengths are long-tailed")
     parser.add_argument("--attention", choices=("auto", "xla", "splash", "tokamax"), default="auto")
-    parser.add_argument("--remat", choices=("none", "dots", "full"), default="none")
+    parser.add_argument("--remat", choices=("none", "dots", "outputs", "full"), default="none")
     parser.add_argument("--optimizer", choices=("adamw", "adafactor", "muon"), default="adamw")
     parser.add_argument("--first_moment", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--second_moment", choices=("float32", "bfloat16"), default="float32")
