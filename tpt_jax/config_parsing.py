@@ -158,9 +158,7 @@ def _read_tree(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in extended_by:
         raise UserError(f"{path}: extends itself; let it extend another file, or none")
     if not path.is_file():
-        raise UserError(
-            f"{path}: no such config file; write one with `tpt init`, or take one of the repository's configs"
-        )
+        raise UserError(f"{path}: no such config file; write one with `tpt init`, or take one from the repository")
     try:
         tree = parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
