@@ -84,7 +84,18 @@ TINY = {
 }
 
 
-SLOWEST_FILES = ("test_loop", "test_hosts", "test_sample_command")  # their tests start processes
+# Half a minute and more: those that start processes or execute notebooks, and those that compile much.
+SLOWEST_FILES = (
+    "test_hosts",
+    "test_library",
+    "test_loop",
+    "test_lora",
+    "test_notebooks",
+    "test_plan",
+    "test_sample_command",
+    "test_sampling",
+    "test_training",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
