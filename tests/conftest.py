@@ -84,7 +84,18 @@ TINY = {
 }
 
 
-SLOWEST_FILES = ("test_loop", "test_hosts", "test_sample_command")  # their tests start processes
+# Half a minute and more: those that start processes or execute notebooks, and those that compile much.
+SLOWEST_FILES = (
+    "test_hosts",
+    "test_library",
+    "test_loop",
+    "test_lora",
+    "test_notebooks",
+    "test_plan",
+    "test_sample_command",
+    "test_sampling",
+    "test_training",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -186,10 +197,23 @@ RELATIVE_OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def make_torch_model(kind: str) -> Any:
+# One layer of each kind. On a CPU the sampler's programs run every layer separately: they compile in a time that is
+# proportional to their number.
+SHALLOW = {"gemma2": 2, "gemma3": 3, "llama": 2, "llama_tied": 1}
+
+
+def shallow(kind: str) -> ModelConfig:
+    """A tiny model with few layers."""
+    return dataclasses.replace(TINY[kind], num_layers=SHALLOW[kind])
+
+
+def make_torch_model(kind: str, num_layers: int | None = None) -> Any:
     """A random transformers model of TINY's shape, with weights large enough for soft caps, norms and RoPE to matter.
 
     With transformers' own initial weights no score would come near a soft cap.
+
+    Args:
+      num_layers: None for as many as TINY has.
     """
     import torch
     import transformers
@@ -198,7 +222,7 @@ def make_torch_model(kind: str) -> Any:
     shape: dict[str, Any] = {
         "vocab_size": 64,
         "hidden_size": 32,
-        "num_hidden_layers": 4,
+        "num_hidden_layers": num_layers or (7 if kind == "gemma3" else 4),
         "num_attention_heads": 8,
         "num_key_value_heads": 2,
         "head_dim": 8,
@@ -214,7 +238,7 @@ def make_torch_model(kind: str) -> Any:
             "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
             "full_attention": {"rope_type": "linear", "rope_theta": 100_000.0, "factor": 4.0},
         }
-        shape |= {"num_hidden_layers": 7, "sliding_window_pattern": 3, "rope_parameters": rope}
+        shape |= {"sliding_window_pattern": 3, "rope_parameters": rope}
         config = transformers.Gemma3TextConfig(**shape, query_pre_attn_scalar=12, sliding_window=8)
         model = transformers.Gemma3ForCausalLM(config)
     elif kind in RELATIVES:
@@ -250,8 +274,8 @@ def twins(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return make_twins(request.param, tmp_path_factory.mktemp(request.param), layout)
 
 
-def make_twins(kind: str, folder: Path, layout: Layout) -> Twins:
-    model = make_torch_model(kind)
+def make_twins(kind: str, folder: Path, layout: Layout, num_layers: int | None = None) -> Twins:
+    model = make_torch_model(kind, num_layers)
     model.save_pretrained(folder)
     config = read_model_config(folder)
     parameters = load_parameters(folder, config, layout)

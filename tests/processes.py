@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from tpt_jax.commands.main import main
 from tpt_jax.errors import MAX_MESSAGE
@@ -20,6 +22,10 @@ PROJECT = ROOT / "tpt_jax/library/project_template"  # what `tpt init` writes
 EASY_TASK = f"""
 extends: {ROOT}/configs/own_task.yaml
 task: {{train: {PROJECT}/train.jsonl, test: {PROJECT}/test.jsonl}}"""
+# The same, judged for a model that answers nonsense; without a text to end at, such a model would never stop.
+SMALL_TASK = f"""{EASY_TASK[:-1]}, checker: "nonsense_checker:check"}}
+prompt: {{stop: ["e", "s", "8", "0"]}}"""
+SHIPPED = ROOT / "tpt_jax/quickstart/model"
 
 Done = subprocess.CompletedProcess[str]
 
@@ -34,7 +40,7 @@ def process_environment(num_devices: int = 1, optimization: int = 0) -> dict[str
     # Over Gloo, independent collectives may run in any order; this scheduler makes them wait for each other.
     flags += " --xla_cpu_enable_concurrency_optimized_scheduler=false"
     env = {name: value for name, value in os.environ.items() if not name.startswith("JAX_NUMPY")}
-    path = [str(ROOT / "tests/without_torch"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    path = [str(ROOT / "tests/without_torch"), str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]
     return env | {"XLA_FLAGS": flags, "PYTHONPATH": os.pathsep.join(path)}
 
 
@@ -75,3 +81,14 @@ def write_json(path: Path, content: Any) -> Path:
     """Writes a file with one JSON value."""
     path.write_text(json.dumps(content))
     return path
+
+
+def write_shallow_model(folder: Path) -> Path:
+    """The shipped model with its first layer only: it answers nonsense, but a command starts in half of the time."""
+    shutil.copytree(SHIPPED, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
+    weights = load_file(folder / "model.safetensors")
+    shallow = {name: value for name, value in weights.items() if ".layers." not in name or ".layers.0." in name}
+    save_file(shallow, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder

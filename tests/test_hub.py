@@ -123,8 +123,12 @@ def test_a_half_downloaded_model_counts_as_missing(hub: FakeHub, monkeypatch: py
     assert ModelFolder.open("alice/tiny").path == model.path
 
 
-def test_offline_what_another_program_has_fetched_is_taken(hub: FakeHub, capsys: pytest.CaptureFixture[str]) -> None:
+def test_offline_what_another_program_has_fetched_is_taken(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     import huggingface_hub
+
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)  # it tries again for 23 seconds
 
     commit = hub.add_folder("alice/tiny", MODEL)
     for name in NEEDED:

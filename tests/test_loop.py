@@ -1,4 +1,4 @@
-"""The loop, end to end, with the shipped model: `tpt run` in separate processes, some of them killed."""
+"""The loop, end to end, with the shipped model's first layer: `tpt run` in processes, some of them killed."""
 
 import json
 import os
@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from processes import EASY_TASK, ROOT, TPT, CommandHere, process_environment, tpt
+from processes import ROOT, SMALL_TASK, TPT, CommandHere, process_environment, tpt, write_shallow_model
 from safetensors.numpy import load_file
 
-CONFIG = f"""{EASY_TASK}
+CONFIG = f"""{SMALL_TASK}
 name: small
 num_rounds: 2
 think: {{num_questions: 24, num_samples: 2, temperature: 2.5, max_prompt_tokens: 32, num_slots: 4,
@@ -24,19 +24,20 @@ train: {{num_epochs: 3, save_every: 2, traces_of: all, optimizer: {{learning_rat
 evaluate: {{num_samples: 2, max_prompt_tokens: 32, num_slots: 16}}
 """
 
-# A process is killed or stopped as soon as each of these exists, in this order: inside and between stages.
-KILL_POINTS = (
-    "rounds/001/traces/think-000-00000.jsonl",
-    "rounds/001/training/2",
-    "checkpoints/002.orbax-checkpoint-tmp*",
-)
+# When a process gets a signal: as soon as a file exists. SIGTERM leaves it time to save its state. Two more of many
+# places, see benchmarks/faults.py; test_hosts.py kills a host that samples.
+SIGNALS = {
+    "rounds/001/training/2": signal.SIGTERM,
+    "checkpoints/002.orbax-checkpoint-tmp*": signal.SIGKILL,
+}
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("config") / "small.yaml"
-    path.write_text(CONFIG)
-    return path
+    folder = tmp_path_factory.mktemp("config")
+    model = write_shallow_model(folder / "model")
+    (folder / "small.yaml").write_text(f"{CONFIG}\nmodel: {{path: {model}}}")
+    return folder / "small.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +104,6 @@ def test_a_run_writes_its_metrics_curves_and_report(finished: Path) -> None:
         weights = {stage: types["weights"] for stage, types in figures["sampler"].items()}
         assert weights == {"evaluate": "compute", **({"think": "int8"} if index else {})}
         assert set(figures["seconds"]) == {"train", "evaluate", *(["think", "prune"] if index else [])}
-    assert metrics(finished, 0)["pass_at_1"] > 0.2  # the shipped model solves some
     first = metrics(finished, 1)
     assert first["num_kept"] == 16
     assert first["num_traces"] + first["num_surplus"] == len(traces(finished, 1, "think")) < 48
@@ -130,22 +130,21 @@ def test_no_question_is_asked_twice_or_tested_on(finished: Path) -> None:
 
 
 def test_training_moved_the_weights_and_export_writes_them(
-    finished: Path, tmp_path: Path, tpt_here: CommandHere
+    config: Path, finished: Path, tmp_path: Path, tpt_here: CommandHere
 ) -> None:
     import torch
     import transformers
 
     exported = {}
-    for index, command in ((0, tpt_here), (2, tpt)):
-        done = command(
-            "export", "--checkpoint", finished / f"checkpoints/{index:03}", "--output", tmp_path / str(index)
-        )
+    for index in (0, 2):
+        checkpoint = finished / f"checkpoints/{index:03}"
+        done = tpt_here("export", "--checkpoint", checkpoint, "--output", tmp_path / str(index))
         assert done.returncode == 0, done.stderr
         exported[index] = load_file(tmp_path / str(index) / "model.safetensors")
-    shipped = load_file(ROOT / "tpt_jax/quickstart/model/model.safetensors")
-    for name, weight in shipped.items():
+    given = load_file(config.parent / "model/model.safetensors")
+    for name, weight in given.items():
         np.testing.assert_array_equal(exported[0][name], weight)
-    assert any((exported[2][name] != shipped[name]).any() for name in shipped)
+    assert any((exported[2][name] != given[name]).any() for name in given)
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "2", dtype=torch.float32)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "2")
     question = [{"role": "user", "content": "12 + 5 ="}]
@@ -154,13 +153,9 @@ def test_training_moved_the_weights_and_export_writes_them(
     assert out[0, -1] == tokenizer.eos_token_id  # it has learnt to stop
 
 
-# Kill points where the process gets a SIGTERM and time to save its state; it gets a SIGKILL at the others.
-STOP_POINTS = ("rounds/001/traces/think-000-00000.jsonl", "rounds/001/training/2")
-
-
-def test_a_run_killed_in_every_stage_ends_with_the_same_results(config: Path, finished: Path, tmp_path: Path) -> None:
+def test_a_run_stopped_and_killed_ends_with_the_same_results(config: Path, finished: Path, tmp_path: Path) -> None:
     folder = tmp_path / "killed"
-    for point in KILL_POINTS:
+    for point, number in SIGNALS.items():
         command = [*TPT, "run", "--config", str(config), "--run_dir", str(folder)]
         quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         process = subprocess.Popen(command, env=process_environment(), **quiet)
@@ -169,8 +164,8 @@ def test_a_run_killed_in_every_stage_ends_with_the_same_results(config: Path, fi
             assert process.poll() is None, f"ended before {point}"
             assert time.monotonic() < deadline, f"{point} never appeared"
             time.sleep(0.005)
-        process.send_signal(signal.SIGTERM if point in STOP_POINTS else signal.SIGKILL)
-        assert process.wait(timeout=30) == (os.EX_TEMPFAIL if point in STOP_POINTS else -signal.SIGKILL)
+        process.send_signal(number)
+        assert process.wait(timeout=30) == (os.EX_TEMPFAIL if number == signal.SIGTERM else -signal.SIGKILL)
     done = tpt("run", "--config", config, "--run_dir", folder)
     assert done.returncode == 0, done.stderr
     assert results(folder) == results(finished)
@@ -208,11 +203,11 @@ def test_a_broken_checkpoint_is_trained_again(config: Path, finished: Path, tmp_
 def test_eval_and_sft(config: Path, finished: Path, tmp_path: Path, tpt_here: CommandHere) -> None:
     """`tpt sft` on a round's traces, then `tpt eval` of its output."""
     traces, output = finished / "rounds/001/training.jsonl", tmp_path / "sft"
-    arguments = ("sft", "--config", config, "--model", "quickstart", "--traces", traces, "--output", output)
+    arguments = ("sft", "--config", config, "--model", config.parent / "model", "--traces", traces, "--output", output)
     done = tpt(*arguments)
     assert done.returncode == 0, done.stderr
     assert tpt_here(*arguments).returncode == 2
-    done = tpt("eval", "--config", config, "--model", output)
+    done = tpt_here("eval", "--config", config, "--model", output)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["num_questions"] == 16
 
@@ -239,10 +234,8 @@ def test_mistakes_are_one_line_and_change_nothing(
         ("sample", "--model", "quickstart", "--prompts", "p", "--output", "o", "--seed", "-1"): "-1 must be at least 0",
         ("run",): "the following arguments are required: --config",
     }
-    in_a_process = (*run, tmp_path / "d", "--mesh.data", "3")
-    results = [(arguments, tpt_here(*arguments), message) for arguments, message in cases.items()]
-    results.append((in_a_process, tpt(*in_a_process), "(3, -1, 1) does not fit 1 devices"))
-    for arguments, done, message in results:
+    for arguments, message in cases.items():
+        done = tpt_here(*arguments)
         assert done.returncode == 2, (arguments, done.stderr)
         assert message in done.stderr
         assert len(done.stderr.strip().splitlines()) <= 2, done.stderr  # one line, and the one that names the run

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import TINY, Twins
+from conftest import SHALLOW, TINY, Twins, make_twins, shallow
 from flax import nnx
 
 from tpt_jax.config import MeshConfig
@@ -27,6 +27,7 @@ from tpt_jax.think.sampling_plan import SamplingPlan, common_prefix, plan_sampli
 from tpt_jax.think.state import SlotShape
 from tpt_jax.think.stop_strings import StopStrings
 
+GEMMA = shallow("gemma2")
 NUM_PROMPTS, NUM_SAMPLES, MAX_NEW = 8, 2, 16
 SHAPE = SlotShape(
     num_slots=4,
@@ -98,12 +99,17 @@ def tokens(traces: Traces) -> dict[tuple[str, int], tuple[int, ...]]:
 
 @pytest.fixture(scope="module")
 def tiny(layout: Layout) -> tuple[SamplerProgram, nnx.State]:
-    return compiled(TINY["gemma2"], layout.mesh), initialize_parameters(TINY["gemma2"], layout, seed=3)
+    return compiled(GEMMA, layout.mesh), initialize_parameters(GEMMA, layout, seed=3)
 
 
 @pytest.fixture(scope="module")
 def expected(tiny: tuple[SamplerProgram, nnx.State]) -> Traces:
     return sample(*tiny, requests(PROMPTS), temperature=1.0)
+
+
+@pytest.fixture(scope="module", params=SHALLOW)
+def twins(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, layout: Layout) -> Twins:
+    return make_twins(request.param, tmp_path_factory.mktemp(request.param), layout, SHALLOW[request.param])
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +165,7 @@ def test_logprobs_match_the_full_forward_pass(twins: Twins, twin_program: Sample
 def test_traces_do_not_depend_on_slots_or_order(
     changes: dict[str, int], tiny: tuple[SamplerProgram, nnx.State], expected: Traces, layout: Layout
 ) -> None:
-    program = compiled(TINY["gemma2"], layout.mesh, dataclasses.replace(SHAPE, **changes))
+    program = compiled(GEMMA, layout.mesh, dataclasses.replace(SHAPE, **changes))
     reordered = sample(program, tiny[1], requests(PROMPTS[::-1]), temperature=1.0)
     assert tokens(reordered) == tokens(expected)
 
@@ -218,13 +224,13 @@ def test_a_trace_ends_in_the_step_that_completes_a_stop_string(
     tiny: tuple[SamplerProgram, nnx.State], expected: Traces, layout: Layout
 ) -> None:
     """It ends before the stop string, which may begin and end inside of tokens, and decodes nothing more."""
-    vocab_size = TINY["gemma2"].vocab_size
+    vocab_size = GEMMA.vocab_size
     first, second = expected[Ids().text(PROMPTS[0]), 0].token_ids[2:4]
     stop_strings = StopStrings.build(
         [f"{first} {str(second)[0]}"], [f"{token} ".encode() for token in range(vocab_size)]
     )
     shape = dataclasses.replace(SHAPE, num_stop_states=stop_strings.num_states)
-    program = compiled(TINY["gemma2"], layout.mesh, shape)
+    program = compiled(GEMMA, layout.mesh, shape)
     engine = Engine(program.slots["think"], Ids(), (), 1, stop_strings)  # pyright: ignore[reportArgumentType]
     schedule = FixedSchedule(requests(PROMPTS), 1)
     batches = engine.sample(program.reshards["think"](tiny[1]), schedule, seed=0, round_index=1, temperature=1.0)
@@ -283,8 +289,8 @@ def test_traces_do_not_depend_on_when_they_are_requested(
     """Requests come one by one, each with its own prefill, while the slots decode; the pool of prompts wraps around."""
     shape = dataclasses.replace(SHAPE, num_slots=2, prefills_per_question=NUM_SAMPLES, token_scores=True)
     devices = jax.devices()[: math.prod(mesh)]
-    program = compiled(TINY["gemma2"], make_mesh(MeshConfig(*mesh), devices), shape)
-    parameters = initialize_parameters(TINY["gemma2"], Layout(program.layout.mesh, TRAIN_RULES), seed=3)
+    program = compiled(GEMMA, make_mesh(MeshConfig(*mesh), devices), shape)
+    parameters = initialize_parameters(GEMMA, Layout(program.layout.mesh, TRAIN_RULES), seed=3)
     shards = program.layout.batch_ways
     forgotten = frozenset({Ids().text(PROMPTS[3])})
     for forget in (frozenset(), forgotten):
@@ -339,12 +345,12 @@ def test_a_shared_prefix_leaves_a_token_of_the_shortest_prompt() -> None:
 @pytest.mark.parametrize("family", ["gemma3", "llama"])
 def test_a_shared_prefix_does_not_change_traces(family: str, layout: Layout) -> None:
     """A prefix stored once gives the traces of full prompts, even beyond the sliding window."""
-    parameters = initialize_parameters(TINY[family], layout, seed=3)
+    parameters = initialize_parameters(shallow(family), layout, seed=3)
     shared = tuple(np.random.default_rng(99).integers(10, 64, 40).tolist())
     wanted = requests([(*shared, *prompt) for prompt in PROMPTS])
     assert common_prefix([request.prompt_ids for request in wanted])[:40] == shared
-    without_prefix = compiled(TINY[family], layout.mesh, dataclasses.replace(SHAPE, max_prompt_tokens=52))
-    with_prefix = compiled(TINY[family], layout.mesh, dataclasses.replace(SHAPE, num_prefix_tokens=40))
+    without_prefix = compiled(shallow(family), layout.mesh, dataclasses.replace(SHAPE, max_prompt_tokens=52))
+    with_prefix = compiled(shallow(family), layout.mesh, dataclasses.replace(SHAPE, num_prefix_tokens=40))
     expected = sample(without_prefix, parameters, wanted, temperature=0.5)
     traces = sample(with_prefix, parameters, wanted, temperature=0.5, prefix=shared)
     assert tokens(traces) == tokens(expected)
@@ -369,7 +375,7 @@ def test_int8_entries_are_within_half_a_step_of_the_written_ones() -> None:
 
 def test_an_int8_cache_is_close(tiny: tuple[SamplerProgram, nnx.State], layout: Layout) -> None:
     """The first token depends only on the prompt's KV cache: log-probabilities differ by the quantization error."""
-    quantized = compiled(TINY["gemma2"], layout.mesh, dataclasses.replace(SHAPE, cache_type="int8"))
+    quantized = compiled(GEMMA, layout.mesh, dataclasses.replace(SHAPE, cache_type="int8"))
     wanted = requests(PROMPTS, limits=(1,))
     exact, rounded = (sample(program, tiny[1], wanted, temperature=0.0) for program in (tiny[0], quantized))
     differences = [abs(exact[name].logprob - rounded[name].logprob) for name in exact]
@@ -381,9 +387,7 @@ def test_traces_do_not_depend_on_the_rows_of_the_cache(
 ) -> None:
     """Two tokens in a row, as on a TPU with a head size of 64."""
     shape = dataclasses.replace(SHAPE, row_tokens=2, tile=4)
-    assert tokens(sample(compiled(TINY["gemma2"], layout.mesh, shape), tiny[1], requests(PROMPTS), 1.0)) == tokens(
-        expected
-    )
+    assert tokens(sample(compiled(GEMMA, layout.mesh, shape), tiny[1], requests(PROMPTS), 1.0)) == tokens(expected)
 
 
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)])
@@ -394,8 +398,8 @@ def test_traces_do_not_depend_on_the_mesh(
     shards = sizes[0] * sizes[1]
     num_questions = NUM_PROMPTS // shards
     shape = dataclasses.replace(SHAPE, num_slots=2, num_questions=num_questions, num_traces=num_questions * NUM_SAMPLES)
-    spread = initialize_parameters(TINY["gemma2"], Layout(mesh, TRAIN_RULES), seed=3)
-    program = compiled(TINY["gemma2"], mesh, shape)
+    spread = initialize_parameters(GEMMA, Layout(mesh, TRAIN_RULES), seed=3)
+    program = compiled(GEMMA, mesh, shape)
     traces = sample(program, spread, requests(PROMPTS), temperature=1.0)
     assert tokens(traces) == tokens(expected)
     for name, trace in traces.items():
@@ -404,7 +408,7 @@ def test_traces_do_not_depend_on_the_mesh(
 
 def test_filters_reach_every_token(tiny: tuple[SamplerProgram, nnx.State], layout: Layout) -> None:
     """top_k=1 at temperature 1 samples the greedy tokens."""
-    top_1 = compiled(TINY["gemma2"], layout.mesh, dataclasses.replace(SHAPE, filters=Filters(top_k=1)))
+    top_1 = compiled(GEMMA, layout.mesh, dataclasses.replace(SHAPE, filters=Filters(top_k=1)))
     greedy = sample(*tiny, requests(PROMPTS), temperature=0.0)
     assert tokens(sample(top_1, tiny[1], requests(PROMPTS), temperature=1.0)) == tokens(greedy)
 
