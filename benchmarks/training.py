@@ -188,6 +188,7 @@ def train_transformers(folder: Path, method: str) -> dict[str, Any]:
 def train_tunix(folder: Path, method: str) -> dict[str, Any]:
     import jax
     import optax
+    from flax import nnx
     from tunix.sft import peft_trainer, utils  # pyright: ignore[reportMissingImports]
 
     traces, _ = read_workload(folder)
@@ -198,7 +199,7 @@ def train_tunix(folder: Path, method: str) -> dict[str, Any]:
 
         matrices = ".*q_proj|.*k_proj|.*v_proj|.*o_proj|.*gate_proj|.*up_proj|.*down_proj"
         provider = qwix.LoraProvider(module_path=matrices, rank=RANK, alpha=ALPHA)
-        model = qwix.apply_lora_to_model(model, provider, **model.get_model_input())
+        model = qwix.apply_lora_to_model(model, provider, rngs=nnx.Rngs(0), **model.get_model_input())
     schedule = optax.warmup_cosine_decay_schedule(0.0, LEARNING_RATE, RAMP_STEPS, NUM_STEPS)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, *BETAS, weight_decay=0.0))
     options = peft_trainer.TrainingConfig(eval_every_n_steps=10**6, max_steps=NUM_STEPS)
