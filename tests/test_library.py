@@ -44,7 +44,7 @@ def test_the_program_in_the_docs_runs_without_a_main_guard(tmp_path: Path) -> No
     env = process_environment(optimization=1)
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
-    before, after = map(float, done.stdout.split("\n")[0].split())
+    before, after = map(float, done.stdout.splitlines()[:2])
     assert 0.2 < before < after <= 1
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {
         path.name for path in (tmp_path / "out").iterdir()
