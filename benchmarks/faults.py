@@ -39,14 +39,15 @@ os.environ |= {
 import jax
 import numpy as np
 from fault_list import CLOCK, FAULTS, PRUNE, Fault, Files, nothing
-from safetensors.numpy import load_file, save_file
 
 from tpt_jax.checkpoints.model_folder import ModelFolder
 from tpt_jax.config import MeshConfig
 from tpt_jax.runtime.mesh import make_mesh
 from tpt_jax.runtime.sharding import TRAIN_RULES, Layout
 
-MODEL = ROOT / "tpt_jax/quickstart/model"
+sys.path.insert(0, str(ROOT / "tests"))
+from processes import write_shallow_model  # pyright: ignore[reportMissingImports]
+
 QUESTIONS = ROOT / "tpt_jax/library/project_template"
 CONFIG = f"""
 extends: {ROOT}/configs/own_task.yaml
@@ -292,16 +293,6 @@ class Campaign:
 
     def _read_weights(self, run_dir: Path) -> Any:
         return ModelFolder.open(run_dir / "checkpoints/002").load(self._layout)
-
-
-def write_shallow_model(folder: Path) -> None:
-    """The shipped model with its first layer only: it answers nonsense, but a command starts in half of the time."""
-    shutil.copytree(MODEL, folder)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
-    weights = load_file(folder / "model.safetensors")
-    shallow = {name: value for name, value in weights.items() if ".layers." not in name or ".layers.0." in name}
-    save_file(shallow, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def make_half(finished: Path, half: Path) -> None:

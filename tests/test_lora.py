@@ -275,7 +275,7 @@ def test_a_checkpoint_holds_adapters_only_and_loads_on_any_mesh(checkpoint: Path
     folder = ModelFolder.open(checkpoint)
     folder.check_weights()
     trained = num_trained(folder.config, LORA)
-    most = 4 * trained * 2 + 200_000  # Orbax's own files vary in size from one save to the next
+    most = 4 * trained * 2 + 50_000  # Orbax writes small arrays once or twice
     assert folder_bytes(checkpoint / "parameters") < most < folder_bytes(checkpoint.parent / "base")
     parameters = folder.load(layout, lora=LORA)
     base = ModelFolder.open(checkpoint.parent / "base").load(layout, lora=LORA, seed=3)
